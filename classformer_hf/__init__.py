@@ -1,0 +1,19 @@
+"""Classformer for Hugging Face: RoBERTa with searched sequence-length bottlenecks."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from .configuration_classformer import ClassformerConfig
+from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
+
+AutoConfig.register("classformer", ClassformerConfig, exist_ok=True)
+for _auto_class, _model_class in (
+    (AutoModel, ClassformerModel),
+    (AutoModelForMaskedLM, ClassformerForMaskedLM),
+    (AutoModelForSequenceClassification, ClassformerForSequenceClassification),
+):
+    _auto_class.register(ClassformerConfig, _model_class, exist_ok=True)
+    # save_pretrained then copies the code into the folder
+    _model_class.register_for_auto_class(_auto_class.__name__)
+ClassformerConfig.register_for_auto_class()
+
+__all__ = ["ClassformerConfig", "ClassformerForMaskedLM", "ClassformerForSequenceClassification", "ClassformerModel"]

@@ -1,0 +1,107 @@
+"""Configuration of Classformer: RoBERTa's, plus where and how much the sequence is shortened.
+
+Source: Bidart 2023 (University of Waterloo), sections 5.1.1 and 5.1.2, equation 5.2 and table 5.3.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import RobertaConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_classformer.ClassformerConfig",
+    "AutoModel": "modeling_classformer.ClassformerModel",
+    "AutoModelForMaskedLM": "modeling_classformer.ClassformerForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_classformer.ClassformerForSequenceClassification",
+}
+
+
+@strict
+class ClassformerConfig(RobertaConfig):
+    r"""
+    Configuration of a [`ClassformerModel`]. Only what differs from [`RobertaConfig`] is listed.
+
+    Args:
+        gamma (`list[int]`, *optional*):
+            Reduction factor of every layer, each >= 1; index 0 is the first block. Layer `l` keeps the query positions
+            `0 .. eta-1` and then every `gamma[l]`-th one. A factor as large as the longest input keeps one position
+            beside the first `eta`. `None` reduces nothing, which is RoBERTa.
+        eta (`int`, *optional*, defaults to 0):
+            Number of leading tokens that no layer drops.
+        last_layer_cls_only (`bool`, *optional*, defaults to `True`):
+            Whether the classification head computes only position 0 in the last layer. The head reads nothing else, so
+            the logits stay the same up to rounding; the last hidden state then has length 1.
+        classifier_activation (`str`, *optional*, defaults to `"tanh"`):
+            Activation between the two linear layers of the classification head: `"tanh"` (RoBERTa, BERT's pooler),
+            `"gelu"` (ELECTRA) or `"relu"` (DistilBERT).
+
+    Raises:
+        ValueError: `gamma` has not one integer >= 1 per layer, or `eta` is negative.
+
+    Example:
+
+    ```python
+    >>> from classformer_hf import ClassformerConfig
+
+    >>> config = ClassformerConfig(num_hidden_layers=4, gamma=[1, 2, 1, 4], eta=2)
+    >>> config.layer_lengths(128)
+    [128, 65, 65, 18]
+    ```"""
+
+    model_type = "classformer"
+
+    gamma: list[int] | None = None
+    eta: int = 0
+    last_layer_cls_only: bool = True
+    classifier_activation: str = "tanh"
+    use_cache: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.gamma is None:
+            self.gamma = [1] * self.num_hidden_layers
+        # save_pretrained names only the class it saves; a folder must open with every head
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+
+    def validate_gamma(self):
+        if len(self.gamma) != self.num_hidden_layers:
+            raise ValueError(
+                f"`gamma` needs one factor per layer, got {len(self.gamma)} for {self.num_hidden_layers} layers: "
+                f"{self.gamma}; write 1 for a layer that drops nothing."
+            )
+        if any(isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 for factor in self.gamma):
+            raise ValueError(f"every factor in `gamma` must be an integer >= 1, got {self.gamma}; 1 drops nothing.")
+
+    def validate_eta(self):
+        if self.eta < 0:
+            raise ValueError(f"`eta` counts leading tokens and must be >= 0, got {self.eta}.")
+
+    def validate_classifier_activation(self):
+        if self.classifier_activation not in ("tanh", "gelu", "relu"):
+            raise ValueError(
+                f'`classifier_activation` must be "tanh", "gelu" or "relu", got "{self.classifier_activation}".'
+            )
+
+    def validate_encoder_only(self):
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("Classformer is an encoder: `is_decoder` and `add_cross_attention` must be False.")
+
+    def layer_lengths(self, num_tokens: int, cls_only: bool = False) -> list[int]:
+        """Count the token states that leave every layer (thesis table 5.3).
+
+        Args:
+            num_tokens: Length of the input, in tokens.
+            cls_only: Whether the last layer computes position 0 only, as the classification head makes it.
+
+        Returns:
+            One length per layer; index 0 is what leaves the first block.
+        """
+        lengths = []
+        for factor in self.gamma:
+            kept = min(self.eta, num_tokens) if factor > 1 else num_tokens
+            num_tokens = kept + -(-(num_tokens - kept) // factor)
+            lengths.append(num_tokens)
+        if cls_only and lengths:
+            lengths[-1] = min(lengths[-1], 1)
+        return lengths
+
+
+__all__ = ["ClassformerConfig"]

@@ -1,0 +1,334 @@
+"""Classformer: RoBERTa whose layers drop queries, so that the sequence gets shorter with depth.
+
+A layer attends from the kept positions to all of its inputs (Bidart 2023, equation 5.2), which is cross-attention from
+a subset to the whole. RoBERTa's own attention, embeddings and heads do the work; this file states only differences.
+
+Shapes: B examples, L input tokens, N tokens entering a layer, M <= N tokens leaving it, D hidden size.
+
+Inputs are padded on the right. Position 0 must be the first real token: no layer drops it and the classification head
+reads it. Pad on the left and the head reads padding, as with RoBERTa.
+"""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.models.roberta.modeling_roberta import (
+    RobertaAttention,
+    RobertaClassificationHead,
+    RobertaCrossAttention,
+    RobertaEmbeddings,
+    RobertaLayer,
+    RobertaLMHead,
+    RobertaPooler,
+    RobertaPreTrainedModel,
+)
+from transformers.processing_utils import Unpack
+from transformers.pytorch_utils import apply_chunking_to_forward
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_classformer import ClassformerConfig
+
+
+def subsample(states: torch.Tensor, gamma: int, eta: int, dim: int = 1) -> torch.Tensor:
+    """Keep the first `eta` entries along `dim` and every `gamma`-th one of those that follow.
+
+    Args:
+        states: Any tensor with N entries along `dim`.
+        gamma: Reduction factor, >= 1.
+        eta: Number of leading entries that stay; all stay when N <= eta.
+        dim: The token dimension.
+
+    Returns:
+        The same tensor with M = min(eta, N) + ceil(max(N - eta, 0) / gamma) entries along `dim`.
+    """
+    if gamma == 1:
+        return states
+    num_tokens = states.shape[dim]
+    num_leading = torch.sym_min(eta, num_tokens)
+    # index_select, because a strided view makes torch.export guard on the parity of the length
+    rest = torch.arange(num_leading, num_tokens, gamma, device=states.device)
+    if eta == 0:
+        return states.index_select(dim, rest)
+    leading = torch.arange(num_leading, device=states.device)
+    return states.index_select(dim, torch.cat([leading, rest]))
+
+
+class ClassformerLayer(RobertaLayer):
+    """A RoBERTa block with queries at the kept positions only; keys and values come from all positions."""
+
+    def __init__(self, config: ClassformerConfig, layer_idx: int):
+        super().__init__(config, layer_idx=layer_idx)
+        # the parameter names of self-attention, but queries apart from keys and values
+        self.attention = RobertaAttention(config, layer_idx=layer_idx, is_cross_attention=True)
+        self.gamma = config.gamma[layer_idx]
+        self.eta = config.eta
+
+    def select(self, states: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        return subsample(states, self.gamma, self.eta, dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        query_states = hidden_states[:, :1] if cls_only else self.select(hidden_states)  # (B, M, D)
+        attention_output, _ = self.attention(
+            query_states, encoder_hidden_states=hidden_states, encoder_attention_mask=attention_mask, **kwargs
+        )
+        return apply_chunking_to_forward(
+            self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attention_output
+        )
+
+
+class ClassformerPreTrainedModel(RobertaPreTrainedModel):
+    config: ClassformerConfig
+    base_model_prefix = "roberta"  # RoBERTa checkpoints load as they are
+    _no_split_modules = ["RobertaEmbeddings", "ClassformerLayer"]
+    # with padding, flash attention takes shortened queries for the last keys: wrong, and silently so
+    _supports_flash_attn = False
+    _can_record_outputs = {"hidden_states": ClassformerLayer, "attentions": RobertaCrossAttention}
+
+    def __init__(self, config: ClassformerConfig, *args, **kwargs):
+        # from_pretrained(folder, gamma=...) sets attributes without running the validators
+        config.validate()
+        super().__init__(config, *args, **kwargs)
+
+
+class ClassformerEncoder(nn.Module):
+    def __init__(self, config: ClassformerConfig):
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList([ClassformerLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        layer_mask, is_square = None, False
+        for layer in self.layer:
+            is_cls_only = cls_only and layer is self.layer[-1]
+            # decided on gamma and not on shapes, which are symbolic when exporting
+            if layer.gamma > 1 or is_cls_only or not is_square:
+                layer_mask = self.create_layer_mask(layer, hidden_states, attention_mask, is_cls_only)
+            is_square = layer.gamma == 1
+            if attention_mask is not None:
+                attention_mask = self.shorten_mask(layer, attention_mask)
+            hidden_states = layer(hidden_states, layer_mask, is_cls_only, **kwargs)
+        return hidden_states
+
+    def create_layer_mask(self, layer, hidden_states, attention_mask, is_cls_only):
+        """Build the mask from a layer's queries to its keys, (B, 1, M, N) or `None` where everything is visible."""
+        if attention_mask is not None and attention_mask.ndim == 4:  # made by the caller: (B, 1 or A, 1 or N, N)
+            if attention_mask.shape[2] == 1:
+                return attention_mask
+            return attention_mask[:, :, :1] if is_cls_only else layer.select(attention_mask, dim=2)
+        return create_bidirectional_mask(
+            config=self.config,
+            # read for the query length only ...
+            inputs_embeds=hidden_states[:, :1] if is_cls_only else layer.select(hidden_states),
+            attention_mask=attention_mask,
+            # ... and this for the key length
+            encoder_hidden_states=hidden_states,
+        )
+
+    @staticmethod
+    def shorten_mask(layer, attention_mask):
+        """Keep of a mask what belongs to the positions that leave the layer."""
+        if attention_mask.ndim == 4 and attention_mask.shape[2] != 1:
+            attention_mask = layer.select(attention_mask, dim=2)
+        return layer.select(attention_mask, dim=attention_mask.ndim - 1)
+
+
+class ClassformerModel(ClassformerPreTrainedModel):
+    """The bare encoder: `last_hidden_state` is (B, M, D) with M = `config.layer_lengths(L)[-1]`."""
+
+    def __init__(self, config: ClassformerConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = RobertaEmbeddings(config)
+        self.encoder = ClassformerEncoder(config)
+        self.pooler = RobertaPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | BaseModelOutputWithPooling:
+        """Encode a batch.
+
+        Args:
+            input_ids: Token ids, (B, L), padded on the right.
+            attention_mask: 1 for tokens and 0 for padding, (B, L); or ready for attention, (B, 1 or A, 1 or L, L).
+            token_type_ids: Segment ids, (B, L).
+            position_ids: Position ids, (B, L); by default RoBERTa's, which start at `pad_token_id + 1`.
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, L, D).
+            cls_only: Compute only position 0 in the last layer; `last_hidden_state` is then (B, 1, D).
+
+        Raises:
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given.")
+        hidden_states = self.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        hidden_states = self.encoder(hidden_states, attention_mask, cls_only, **kwargs)
+        pooled = self.pooler(hidden_states) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class ClassformerClassificationHead(RobertaClassificationHead):
+    """RoBERTa's head with a choice of activation, so that ELECTRA's and DistilBERT's heads fit in."""
+
+    def __init__(self, config: ClassformerConfig):
+        super().__init__(config)
+        self.activation = ACT2FN[config.classifier_activation]
+
+    def forward(self, features: torch.Tensor, **kwargs) -> torch.Tensor:
+        states = self.dropout(features[:, 0, :])  # (B, D)
+        states = self.dropout(self.activation(self.dense(states)))
+        return self.out_proj(states)
+
+
+class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
+    """Classification or regression from position 0; `config.problem_type` decides the loss as in RoBERTa."""
+
+    # the loss is a plain mean: a Trainer that believes otherwise multiplies it by the number of processes
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: ClassformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.roberta = ClassformerModel(config, add_pooling_layer=False)
+        self.classifier = ClassformerClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | SequenceClassifierOutput:
+        """Classify a batch; arguments as in [`ClassformerModel`].
+
+        Args:
+            labels: Class ids (B,), float targets (B,) for regression, or 0/1 floats (B, num_labels) for multi-label.
+        """
+        outputs = self.roberta(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            cls_only=self.config.last_layer_cls_only,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state)  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ClassformerForMaskedLM(ClassformerPreTrainedModel):
+    """Token prediction at the positions that leave the last layer."""
+
+    _tied_weights_keys = {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: ClassformerConfig):
+        super().__init__(config)
+        self.roberta = ClassformerModel(config, add_pooling_layer=False)
+        self.lm_head = RobertaLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | MaskedLMOutput:
+        """Predict tokens; arguments as in [`ClassformerModel`].
+
+        Args:
+            labels: Token ids, -100 where there is nothing to predict, (B, M) with M = `config.layer_lengths(L)[-1]`.
+
+        Raises:
+            ValueError: `labels` has another length than the output.
+        """
+        outputs = self.roberta(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)  # (B, M, vocab_size)
+        loss = None
+        if labels is not None:
+            if labels.shape[1] != logits.shape[1]:
+                raise ValueError(
+                    f"`labels` must have one entry per output position, got {labels.shape[1]} for {logits.shape[1]}: "
+                    f"gamma {self.config.gamma} shortens the sequence, so choose labels for the positions that stay."
+                )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "ClassformerForMaskedLM",
+    "ClassformerForSequenceClassification",
+    "ClassformerModel",
+    "ClassformerPreTrainedModel",
+]

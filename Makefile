@@ -1,0 +1,57 @@
+# Every target creates what it needs. Nothing but Python >= 3.11, make and a package index is assumed; after
+# `make install` everything works offline.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip install --constraint constraints.txt
+INSTALLED := $(VENV)/.installed
+PACKAGES := $(wildcard *_hf)
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# one thread each: the models of the tests are too small to gain from more
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow style check results clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install the packages with pinned dependencies
+
+$(PYTHON):
+	@for python in python3.11 python3 python; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "$$python -m venv $(VENV)"; exec $$python -m venv $(VENV); \
+	    fi; \
+	done; echo "Python >= 3.11 is needed, found none as python3.11, python3 or python." >&2; exit 1
+
+# torch first and alone, so that no other package chooses its build
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(PYTHON)
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## search a faster classifier on embedded data, then use it from elsewhere (minutes)
+	$(OFFLINE) $(PYTHON) scripts/search_classformer.py recipes/demo.json
+	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo/best
+
+test: $(INSTALLED) ## run the default tests
+	$(PYTEST)
+
+test-slow: $(INSTALLED) ## run the tests that take long
+	$(PYTEST) -m "slow and not gpu and not network" || [ $$? -eq 5 ]  # 5: there is no such test
+
+style: $(INSTALLED) ## fix and format the code
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+check: $(INSTALLED) ## lint, check the format and the types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy $(PACKAGES)
+
+results: $(INSTALLED) ## check that every printed number equals the JSON behind it
+	$(PYTHON) scripts/render_results.py --check
+
+clean: ## remove caches, build products and the demo's result; .venv and other runs stay
+	rm -rf runs/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,124 @@
+"""What every test shares: an offline environment of its own, fixed seeds, and tiny models, tokenizers and data."""
+
+import atexit
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+# before transformers or datasets is imported, because both read their environment once
+HOME = Path(tempfile.mkdtemp(prefix="redundancy-hf-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(
+    HF_HOME=str(HOME),
+    HF_MODULES_CACHE=str(HOME / "modules"),
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN", "TRANSFORMERS_CACHE"):
+    os.environ.pop(name, None)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer  # noqa: E402
+
+from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification  # noqa: E402
+
+torch.set_num_threads(1)
+
+# large initial weights, because at 0.02 the logits hardly depend on the input and every comparison would pass
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 66,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+    "num_labels": 3,
+}
+SENTENCES = {
+    "negative": ("a dull and lifeless film", "the plot is a mess", "it fails in every scene", "bad, slow, too long"),
+    "positive": ("a warm and clever film", "the plot is a joy", "it works in every scene", "good, quick, too short"),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """Keyword arguments of a RoBERTa or Classformer configuration of three small layers."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def tiny_config():
+    return ClassformerConfig(**TINY, gamma=[1, 2, 1], eta=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE with RoBERTa's special tokens, trained on `SENTENCES`."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    texts = [text for group in SENTENCES.values() for text in group]
+    bpe.train_from_iterator(texts, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    folder = HOME / "bpe"
+    folder.mkdir(exist_ok=True)
+    bpe.save_model(str(folder))
+    return RobertaTokenizer.from_pretrained(folder, model_max_length=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta_folder(tmp_path_factory, tiny_tokenizer):
+    """A saved stock RoBERTa classifier with its tokenizer."""
+    return _save_classifier(RobertaForSequenceClassification, RobertaConfig(**TINY), tiny_tokenizer, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier_folder(tmp_path_factory, tiny_tokenizer):
+    """A saved Classformer classifier with its tokenizer."""
+    config = ClassformerConfig(**TINY, gamma=[1, 2, 1], eta=1)
+    return _save_classifier(ClassformerForSequenceClassification, config, tiny_tokenizer, tmp_path_factory)
+
+
+def _save_classifier(model_class, config, tokenizer, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(config.model_type)
+    model_class(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text_file(tmp_path_factory):
+    """A csv of 64 labelled sentences, columns `sentence` and `label`."""
+    rows = ["sentence,label"]
+    for number in range(8):
+        for label, texts in SENTENCES.items():
+            rows += [f'"{text}, take {number}",{label}' for text in texts]
+    path = tmp_path_factory.mktemp("texts") / "reviews.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny_task(tiny_text_file):
+    """The task of `tiny_text_file` with raw texts, split into train, validation and test."""
+    from classformer_hf.data import TaskArguments, load_task
+
+    return load_task(TaskArguments(dataset_name=str(tiny_text_file), validation_fraction=0.25))

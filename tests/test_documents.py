@@ -1,0 +1,120 @@
+"""What the documents claim, the repository has: commands, paths and options; and what it installs is pinned."""
+
+import ast
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+
+
+def readme():
+    path = ROOT / "README.md"
+    if not path.exists():
+        pytest.skip("there is no README.md yet")
+    return path.read_text()
+
+
+def make_targets():
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def find_wrong_claims(text):
+    """Name each make target, path and option that `text` shows and the repository does not have."""
+    code = re.findall(r"```.*?\n(.*?)```", text, flags=re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    wrong = [f"[]({link})" for link in links if not (ROOT / link).exists()]
+    for block in code:
+        block = block.replace("\\\n", " ")
+        for line in block.splitlines():
+            targets = re.findall(r"\bmake ([a-z][a-z-]+)", line)
+            wrong += [f"make {name}" for name in targets if name not in make_targets()]
+            wrong += [path for path in _shown_paths(line) if not (ROOT / path).exists()]
+            if "scripts/" in line:
+                wrong += [option for option in re.findall(r"(?<=\s--)\w+", line) if option not in known_options()]
+    return wrong
+
+
+def _shown_paths(line):
+    folders = "|".join([*PACKAGES, r"\.ci", "docs", "recipes", "results", "scripts", "tests"])
+    return [path.rstrip(".") for path in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*", line)]
+
+
+def known_options():
+    from transformers import TrainingArguments
+
+    files = [*(ROOT / "scripts").glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
+    options = set(TrainingArguments.__dataclass_fields__)
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                options.add(node.target.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("--"):
+                options.add(node.value[2:])
+    return options
+
+
+def test_readme_names_what_exists():
+    assert find_wrong_claims(readme()) == []
+
+
+def test_wrong_claims_are_caught():
+    text = (
+        "See [limits](docs/missing.md) and [code](tests/conftest.py), `make nothing`, `make test`.\n"
+        "```bash\nmake missing-target\npython scripts/missing.py \\\n    --not_an_option 3 --seed 1\n```\n"
+    )
+    assert find_wrong_claims(text) == [
+        "[](docs/missing.md)",
+        "make missing-target",
+        "scripts/missing.py",
+        "not_an_option",
+        "make nothing",
+    ]
+
+
+def test_readme_is_short_and_begins_with_code():
+    lines = readme().splitlines()
+    assert len(lines) <= 120
+    assert any(line.startswith("```") for line in lines[:15]), "the first code block begins after line 15"
+
+
+def test_makefile_documents_every_target():
+    text = (ROOT / "Makefile").read_text()
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE).group(1).split())
+    assert phony == set(re.findall(r"^([a-z-]+):.*## \S", text, flags=re.MULTILINE))
+
+
+def test_pins_are_exact_and_torch_is_first():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert pins[0].startswith("torch==")
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = setup["options"]["install_requires"].split() + setup["options.extras_require"]["dev"].split()
+    pinned = {pin.split("==")[0].lower() for pin in pins}
+    assert {re.split("[><=]", name)[0].lower() for name in wanted} <= pinned
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.{}<>-])/(?:home|mnt|opt|root|tmp|Users|work)/\w")
+
+
+def test_no_tracked_file_names_a_path_of_one_machine():
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("this is not a git checkout")
+    found = []
+    for name in filter(None, listing.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix not in {".png", ".safetensors", ".parquet"} and path.is_file():
+            found += [f"{name}: {line}" for line in path.read_text().splitlines() if MACHINE_PATH.search(line)]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", ["home", "root", "tmp", "Users"])
+def test_path_of_one_machine_is_caught(folder):
+    assert MACHINE_PATH.search(f'"--output_dir", "/{folder}/somebody/runs"')
+    assert not MACHINE_PATH.search(f"https://example.org/{folder}/somebody")

@@ -1,0 +1,191 @@
+"""The laws of the house: what a file may import, what travels to the Hub, and what stays out of a light import."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALL_PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+PACKAGES = [name for name in ALL_PACKAGES if (ROOT / name).is_dir()]
+ROLES = ("configuration_", "modeling_", "layers_", "pose_search_", "image_processing_")
+ENTRY_ROLES = ("configuration_", "modeling_", "image_processing_")
+TRAVELLING_LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
+HEAVY_LIBRARIES = ("datasets", "evaluate", "matplotlib", "optuna", "skopt", "sklearn")
+
+
+def travelling_files(package):
+    return sorted(path for path in (ROOT / package).glob("*.py") if path.name.startswith(ROLES))
+
+
+def imports_of(tree):
+    """Yield every import statement with whether a `try` that survives its failure encloses it."""
+
+    def visit(node, is_guarded):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node, is_guarded
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    guards = isinstance(node, ast.Try) and field == "body" and any(map(_survives, node.handlers))
+                    yield from visit(child, is_guarded or guards)
+
+    return list(visit(tree, False))
+
+
+def _survives(handler):
+    caught = {name.id for name in ast.walk(handler.type) if isinstance(name, ast.Name)} if handler.type else {"all"}
+    return bool(caught & {"all", "Exception", "ImportError", "ModuleNotFoundError"})
+
+
+def siblings_of(source):
+    return {
+        node.module for node, _ in imports_of(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level == 1
+    } - {None}
+
+
+def find_violations(source, siblings):
+    """Name each import by which a travelling file would not arrive; `siblings` are the modules that travel too."""
+    violations = []
+    for node, is_guarded in imports_of(ast.parse(source)):
+        statement = ast.unparse(node)
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            if node.level > 1 or node.module not in siblings:
+                violations.append(statement)
+            continue
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+        libraries = {name.split(".")[0] for name in names}
+        if libraries & set(ALL_PACKAGES) or (not is_guarded and not libraries <= TRAVELLING_LIBRARIES):
+            violations.append(statement)
+    return violations
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_travelling_files_import_only_what_arrives(package):
+    files = travelling_files(package)
+    assert files, f"{package} has no file that travels"
+    siblings = {path.stem for path in files}
+    violations = {path.name: find_violations(path.read_text(), siblings) for path in files}
+    assert not any(violations.values()), violations
+
+
+BAD_IMPORTS = {
+    "sibling as a module": "from . import layers_x",
+    "subfolder": "from .layers.deep import X",
+    "parent": "from ..shared import X",
+    "file that stays home": "from .data import X",
+    "own absolute name": "from classformer_hf.layers_x import X",
+    "own package": "import classformer_hf",
+    "another package": "import vision_hf.layers_x as layers",
+    "third library": "import numpy as np",
+    "third library among allowed ones": "import torch, sklearn.metrics",
+    "third library in a function": "def forward():\n    from skopt import gp_minimize",
+    "third library for type checkers": "if TYPE_CHECKING:\n    from datasets import Dataset",
+    "third library after a try": "try:\n    import torch\nexcept ImportError:\n    import numpy",
+    "try that survives something else": "try:\n    import numpy\nexcept ValueError:\n    numpy = None",
+    "own package in a try": "try:\n    import classformer_hf\nexcept ImportError:\n    classformer_hf = None",
+}
+
+
+@pytest.mark.parametrize("source", BAD_IMPORTS.values(), ids=BAD_IMPORTS.keys())
+def test_import_law_catches(source):
+    assert find_violations(source, siblings={"layers_x"})
+
+
+def test_import_law_allows():
+    source = (
+        "import math\nimport torch.nn.functional as F\nfrom huggingface_hub.dataclasses import strict\n"
+        "from transformers.activations import ACT2FN\nfrom .layers_x import X\n"
+        "try:\n    import numpy\nexcept (ImportError, ValueError):\n    numpy = None\n"
+    )
+    assert find_violations(source, siblings={"layers_x"}) == []
+
+
+def find_unnamed_siblings(sources, entry):
+    """Siblings that `entry` needs through another file without naming them; the Hub follows one level only."""
+    direct = siblings_of(sources[entry])
+    closure, queue = set(), list(direct)
+    while queue:
+        name = queue.pop()
+        if name not in closure:
+            closure.add(name)
+            queue += siblings_of(sources.get(name, ""))
+    return closure - direct - {entry}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_entry_files_name_every_sibling(package):
+    sources = {path.stem: path.read_text() for path in travelling_files(package)}
+    for entry in sources:
+        if entry.startswith(ENTRY_ROLES):
+            assert find_unnamed_siblings(sources, entry) == set(), entry
+
+
+def test_unnamed_sibling_is_caught():
+    sources = {
+        "modeling_x": "from .layers_x import X",
+        "layers_x": "from .configuration_x import Y",
+        "configuration_x": "",
+    }
+    assert find_unnamed_siblings(sources, "modeling_x") == {"configuration_x"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_text_in_a_travelling_file_is_no_import(package):
+    # save_pretrained finds siblings by a regular expression, which docstrings match too
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    for path in travelling_files(package):
+        assert set(get_relative_imports(path)) == siblings_of(path.read_text()), path.name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_one_word_files_stay_home_and_two_part_names_travel(package):
+    travelling = set(travelling_files(package))
+    for path in (ROOT / package).rglob("*.py"):
+        if path.name != "__init__.py":
+            is_one_word = re.fullmatch(r"[a-z0-9]+", path.stem) is not None
+            assert is_one_word != (path in travelling), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_never_import_each_other(package):
+    others = set(ALL_PACKAGES) - {package}
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imported_libraries(path.read_text()) & others, path.relative_to(ROOT)
+
+
+def imported_libraries(source):
+    libraries = set()
+    for node, _ in imports_of(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            libraries |= {alias.name.split(".")[0] for alias in node.names}
+        elif node.level == 0:
+            libraries.add(node.module.split(".")[0])
+    return libraries
+
+
+def heavy_libraries_after(statement):
+    program = f"import json, sys\n{statement}\nprint(json.dumps([n for n in {HEAVY_LIBRARIES} if n in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_import_is_light(package):
+    assert heavy_libraries_after(f"import {package}") == []
+
+
+def test_heavy_import_is_seen():
+    assert heavy_libraries_after("import matplotlib") == ["matplotlib"]
+
+
+def test_scripts_hold_no_metric_tokenizer_or_search():
+    # what those need is imported from a package; a script that imports it itself has begun to hold it
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        assert not imported_libraries(path.read_text()) & {"nltk", "skopt", "sklearn", "tokenizers"}, path.name

@@ -1,0 +1,284 @@
+"""What a Classformer costs: floating-point operations by formula, latency by measurement.
+
+Latency follows Bidart 2023 (University of Waterloo), section 5.1.2: batch 1, on the dataset's own lengths. Times from
+different moments do not compare on a shared machine, so models take turns input by input and a latency is a ratio
+within one round.
+"""
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .configuration_classformer import ClassformerConfig
+
+INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+# instruction sets that decide how fast a matrix product is, x86 first
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+
+
+def count_flops(config: "ClassformerConfig", sequence_length: int) -> int:
+    """Count the forward operations of `ClassformerForSequenceClassification` on one text.
+
+    Only matrix products count, 2 operations per multiply-add. The number equals that of
+    `torch.utils.flop_counter.FlopCounterMode` with eager attention; with SDPA on a CPU that counter misses the products
+    inside the attention.
+
+    Args:
+        config: Its `gamma`, `eta` and `last_layer_cls_only` give the length of every layer.
+        sequence_length: Length of the input, in tokens.
+
+    Returns:
+        Operations of one forward pass at batch size 1.
+
+    Raises:
+        ValueError: `sequence_length` is below 1.
+    """
+    if sequence_length < 1:
+        raise ValueError(f"`sequence_length` counts tokens and must be >= 1, got {sequence_length}.")
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    head = hidden * hidden + hidden * config.num_labels  # type: ignore[operator]
+    multiply_adds = head
+    tokens_in = sequence_length
+    for tokens_out in config.layer_lengths(sequence_length, cls_only=config.last_layer_cls_only):
+        keys_and_values = 2 * tokens_in * hidden * hidden
+        queries_and_output = 2 * tokens_out * hidden * hidden
+        scores_and_mixing = 2 * tokens_in * tokens_out * hidden
+        feed_forward = 2 * tokens_out * hidden * intermediate
+        multiply_adds += keys_and_values + queries_and_output + scores_and_mixing + feed_forward
+        tokens_in = tokens_out
+    return 2 * multiply_adds
+
+
+def sample_inputs(dataset: "Dataset", num_inputs: int = 16, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """Choose batch-1 inputs whose lengths are evenly spaced quantiles of a dataset's token lengths.
+
+    Their mean cost then stands for the dataset's. Where there are fewer examples than inputs, examples repeat.
+
+    Args:
+        dataset: A tokenised split with a column `input_ids`, not padded.
+        num_inputs: Number of quantiles, at (i + 0.5) / `num_inputs`.
+        seed: Decides between examples of the same length.
+
+    Returns:
+        Inputs in order of length; each maps the columns among `INPUT_COLUMNS` to token ids or the like, (1, L).
+
+    Raises:
+        ValueError: The dataset is empty or not tokenised, or `num_inputs` is below 1.
+    """
+    if num_inputs < 1:
+        raise ValueError(f"`num_inputs` must be >= 1, got {num_inputs}.")
+    if "input_ids" not in dataset.column_names:
+        raise ValueError(f"`dataset` has no column input_ids, only {dataset.column_names}; tokenise it first.")
+    if len(dataset) == 0:
+        raise ValueError("`dataset` is empty: there are no lengths to sample from.")
+    lengths = np.array([len(token_ids) for token_ids in dataset["input_ids"]])
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+    chosen = by_length[((np.arange(num_inputs) + 0.5) / num_inputs * len(lengths)).astype(int)]
+    columns = [name for name in INPUT_COLUMNS if name in dataset.column_names]
+    rows = (dataset[int(index)] for index in chosen)
+    return [{name: torch.as_tensor(row[name], dtype=torch.long).unsqueeze(0) for name in columns} for row in rows]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one forward pass takes, relative to a reference model and in milliseconds.
+
+    Attributes:
+        ratio: Median over rounds of this model's time divided by the reference's in the same round; below 1 is faster.
+        ratio_low: First quartile of that ratio.
+        ratio_high: Third quartile of that ratio.
+        wall_p50_ms: Median wall time of single passes.
+        wall_p90_ms: 90th percentile of the wall time of single passes.
+        cpu_p50_ms: Median processor time of single passes; `None` unless `clock` is "thread_cpu".
+        clock: What `ratio` is made of: "thread_cpu", "wall" or "cuda_event".
+        rounds: Number of ratios behind the median.
+    """
+
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    wall_p50_ms: float
+    wall_p90_ms: float
+    cpu_p50_ms: float | None
+    clock: str
+    rounds: int
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    reference: str,
+    rounds: int = 20,
+    warmup: int = 5,
+    on_round: Callable[[], Any] | None = None,
+) -> dict[str, Latency]:
+    """Measure models against each other, all of them on every input in every round.
+
+    With one thread on a CPU the clock is the thread's processor time, which other processes hardly disturb. With
+    several threads it would miss what the others do, so the clock is wall time; on a CUDA device it is a pair of
+    events.
+
+    Args:
+        models: Models by name, all on one device; they are called in eval mode and get their mode back.
+        inputs: Keyword arguments of single calls; moved to the models' device before any clock starts.
+        reference: Name of the model that the others are divided by.
+        rounds: Timed passes over all inputs.
+        warmup: Untimed passes over all inputs before them.
+        on_round: Called after every pass, untimed ones included, outside the clocks (a progress bar's `update`).
+
+    Returns:
+        A `Latency` per model, the reference included (its ratio is 1).
+
+    Raises:
+        ValueError: `reference` is not among `models`, there are no inputs, `rounds` is below 1, `warmup` is negative or
+            the models are on several devices.
+    """
+    if reference not in models:
+        raise ValueError(f"`reference` must name one of the models {list(models)}, got {reference!r}.")
+    if len(inputs) == 0:
+        raise ValueError("`inputs` is empty: a latency needs at least one input.")
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"`rounds` must be >= 1 and `warmup` >= 0, got {rounds} and {warmup}.")
+    device = _common_device(models)
+    clock = _choose_clock(device)
+    moved = [{name: tensor.to(device) for name, tensor in single.items()} for single in inputs]
+    wall = {name: np.zeros((rounds, len(inputs))) for name in models}
+    ticks = {name: np.zeros((rounds, len(inputs))) for name in models}
+    # a fixed order would give every model the caches that the same predecessor leaves
+    generator = random.Random(0)
+    with _ready_to_time(models, device):
+        for round_index in range(-warmup, rounds):
+            for input_index, single in enumerate(moved):
+                for name in generator.sample(list(models), len(models)):
+                    wall_ms, clock_ms = _time_forward(models[name], single, clock, device)
+                    if round_index >= 0:
+                        wall[name][round_index, input_index] = wall_ms
+                        ticks[name][round_index, input_index] = clock_ms
+            if on_round is not None:
+                on_round()
+    return {name: _summarise(wall[name], ticks[name], ticks[reference], clock) for name in models}
+
+
+def hardware_fingerprint(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Describe what a latency was measured on, without naming the machine or its user.
+
+    Args:
+        device: Where the models ran.
+        dtype: The models' dtype; `None` stands for torch's default.
+
+    Returns:
+        A record that `json.dumps` accepts.
+    """
+    device = torch.device(device)
+    cpu, flags = _read_cpu()
+    usable_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load_average = [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": cpu,
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "dtype": str(dtype or torch.get_default_dtype()).removeprefix("torch."),
+        "load_average": load_average,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _read_cpu() -> tuple[str, set[str]]:
+    """Return the processor's name and the names of its instruction sets."""
+    name, flags = platform.processor() or platform.machine(), set()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere torch's own `cpu_capability` has to do
+    for line in cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else ():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags.update(value.split())
+    return name, flags
+
+
+def _common_device(models: Mapping[str, nn.Module]) -> torch.device:
+    devices = {parameter.device for model in models.values() for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"all models must be on one device to be compared, got {sorted(map(str, devices))}.")
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def _choose_clock(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "cuda_event"
+    # the thread's clock ticks every 15 ms on Windows, which is longer than a forward pass
+    is_fine_grained = time.get_clock_info("thread_time").resolution < 1e-5
+    return "thread_cpu" if device.type == "cpu" and torch.get_num_threads() == 1 and is_fine_grained else "wall"
+
+
+@contextmanager
+def _ready_to_time(models: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
+    """Put the models in eval mode, record no gradients and make `device` current; undo all of it on exit."""
+    was_training = {name: model.training for name, model in models.items()}
+    try:
+        for model in models.values():
+            model.eval()
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
+    finally:
+        for name, model in models.items():
+            model.train(was_training[name])
+
+
+def _time_forward(
+    model: nn.Module, single: Mapping[str, torch.Tensor], clock: str, device: torch.device
+) -> tuple[float, float]:
+    """Return the wall time and the time by `clock` of one forward pass, in milliseconds."""
+    if clock == "cuda_event":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        wall_start = time.perf_counter()
+        start.record()
+        model(**single)
+        end.record()
+        end.synchronize()
+        return 1000 * (time.perf_counter() - wall_start), start.elapsed_time(end)
+    wall_start, cpu_start = time.perf_counter(), time.thread_time()
+    model(**single)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    cpu_ms, wall_ms = 1000 * (time.thread_time() - cpu_start), 1000 * (time.perf_counter() - wall_start)
+    return wall_ms, cpu_ms if clock == "thread_cpu" else wall_ms
+
+
+def _summarise(wall: np.ndarray, ticks: np.ndarray, reference_ticks: np.ndarray, clock: str) -> Latency:
+    """Reduce times in milliseconds, each (rounds, inputs), to a `Latency`."""
+    ratio_low, ratio, ratio_high = np.percentile(ticks.mean(axis=1) / reference_ticks.mean(axis=1), [25, 50, 75])
+    return Latency(
+        ratio=float(ratio),
+        ratio_low=float(ratio_low),
+        ratio_high=float(ratio_high),
+        wall_p50_ms=float(np.percentile(wall, 50)),
+        wall_p90_ms=float(np.percentile(wall, 90)),
+        cpu_p50_ms=float(np.percentile(ticks, 50)) if clock == "thread_cpu" else None,
+        clock=clock,
+        rounds=len(wall),
+    )
+
+
+__all__ = ["Latency", "count_flops", "hardware_fingerprint", "measure_latency", "sample_inputs"]

@@ -1,0 +1,60 @@
+"""What every command line of the project shares: recipes, and errors in one sentence."""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+
+def parse_arguments(dataclass_types: Sequence[type], description: str, arguments: list[str] | None = None) -> tuple:
+    """Parse flags into dataclasses; a first argument `recipe.json` sets defaults that flags override.
+
+    Args:
+        dataclass_types: As for [`HfArgumentParser`].
+        description: Shown by `--help`.
+        arguments: The command line; `sys.argv` by default.
+
+    Returns:
+        One instance per dataclass.
+
+    Raises:
+        ValueError: The recipe cannot be read or names an unknown argument.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = HfArgumentParser(dataclass_types, description=description)
+    if arguments and arguments[0].endswith(".json"):
+        path, *arguments = arguments
+        try:
+            recipe = json.loads(Path(path).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"the recipe {path} cannot be read: {error}.") from error
+        known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind) if field.init}
+        unknown = sorted(set(recipe) - known)
+        if unknown:
+            raise ValueError(f"the recipe {path} has unknown arguments {unknown}; --help lists the known ones.")
+        parser.set_defaults(**recipe)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in recipe
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def run_command(main: Callable[[], int | None]):
+    """Run a script's main function; what a user can mend is said in one sentence, with exit code 1.
+
+    Args:
+        main: Returns an exit code, or `None` for success.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # libraries that report every request or file
+    for name in ("httpx", "datasets", "fsspec", "filelock", "absl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped by hand")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

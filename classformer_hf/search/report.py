@@ -1,0 +1,166 @@
+"""What a search leaves behind: a table, a Pareto plot and a model folder that anyone can load."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..configuration_classformer import ClassformerConfig
+from .journal import Trial
+from .study import SearchResult, pareto_front
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE_LENGTH = 512  # the input length of thesis table 5.3
+CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+
+
+def format_table(result: SearchResult) -> str:
+    """Write all trials as a text table, fastest first; `*` marks the best one.
+
+    The columns: the schedule, what proposed it, the score of the checkpoint's weights as they are (where its head is
+    trained) and after fine-tuning, the share of the full model's score, the latency relative to the full model with
+    its quartiles, and the speed-ups against the full model (schedule only) and against the stock model.
+    """
+    header = (
+        f"{'':1} {'#':>3} {'schedule':<34} {'origin':<9} {'as is':>6} {'tuned':>6} {'% full':>6} "
+        f"{'latency [quartiles]':>20} {'x full':>6} {'x stock':>7}"
+    )
+    lines = [header, "-" * len(header)]
+    order = {id(trial): trial.latency_ratio if trial.is_ok else float("inf") for trial in result.trials}
+    for trial in sorted(result.trials, key=lambda trial: order[id(trial)]):
+        start = f"{'*' if trial is result.best else ' '} {trial.number:>3} {trial.schedule.key:<34} {trial.origin:<9}"
+        if not trial.is_ok:
+            lines.append(f"{start} failed: {trial.error}")
+            continue
+        as_is = trial.measurement.get("score_as_is")
+        candidate = trial.measurement["latency"]["candidate"]
+        lines.append(
+            f"{start} {'-' if as_is is None else format(as_is, '.3f'):>6} {trial.score:>6.3f} "
+            f"{100 * result.performance(trial):>6.1f} "
+            f"{trial.latency_ratio:>7.3f} [{candidate['ratio_low']:.3f} {candidate['ratio_high']:.3f}] "
+            f"{1 / trial.latency_ratio:>5.2f} {trial.measurement['stock_latency_ratio'] / trial.latency_ratio:>7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def plot_pareto(result: SearchResult, path: Path):
+    """Draw score against relative latency: all trials, the front, the requirement and the choice."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    trials = [trial for trial in result.trials if trial.is_ok]
+    front = pareto_front(trials)
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    for trial in trials:
+        candidate = trial.measurement["latency"]["candidate"]
+        span = [[trial.latency_ratio - candidate["ratio_low"]], [candidate["ratio_high"] - trial.latency_ratio]]
+        axes.errorbar(trial.latency_ratio, trial.score, xerr=span, fmt="o", color="0.6", markersize=4, linewidth=1)
+    axes.step([t.latency_ratio for t in front], [t.score for t in front], where="post", label="Pareto front")
+    required = result.required_performance * result.reference.score
+    axes.axhline(required, linestyle="--", color="tab:red", label=f"{100 * result.required_performance:g} % of full")
+    axes.plot(result.best.latency_ratio, result.best.score, "*", color="tab:green", markersize=14, label="chosen")
+    axes.plot(result.reference.latency_ratio, result.reference.score, "s", color="black", label="full model")
+    axes.set_xlabel("latency relative to the full model (batch 1; bars: quartiles)")
+    axes.set_ylabel(f"validation {result.reference.measurement['metric_name']}")
+    axes.legend(fontsize=8, loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
+    """Put a result into plain data, for `search.json`.
+
+    Args:
+        result: What the search found.
+        about: What was searched on: dataset, checkpoint and their sizes.
+    """
+    best = result.best
+    config = ClassformerConfig(
+        num_hidden_layers=len(best.schedule.gamma), gamma=list(best.schedule.gamma), eta=best.schedule.eta
+    )
+    candidate = best.measurement["latency"]["candidate"]
+    ratio, stock = best.latency_ratio, best.measurement["stock_latency_ratio"]
+    return {
+        **about,
+        "required_performance": result.required_performance,
+        "required_score": result.required_performance * result.reference.score,
+        "metric_name": best.measurement["metric_name"],
+        "gamma": list(best.schedule.gamma),
+        "eta": best.schedule.eta,
+        f"layer_lengths_for_{EXAMPLE_LENGTH}_tokens": config.layer_lengths(EXAMPLE_LENGTH, cls_only=True),
+        "score": best.score,
+        "full_score": result.reference.score,
+        "performance": result.performance(best),
+        "latency_ratio": ratio,
+        "latency_ratio_quartiles": [candidate["ratio_low"], candidate["ratio_high"]],
+        "latency_p50_milliseconds": candidate["wall_p50_ms"],
+        "latency_p90_milliseconds": candidate["wall_p90_ms"],
+        "speedup_schedule_only": 1 / ratio,
+        "speedup_schedule_only_quartiles": [1 / candidate["ratio_high"], 1 / candidate["ratio_low"]],
+        "speedup_against_stock": stock / ratio,
+        "flops_ratio": best.measurement["flops_ratio"],
+        "num_trials": len(result.trials),
+        "num_failed_trials": sum(not trial.is_ok for trial in result.trials),
+        "hardware": best.measurement["hardware"],
+    }
+
+
+def prune_models(models: Path, trials: list[Trial]):
+    """Delete the trained models that are on no Pareto front; the best one for any requirement is on it."""
+    kept = {trial.schedule.key for trial in pareto_front(trials)} | {trials[0].schedule.key}
+    for folder in models.glob("*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_result_folder(result: SearchResult, model_folder: Path, journal: Path, output: Path, about: dict[str, Any]):
+    """Write the folder that is the search's product; an earlier one is replaced only when the new one is whole.
+
+    Args:
+        result: What the search found.
+        model_folder: The trained best model with its tokenizer.
+        journal: The `trials.jsonl`.
+        output: The folder to write: model, code, tokenizer, `search.json`, `trials.jsonl`, `pareto.png`, model card.
+        about: Goes into `search.json` and the card.
+    """
+    staging = output.with_name(output.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(model_folder, staging)
+    shutil.copy(journal, staging / "trials.jsonl")
+    data = summary(result, about)
+    (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
+    plot_pareto(result, staging / "pareto.png")
+    write_card(data, staging)
+    shutil.rmtree(output, ignore_errors=True)
+    staging.rename(output)
+
+
+def write_card(data: dict[str, Any], folder: Path):
+    """Render the model card from the content of `search.json`."""
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["classformer", "sequence-length-reduction", "text-classification"],
+        base_model=data["base_model"],
+        model_name=folder.name.removesuffix(".partial"),
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=data["dataset"],
+                dataset_name=data["dataset"],
+                dataset_split="validation",
+                metric_type=data["metric_name"],
+                metric_value=round(data["score"], 4),
+            )
+        ],
+    )
+    card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data)
+    card.save(folder / "README.md")

@@ -1,0 +1,167 @@
+"""What is searched: one reduction factor per layer and eta (thesis section 5.1.2: gamma_1..gamma_n and eta).
+
+The thesis does not list the candidate values. Ours are 1, 2, 4, 8 and "first" (one token beside the first eta) for
+gamma, and 0, 2, 4, 8, 16 for eta.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, order=True)
+class Schedule:
+    """A point of the space, as it stands in a config: one factor per layer, and eta."""
+
+    gamma: tuple[int, ...]
+    eta: int = 0
+
+    @property
+    def key(self) -> str:
+        """A short name that can be read and can name a folder, like `1-2-1-4-1-1_eta2`."""
+        return "-".join(map(str, self.gamma)) + f"_eta{self.eta}"
+
+
+class SearchSpace:
+    """All schedules over given options, each with one canonical form.
+
+    Two schedules that keep the same positions for every input are the same model. The canonical form drops what makes
+    no difference, so that nothing is evaluated twice.
+
+    Args:
+        num_layers: Number of blocks.
+        max_tokens: Longest input of the dataset, in tokens.
+        gamma_options: Factors to choose from; `"first"` keeps one token beside the first eta.
+        eta_options: Numbers of leading tokens that may stay.
+        cls_only: Whether the last layer computes position 0 only, which makes its factor irrelevant.
+        first_token_gamma: The factor that stands for `"first"`: at least the longest input the model can take.
+
+    Raises:
+        ValueError: An option is no positive integer, a value is missing (1 in gamma), or there is nothing to choose.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        max_tokens: int,
+        gamma_options: Iterable[int | str] = (1, 2, 4, 8, "first"),
+        eta_options: Iterable[int] = (0, 2, 4, 8, 16),
+        cls_only: bool = True,
+        first_token_gamma: int = 512,
+    ):
+        self.num_layers = num_layers
+        self.max_tokens = max_tokens
+        self.cls_only = cls_only
+        self.gamma_options = sorted({_parse_gamma(option, max(first_token_gamma, max_tokens)) for option in gamma_options})
+        self.eta_options = sorted({_parse_eta(option) for option in eta_options})
+        if self.gamma_options[:1] != [1] or len(self.gamma_options) < 2:
+            raise ValueError(f"gamma options need 1 (drop nothing) and something else, got {self.gamma_options}.")
+        if not self.eta_options:
+            raise ValueError("eta options are empty; give at least one number of leading tokens, such as 0.")
+
+    @property
+    def full(self) -> Schedule:
+        """The unreduced model."""
+        return Schedule((1,) * self.num_layers, 0)
+
+    @property
+    def num_points(self) -> int:
+        """Number of points before equal ones are merged."""
+        return len(self.gamma_options) ** self.num_layers * len(self.eta_options)
+
+    def canonical(self, schedule: Schedule) -> Schedule:
+        """Rewrite a schedule with the smallest options that keep the same positions for all inputs.
+
+        What drops out: the last layer's factor where only position 0 is computed, factors of a layer that has nothing
+        left to drop, sizes beyond what is left, and eta where nothing is reduced.
+
+        Raises:
+            ValueError: The schedule has another number of layers than the space.
+        """
+        if len(schedule.gamma) != self.num_layers:
+            raise ValueError(f"the space has {self.num_layers} layers, got {len(schedule.gamma)}: {schedule.gamma}.")
+        num_tokens, gamma = self.max_tokens, []
+        for layer, factor in enumerate(schedule.gamma):
+            rest = max(num_tokens - schedule.eta, 0)
+            if rest <= 1 or (self.cls_only and layer == self.num_layers - 1):
+                factor = 1
+            elif factor >= rest:
+                factor = min((option for option in self.gamma_options if option >= rest), default=factor)
+            if factor > 1:
+                num_tokens = num_tokens - rest + -(-rest // factor)
+            gamma.append(factor)
+        return Schedule(tuple(gamma), schedule.eta if any(factor > 1 for factor in gamma) else 0)
+
+    def encode(self, schedule: Schedule) -> list[int]:
+        """Give the index of every choice, one per layer and one for eta; the order of the options is kept.
+
+        Raises:
+            ValueError: A value is not among the options.
+        """
+        try:
+            return [self.gamma_options.index(factor) for factor in schedule.gamma] + [
+                self.eta_options.index(schedule.eta) if any(f > 1 for f in schedule.gamma) else 0
+            ]
+        except ValueError as error:
+            raise ValueError(
+                f"{schedule} is outside the space: gamma from {self.gamma_options}, eta from {self.eta_options}."
+            ) from error
+
+    def decode(self, indices: Iterable[int]) -> Schedule:
+        """Turn indices into the canonical schedule."""
+        *layers, eta = (int(index) for index in indices)
+        return self.canonical(Schedule(tuple(self.gamma_options[i] for i in layers), self.eta_options[eta]))
+
+    def sample(self, generator: np.random.Generator) -> Schedule:
+        """Draw every choice uniformly and independently."""
+        layers = generator.integers(len(self.gamma_options), size=self.num_layers)
+        return self.decode([*layers, generator.integers(len(self.eta_options))])
+
+    def neighbours(self, schedule: Schedule) -> list[Schedule]:
+        """List the schedules one step away in one choice."""
+        point = self.encode(schedule)
+        sizes = [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
+        moved = []
+        for position, size in enumerate(sizes):
+            for step in (-1, 1):
+                if 0 <= point[position] + step < size:
+                    moved.append(self.decode([*point[:position], point[position] + step, *point[position + 1 :]]))
+        return moved
+
+    def constrained(self, first_layer: int) -> Schedule:
+        """Build the one-parameter schedule of section 5.2.5: three 2x reductions, evenly spaced to the output.
+
+        Args:
+            first_layer: Index of the first reduced layer, counted from 0; `num_layers` reduces nothing.
+        """
+        step = (self.num_layers - first_layer) / 3
+        factor = self.gamma_options[1]
+        gamma = [1] * self.num_layers
+        for number in range(3):
+            layer = first_layer + int(number * step)
+            if layer < self.num_layers:
+                gamma[layer] = factor
+        return self.canonical(Schedule(tuple(gamma), 0))
+
+
+def _parse_gamma(option: int | str, first_token_gamma: int) -> int:
+    if option == "first":
+        return first_token_gamma
+    try:
+        factor = int(option)
+    except ValueError:
+        factor = 0
+    if factor < 1:
+        raise ValueError(f'a gamma option is an integer >= 1 or "first", got {option!r}.')
+    return factor
+
+
+def _parse_eta(option: int) -> int:
+    try:
+        eta = int(option)
+    except ValueError:
+        eta = -1
+    if eta < 0:
+        raise ValueError(f"an eta option is an integer >= 0, got {option!r}.")
+    return eta

@@ -1,0 +1,180 @@
+"""The fine-tuning recipe of the thesis (section 5.1.3) on transformers' Trainer.
+
+Debiased AdamW, 10 epochs with early stopping, 10 % warm-up, linear decay to 0, fixed seeds. The thesis gives neither
+learning rate nor batch size; the defaults here are RoBERTa's usual ones.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from .data import Task
+from .metrics import build_compute_metrics, predictions_from_logits
+
+
+@dataclass
+class ClassformerTrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with the defaults of the recipe; every flag stays usable."""
+
+    output_dir: str | None = field(
+        default="runs/classformer", metadata={"help": "Folder for everything that the run writes."}
+    )
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs over which the learning rate decays to 0."})
+    learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Training examples per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation examples per device and step."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save; as often as the evaluation."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best one."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the epoch with the best validation."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "random, sequential or group_by_length (less padding)."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
+    early_stopping_patience: int = field(
+        default=2, metadata={"help": "Epochs without a better validation score before training stops; 0: never stop."}
+    )
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What one fine-tuning gave.
+
+    Attributes:
+        score: The task's metric on the validation split, of the best epoch.
+        score_as_is: The same before any training; `None` where the head is new.
+        predictions: Class ids, values or 0/1 rows for the validation split, after training.
+        seconds: Wall time of training and validation.
+        num_epochs: Epochs that were trained before early stopping.
+    """
+
+    score: float
+    score_as_is: float | None
+    predictions: np.ndarray
+    seconds: float
+    num_epochs: float
+
+
+class StopOnInvalidLoss(TrainerCallback):
+    """Ends a run whose loss is no number any more, instead of training on."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss became {loss} by step {state.global_step}; "
+                f"lower --learning_rate (now {args.learning_rate:g}) or train without --fp16."
+            )
+
+
+class QuietProgressCallback(ProgressCallback):
+    """The Trainer's progress bars without a printed dictionary per epoch."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+            self.training_bar.set_postfix(shown)
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ClassformerTrainingArguments,
+) -> Trainer:
+    """Put together the Trainer that every fine-tuning of this project uses.
+
+    Args:
+        model: A classifier with `task.num_labels` outputs.
+        task: Tokenised task; "train" and "validation" are used.
+        tokenizer: Pads the batches, on the right.
+        arguments: The recipe.
+
+    Returns:
+        A Trainer that stops early, keeps the best epoch and refuses to go on after a NaN loss.
+
+    Raises:
+        ValueError: The tokenizer pads on the left, or the model has another number of labels than the task.
+    """
+    if tokenizer.padding_side != "right":
+        raise ValueError('Classformer reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
+    if model.config.num_labels != task.num_labels:
+        raise ValueError(
+            f"the model has {model.config.num_labels} labels and the task {task.num_labels} ({task.label_names}); "
+            f"load it with num_labels={task.num_labels}."
+        )
+    if arguments.metric_for_best_model is None:
+        arguments.metric_for_best_model = f"eval_{task.metric_name}"
+        arguments.greater_is_better = True
+    callbacks = [StopOnInvalidLoss()]
+    if arguments.early_stopping_patience and arguments.load_best_model_at_end:
+        callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=task.splits["train"],
+        eval_dataset=task.splits["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if arguments.fp16 else None),
+        compute_metrics=build_compute_metrics(task),
+        callbacks=callbacks,
+    )
+    if not arguments.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(QuietProgressCallback)
+    return trainer
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ClassformerTrainingArguments,
+    evaluate_as_is: bool = False,
+) -> FineTuned:
+    """Fine-tune a model in place and validate it.
+
+    Args:
+        model: Changed in place; holds the best epoch's weights afterwards.
+        task: Tokenised task.
+        tokenizer: Pads the batches.
+        arguments: The recipe; `num_train_epochs=0` only validates.
+        evaluate_as_is: Whether to validate before training too, which makes sense for a trained head only.
+
+    Returns:
+        Scores, predictions and time.
+
+    Raises:
+        FloatingPointError: The training loss became NaN or infinite.
+        ValueError: See [`build_trainer`].
+    """
+    trainer = build_trainer(model, task, tokenizer, arguments)
+    name = f"eval_{task.metric_name}"
+    started = time.perf_counter()
+    score_as_is = trainer.evaluate()[name] if evaluate_as_is else None
+    num_epochs = 0.0
+    if arguments.num_train_epochs > 0:
+        trainer.train()
+        num_epochs = trainer.state.epoch or 0.0
+    output = trainer.predict(task.splits["validation"], metric_key_prefix="eval")
+    return FineTuned(
+        score=output.metrics[name],
+        score_as_is=score_as_is,
+        predictions=predictions_from_logits(task.problem_type, output.predictions),
+        seconds=time.perf_counter() - started,
+        num_epochs=num_epochs,
+    )

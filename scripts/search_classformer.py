@@ -1,0 +1,235 @@
+"""Search the fastest Classformer for a checkpoint, a dataset, a machine and an accuracy floor.
+
+Examples:
+
+    python scripts/search_classformer.py recipes/demo.json
+    python scripts/search_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
+        --required_performance 0.95 --max_trials 50 --output_dir runs/mrpc
+
+The folder OUTPUT_DIR/best then holds the model. The same command resumes a search that was stopped, and another
+--required_performance reuses its trials.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.data import Task, TaskArguments, load_task, tokenize
+from classformer_hf.metrics import majority_score
+from classformer_hf.search import (
+    BinarySearchSampler,
+    GaussianProcessSampler,
+    Journal,
+    SearchResult,
+    SearchSpace,
+    Trial,
+    run_search,
+)
+from classformer_hf.search.objective import FineTuneObjective
+from classformer_hf.search.report import format_table, prune_models, write_result_folder
+from classformer_hf.training import ClassformerTrainingArguments
+
+
+@dataclass
+class SearchArguments:
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub name of a RoBERTa-, BERT-, ELECTRA- or DistilBERT-family checkpoint. "
+            "Default: a small classifier that is trained from scratch on the embedded task."
+        },
+    )
+    required_performance: float = field(
+        default=0.99, metadata={"help": "Share of the full model's validation score that the result must keep."}
+    )
+    max_trials: int = field(default=50, metadata={"help": "Number of fine-tunings, those of a resumed search included."})
+    time_budget: float | None = field(default=None, metadata={"help": "Minutes after which no further trial starts."})
+    strategy: str = field(
+        default="thesis",
+        metadata={
+            "help": "thesis: Gaussian-process optimisation of all factors. binary: bisection of the first reduced "
+            "layer of three evenly spaced 2x reductions.",
+            "choices": ["thesis", "binary"],
+        },
+    )
+    initial_designs: str = field(
+        default="thesis",
+        metadata={
+            "help": "First trials. thesis: 10 seeded and 8 random, scaled to at most half of the trials; random: as "
+            "many, all random; none: the model proposes from the third trial on.",
+            "choices": ["thesis", "random", "none"],
+        },
+    )
+    gamma_options: list[str] = field(
+        default_factory=lambda: ["1", "2", "4", "8", "first"],
+        metadata={"help": "Reduction factors to choose from; 'first' keeps one token beside the first eta."},
+    )
+    eta_options: list[int] = field(
+        default_factory=lambda: [0, 2, 4, 8, 16], metadata={"help": "Numbers of leading tokens that may stay."}
+    )
+    reward_latency: str = field(
+        default="ratio",
+        metadata={
+            "help": "Delta in the reward (equation 5.4): ratio, to the full model in the same round; or milliseconds.",
+            "choices": ["ratio", "milliseconds"],
+        },
+    )
+    device: str = field(
+        default="cpu",
+        metadata={"help": "Where the result shall be fast: cpu or cuda. Training uses a GPU if there is one (--use_cpu)."},
+    )
+    latency_threads: int = field(default=1, metadata={"help": "CPU threads while latency is measured."})
+    latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved latency measurement per trial."})
+    force: bool = field(
+        default=False, metadata={"help": "Search on even if the full model is no better than the majority class."}
+    )
+
+
+def load_inputs(search: SearchArguments, arguments: TaskArguments, training: ClassformerTrainingArguments):
+    """Load the task without its test split, tokenised, and name the checkpoint."""
+    task = load_task(arguments).without_test()
+    checkpoint = search.model_name_or_path
+    if checkpoint is None:
+        if arguments.dataset_name is not None:
+            raise ValueError("--dataset_name needs --model_name_or_path: the embedded classifier fits its own task only.")
+        from classformer_hf.corpus import tfidf_score
+        from classformer_hf.demo import prepare_demo_checkpoint
+
+        print(
+            f"embedded task: functions of Python's standard library, label = package ({', '.join(task.label_names)}). "
+            "It is lexical: it shows the mechanics, not the method's value."
+        )
+        print(f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy")
+        checkpoint = str(Path(training.output_dir) / "checkpoint")
+        prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
+
+
+def check_reference(trial: Trial, task: Task, force: bool):
+    """Refuse to trade away accuracy that is not there."""
+    floor, margin = majority_score(task), 2 * trial.measurement["standard_error"]
+    if trial.score < floor + margin:
+        message = (
+            f"the full model's {task.metric_name} of {trial.score:.3f} is not above the majority score {floor:.3f} by 2 "
+            f"standard errors ({margin:.3f}), so there is nothing to keep; train longer, take another checkpoint or "
+            "more data, or search anyway with --force."
+        )
+        if not force:
+            raise ValueError(message)
+        print(f"warning: {message}", file=sys.stderr)
+
+
+class Progress:
+    """A bar over trials with a line per trial; keeps the best-so-far folder up to date."""
+
+    def __init__(self, objective: FineTuneObjective, journal: Journal, max_trials: int, about: dict, is_main: bool):
+        self.objective, self.journal, self.about, self.is_main = objective, journal, about, is_main
+        self.output = Path(objective.arguments.output_dir)
+        self.written: str | None = None
+        self.bar = tqdm(total=max_trials, initial=len(journal.trials), desc="trials", unit="trial", disable=not is_main)
+
+    def __call__(self, result: SearchResult):
+        trial, best = result.trials[-1], result.best
+        text = f"trial {trial.number}: {trial.schedule.key} ({trial.origin}) "
+        if trial.is_ok:
+            as_is = trial.measurement["score_as_is"]
+            text += f"{'' if as_is is None else f'as is {as_is:.3f}, '}tuned {trial.score:.3f} "
+            text += f"({100 * result.performance(trial):.1f} % of full), latency {trial.latency_ratio:.3f}"
+        else:
+            text += f"failed: {trial.error}"
+        text += f" | best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x"
+        self.bar.write(text)
+        self.bar.update()
+        if self.is_main:
+            prune_models(self.output / "models", result.trials)
+            self.write(result)
+
+    def write(self, result: SearchResult):
+        model_folder = self.objective.model_folder(result.best.schedule)
+        if not model_folder.exists():
+            self.bar.write(f"training {result.best.schedule.key} again: its weights were not kept")
+            self.objective(result.best.schedule)
+        write_result_folder(result, model_folder, self.journal.path, self.output / "best", self.about)
+
+
+def main() -> int | None:
+    types = (SearchArguments, TaskArguments, ClassformerTrainingArguments)
+    search, task_arguments, training = parse_arguments(types, __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
+    objective = FineTuneObjective(
+        checkpoint, task, tokenizer, training, search.device, search.latency_threads, search.latency_rounds
+    )
+    config = AutoConfig.from_pretrained(checkpoint)
+    longest = max(len(ids) for split in task.splits.values() for ids in split["input_ids"])
+    space = SearchSpace(
+        config.num_hidden_layers,
+        longest,
+        search.gamma_options,
+        search.eta_options,
+        first_token_gamma=config.max_position_embeddings,
+    )
+    journal = Journal(Path(training.output_dir) / "trials.jsonl", objective.identity())
+    if search.strategy == "binary":
+        sampler = BinarySearchSampler(space, search.required_performance)
+    else:
+        sampler = GaussianProcessSampler(space, search.max_trials, search.initial_designs, training.seed)
+    about = {
+        "dataset": task.name,
+        "base_model": Path(checkpoint).name if Path(checkpoint).exists() else checkpoint,
+        "strategy": search.strategy,
+        "num_train_examples": len(task.splits["train"]),
+        "num_validation_examples": len(task.splits["validation"]),
+        "truncated": task.truncated,
+    }
+    remaining = search.max_trials - len(journal.trials)
+    print(
+        f"{task.name}: {about['num_train_examples']} training and {about['num_validation_examples']} validation examples, "
+        f"metric {task.metric_name}; {space.num_points:,} points over {space.num_layers} layers"
+    )
+    if remaining > 0:
+        minutes = objective.estimate_seconds() * remaining / 60
+        print(f"{remaining} trials to go, at most about {minutes:.0f} minutes (less for shorter and early-stopped ones)")
+    progress = Progress(objective, journal, search.max_trials, about, training.process_index == 0)
+    result = run_search(
+        space,
+        objective,
+        sampler,
+        journal,
+        required_performance=search.required_performance,
+        max_trials=search.max_trials,
+        time_budget_seconds=search.time_budget and 60 * search.time_budget,
+        latency_name=f"latency_{search.reward_latency}",
+        check_reference=lambda trial: check_reference(trial, task, search.force),
+        on_trial=progress,
+    )
+    progress.bar.close()
+    if training.process_index == 0:
+        progress.write(result)
+        print(f"\n{format_table(result)}\n")
+        print_summary(Path(training.output_dir) / "best", result)
+    return 130 if result.interrupted else None
+
+
+def print_summary(folder: Path, result: SearchResult):
+    data = json.loads((folder / "search.json").read_text())
+    low, high = data["speedup_schedule_only_quartiles"]
+    print(
+        f"asked: {100 * result.required_performance:g} % of the full model's {data['metric_name']} {data['full_score']:.3f}\n"
+        f"found: gamma {data['gamma']}, eta {data['eta']}: {data['score']:.3f}, {100 * data['performance']:.1f} %\n"
+        f"speed-up: {data['speedup_schedule_only']:.2f}x [{low:.2f} {high:.2f}] by the schedule alone, "
+        f"{data['speedup_against_stock']:.2f}x against the stock model\n"
+        f"model: {folder}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

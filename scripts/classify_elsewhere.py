@@ -1,0 +1,134 @@
+"""Classify texts with a saved model folder as someone would who has nothing but that folder.
+
+A fresh process starts in an empty directory with empty Hugging Face caches and no network. It refuses to import this
+project's packages, so what loads is the code inside the folder. The last step of `make demo`:
+
+    python scripts/classify_elsewhere.py runs/demo/best --texts "def main(): ..." "def load(path): ..."
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+OUR_PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+
+# all that the other process runs; it reads its task as JSON and answers in JSON
+ELSEWHERE = """
+import json, sys
+
+task = json.load(sys.stdin)
+
+class RefuseOurPackages:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in task["refused"]:
+            raise ImportError(f"the folder must load without {name}")
+
+sys.meta_path.insert(0, RefuseOurPackages())
+try:
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=task["folder"], trust_remote_code=True, device="cpu")
+    answer = {"results": classify(task["texts"], truncation=True)}
+except Exception as error:
+    answer = {"error": str(error).strip() or type(error).__name__}
+with open(task["answer"], "w") as stream:
+    json.dump(answer, stream)
+"""
+
+DEFAULT_TEXTS = (
+    'def get_charset(self):\n    """Return the charset of the message, from its Content-Type header."""\n'
+    "    header = self.get('content-type')\n    if header is None:\n        return 'us-ascii'\n"
+    "    return header.params.get('charset', 'us-ascii').lower()\n",
+    "async def read_all(self, reader, timeout):\n    loop = get_running_loop()\n    future = loop.create_future()\n"
+    "    handle = loop.call_later(timeout, future.cancel)\n    try:\n        return await reader.read()\n"
+    "    finally:\n        handle.cancel()\n",
+)
+
+
+@dataclass
+class ElsewhereArguments:
+    """What to classify; the model folder is the positional argument."""
+
+    texts: list[str] = field(
+        default_factory=lambda: list(DEFAULT_TEXTS),
+        metadata={"help": "Texts to classify; two short Python functions by default."},
+    )
+
+
+def find_folder(name: str) -> Path:
+    """Return the absolute path of a model folder or stop with one sentence."""
+    folder = Path(name).resolve()
+    if not folder.is_dir():
+        sys.exit(f"`folder` must be a saved model folder, but {folder} does not exist; train or search one first.")
+    if not (folder / "config.json").is_file():
+        sys.exit(f"`folder` must be a saved model folder, but {folder} has no config.json.")
+    return folder
+
+
+def classify_elsewhere(folder: Path, texts: list[str]) -> list[dict]:
+    """Run the text-classification pipeline of a folder in a fresh process far from this project.
+
+    Args:
+        folder: Absolute path of the saved model.
+        texts: Texts to classify.
+
+    Returns:
+        One {"label": str, "score": float} per text.
+
+    Raises:
+        RuntimeError: The folder does not load or does not classify.
+    """
+    with tempfile.TemporaryDirectory() as caches, tempfile.TemporaryDirectory() as empty:
+        # variables such as HF_HUB_CACHE or PYTHONPATH would lead back home
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_")) and name != "PYTHONPATH"
+        }
+        environment |= {
+            "HF_HOME": caches,
+            "HF_MODULES_CACHE": str(Path(caches, "modules")),
+            "HF_HUB_OFFLINE": "1",
+        }
+        answer = Path(caches, "answer.json")
+        task = {"folder": str(folder), "texts": texts, "refused": OUR_PACKAGES, "answer": str(answer)}
+        process = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE],
+            input=json.dumps(task),
+            text=True,
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+        )
+        if not answer.is_file():
+            last_words = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+            raise RuntimeError(last_words[0])
+        result = json.loads(answer.read_text())
+    if "error" in result:
+        raise RuntimeError(result["error"].splitlines()[0])
+    return result["results"]
+
+
+def main() -> None:
+    parser = HfArgumentParser(ElsewhereArguments, description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="Saved model folder, with its tokenizer and code.")
+    arguments, positional = parser.parse_args_into_dataclasses()
+    folder = find_folder(positional.folder)
+    try:
+        results = classify_elsewhere(folder, arguments.texts)
+    except RuntimeError as error:
+        sys.exit(f"{folder} does not load without this project's packages: {error}")
+    print(f"Loaded {folder} in a fresh process, from an empty directory and without this project's packages:")
+    for text, result in zip(arguments.texts, results, strict=True):
+        opening = " ".join(text.split())
+        print(f"  {result['label']:<18} {result['score']:.2f}  {opening[:80]}")
+
+
+if __name__ == "__main__":
+    main()

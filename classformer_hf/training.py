@@ -19,6 +19,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
 from .metrics import build_compute_metrics, predictions_from_logits
@@ -145,6 +146,7 @@ def fine_tune(
     tokenizer: PreTrainedTokenizerBase,
     arguments: ClassformerTrainingArguments,
     evaluate_as_is: bool = False,
+    resume: bool = False,
 ) -> FineTuned:
     """Fine-tune a model in place and validate it.
 
@@ -154,6 +156,7 @@ def fine_tune(
         tokenizer: Pads the batches.
         arguments: The recipe; `num_train_epochs=0` only validates.
         evaluate_as_is: Whether to validate before training too, which makes sense for a trained head only.
+        resume: Whether to go on from the last checkpoint in `arguments.output_dir`, if there is one.
 
     Returns:
         Scores, predictions and time.
@@ -168,7 +171,7 @@ def fine_tune(
     score_as_is = trainer.evaluate()[name] if evaluate_as_is else None
     num_epochs = 0.0
     if arguments.num_train_epochs > 0:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if resume else None)
         num_epochs = trainer.state.epoch or 0.0
     output = trainer.predict(task.splits["validation"], metric_key_prefix="eval")
     return FineTuned(

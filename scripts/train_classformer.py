@@ -1,0 +1,106 @@
+"""Fine-tune one architecture with several seeds, by the recipe of the thesis (section 5.1.3).
+
+Example: train what a search found, from the base checkpoint, three times:
+
+    python scripts/train_classformer.py --model_name_or_path FacebookAI/roberta-base --config_name runs/mrpc/best \
+        --dataset_name mrpc --num_seeds 3 --output_dir runs/mrpc-final
+
+Every seed leaves a model folder OUTPUT_DIR/seed-N; the same command resumes. Two processes on a CPU:
+torchrun --nproc_per_node 2 scripts/train_classformer.py ... --use_cpu (`accelerate launch --cpu` may start only one).
+"""
+
+import copy
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, set_seed
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf.checkpoints import load_from_encoder
+from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.data import Task, TaskArguments, load_task, tokenize
+from classformer_hf.training import ClassformerTrainingArguments, fine_tune
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint to start from."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Folder or config.json whose gamma and eta are trained, e.g. a search's best."}
+    )
+    gamma: list[int] | None = field(
+        default=None, metadata={"help": "One reduction factor per layer, instead of --config_name."}
+    )
+    eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
+    num_seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+
+
+def read_schedule(arguments: ModelArguments) -> dict:
+    """Take gamma and eta from a config or from the flags; nothing given means no reduction."""
+    if arguments.config_name is None:
+        return {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
+    if arguments.gamma is not None:
+        raise ValueError("give --config_name or --gamma, not both.")
+    path = Path(arguments.config_name)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(path.read_text())
+        return {"gamma": config["gamma"], "eta": config["eta"]}
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{path} is no Classformer config with gamma and eta ({type(error).__name__}: {error}).") from error
+
+
+def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int) -> dict:
+    """Train one seed and save its model folder; a finished one is left as it is."""
+    folder = Path(training.output_dir) / f"seed-{seed}"
+    results = folder / "train_results.json"
+    if results.exists():
+        return json.loads(results.read_text())
+    arguments = copy.copy(training)
+    arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
+    arguments.restore_callback_states_from_checkpoint = True
+    set_seed(seed)
+    names = dict(enumerate(task.label_names))
+    model = load_from_encoder(
+        model_arguments.model_name_or_path,
+        num_labels=task.num_labels,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        problem_type=task.problem_type,
+        **read_schedule(model_arguments),
+    )
+    tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
+    row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
+    if training.process_index == 0:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        results.write_text(json.dumps(row) + "\n")
+    return row
+
+
+def main():
+    model_arguments, task_arguments, training = parse_arguments(
+        (ModelArguments, TaskArguments, ClassformerTrainingArguments), __doc__
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if model_arguments.num_seeds < 1:
+        raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
+    tokenizer = AutoTokenizer.from_pretrained(model_arguments.model_name_or_path)
+    task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
+    seeds = range(training.seed, training.seed + model_arguments.num_seeds)
+    rows = [train_seed(model_arguments, task, tokenizer, training, seed) for seed in seeds]
+    if training.process_index != 0:
+        return
+    scores = [row[task.metric_name] for row in rows]
+    (Path(training.output_dir) / "train_results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    for row in rows:
+        print(f"seed {row['seed']}: validation {task.metric_name} {row[task.metric_name]:.4f} ({row['epochs']:g} epochs)")
+    spread = f" +- {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+    print(f"mean of {len(scores)}: {statistics.mean(scores):.4f}{spread}; models in {training.output_dir}/seed-*")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -2,7 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from .checkpoints import load_from_encoder
 from .configuration_classformer import ClassformerConfig
+from .cost import count_flops, measure_latency
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
 
 AutoConfig.register("classformer", ClassformerConfig, exist_ok=True)
@@ -16,4 +18,12 @@ for _auto_class, _model_class in (
     _model_class.register_for_auto_class(_auto_class.__name__)
 ClassformerConfig.register_for_auto_class()
 
-__all__ = ["ClassformerConfig", "ClassformerForMaskedLM", "ClassformerForSequenceClassification", "ClassformerModel"]
+__all__ = [
+    "ClassformerConfig",
+    "ClassformerForMaskedLM",
+    "ClassformerForSequenceClassification",
+    "ClassformerModel",
+    "count_flops",
+    "load_from_encoder",
+    "measure_latency",
+]

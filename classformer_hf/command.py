@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,15 @@ def parse_arguments(dataclass_types: Sequence[type], description: str, arguments
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
     return parser.parse_args_into_dataclasses(arguments)
+
+
+def describe_command() -> str:
+    """Give the running command for a record; of a path outside the project only its name, not where it lies here."""
+
+    def shorten(argument: str) -> str:
+        return Path(argument).name if argument.startswith(("/", "..", "~")) else argument
+
+    return shlex.join(["python", *(shorten(argument) for argument in sys.argv)])
 
 
 def run_command(main: Callable[[], int | None]):

@@ -9,7 +9,6 @@ The test split is for the end: choose by the validation split, then run this onc
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 
@@ -64,7 +63,7 @@ def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_l
     output = trainer.predict(split)
     predictions = predictions_from_logits(task.problem_type, output.predictions)
     return {
-        "model": name,
+        "model": Path(name).name,
         "metric_name": task.metric_name,
         "score": compute_score(task.metric_name, predictions, output.label_ids),
         "standard_error": standard_error(task.metric_name, predictions, output.label_ids),
@@ -83,11 +82,12 @@ def main():
     num_examples = len(task.splits[arguments.split])
     print(f"{task.name} {arguments.split}: {num_examples} examples, majority {majority:.4f}")
     for row in rows:
-        print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} +- {row['standard_error']:.4f} (standard error)")
+        print(
+            f"{row['model']}: {row['metric_name']} {row['score']:.4f} +- {row['standard_error']:.4f} (standard error)"
+        )
     if arguments.output is not None:
         record = {
-            "kind": "evaluation",
-            "command": " ".join(["python", *sys.argv]),
+            "command": describe_command(),
             "dataset": task.name,
             "split": arguments.split,
             "num_examples": num_examples,

@@ -32,7 +32,7 @@ from classformer_hf.search import (
     run_search,
 )
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.report import format_table, prune_models, write_result_folder
+from classformer_hf.search.report import format_table, prune_models, write_result_folder, write_results_file
 from classformer_hf.training import ClassformerTrainingArguments
 
 
@@ -48,7 +48,9 @@ class SearchArguments:
     required_performance: float = field(
         default=0.99, metadata={"help": "Share of the full model's validation score that the result must keep."}
     )
-    max_trials: int = field(default=50, metadata={"help": "Number of fine-tunings, those of a resumed search included."})
+    max_trials: int = field(
+        default=50, metadata={"help": "Number of fine-tunings, those of a resumed search included."}
+    )
     time_budget: float | None = field(default=None, metadata={"help": "Minutes after which no further trial starts."})
     strategy: str = field(
         default="thesis",
@@ -82,12 +84,17 @@ class SearchArguments:
     )
     device: str = field(
         default="cpu",
-        metadata={"help": "Where the result shall be fast: cpu or cuda. Training uses a GPU if there is one (--use_cpu)."},
+        metadata={
+            "help": "Where the result shall be fast: cpu or cuda. Training uses a GPU if there is one (--use_cpu)."
+        },
     )
     latency_threads: int = field(default=1, metadata={"help": "CPU threads while latency is measured."})
     latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved latency measurement per trial."})
     force: bool = field(
         default=False, metadata={"help": "Search on even if the full model is no better than the majority class."}
+    )
+    results_file: str | None = field(
+        default=None, metadata={"help": "JSON file for the summary and all trials, such as results/mrpc_search.json."}
     )
 
 
@@ -97,7 +104,9 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
     checkpoint = search.model_name_or_path
     if checkpoint is None:
         if arguments.dataset_name is not None:
-            raise ValueError("--dataset_name needs --model_name_or_path: the embedded classifier fits its own task only.")
+            raise ValueError(
+                "--dataset_name needs --model_name_or_path: the embedded classifier fits its own task only."
+            )
         from classformer_hf.corpus import tfidf_score
         from classformer_hf.demo import prepare_demo_checkpoint
 
@@ -192,12 +201,14 @@ def main() -> int | None:
     }
     remaining = search.max_trials - len(journal.trials)
     print(
-        f"{task.name}: {about['num_train_examples']} training and {about['num_validation_examples']} validation examples, "
-        f"metric {task.metric_name}; {space.num_points:,} points over {space.num_layers} layers"
+        f"{task.name}: {about['num_train_examples']} training and {about['num_validation_examples']} validation "
+        f"examples, metric {task.metric_name}; {space.num_points:,} points over {space.num_layers} layers"
     )
     if remaining > 0:
         minutes = objective.estimate_seconds() * remaining / 60
-        print(f"{remaining} trials to go, at most about {minutes:.0f} minutes (less for shorter and early-stopped ones)")
+        print(
+            f"{remaining} trials to go, at most about {minutes:.0f} minutes (less for shorter and early-stopped ones)"
+        )
     progress = Progress(objective, journal, search.max_trials, about, training.process_index == 0)
     result = run_search(
         space,
@@ -216,6 +227,8 @@ def main() -> int | None:
         progress.write(result)
         print(f"\n{format_table(result)}\n")
         print_summary(Path(training.output_dir) / "best", result)
+        if search.results_file is not None:
+            write_results_file(Path(search.results_file), result, about, training.seed)
     return 130 if result.interrupted else None
 
 
@@ -223,7 +236,8 @@ def print_summary(folder: Path, result: SearchResult):
     data = json.loads((folder / "search.json").read_text())
     low, high = data["speedup_schedule_only_quartiles"]
     print(
-        f"asked: {100 * result.required_performance:g} % of the full model's {data['metric_name']} {data['full_score']:.3f}\n"
+        f"asked: {100 * result.required_performance:g} % of the full model's "
+        f"{data['metric_name']} {data['full_score']:.3f}\n"
         f"found: gamma {data['gamma']}, eta {data['eta']}: {data['score']:.3f}, {100 * data['performance']:.1f} %\n"
         f"speed-up: {data['speedup_schedule_only']:.2f}x [{low:.2f} {high:.2f}] by the schedule alone, "
         f"{data['speedup_against_stock']:.2f}x against the stock model\n"

@@ -49,7 +49,8 @@ def read_schedule(arguments: ModelArguments) -> dict:
         config = json.loads(path.read_text())
         return {"gamma": config["gamma"], "eta": config["eta"]}
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path} is no Classformer config with gamma and eta ({type(error).__name__}: {error}).") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no Classformer config with gamma and eta ({reason}).") from error
 
 
 def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int) -> dict:
@@ -97,7 +98,8 @@ def main():
     scores = [row[task.metric_name] for row in rows]
     (Path(training.output_dir) / "train_results.json").write_text(json.dumps(rows, indent=2) + "\n")
     for row in rows:
-        print(f"seed {row['seed']}: validation {task.metric_name} {row[task.metric_name]:.4f} ({row['epochs']:g} epochs)")
+        score = row[task.metric_name]
+        print(f"seed {row['seed']}: validation {task.metric_name} {score:.4f} ({row['epochs']:g} epochs)")
     spread = f" +- {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
     print(f"mean of {len(scores)}: {statistics.mean(scores):.4f}{spread}; models in {training.output_dir}/seed-*")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..command import describe_command
 from ..configuration_classformer import ClassformerConfig
 from .journal import Trial
 from .study import SearchResult, pareto_front
@@ -111,6 +112,31 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         "num_failed_trials": sum(not trial.is_ok for trial in result.trials),
         "hardware": best.measurement["hardware"],
     }
+
+
+def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], seed: int):
+    """Write a search as one JSON record: how it was called, the summary and a short row per trial."""
+    rows = []
+    for trial in result.trials:
+        row = {name: getattr(trial, name) for name in ("number", "origin", "status", "seconds")}
+        row |= {"key": trial.schedule.key, "chosen": trial is result.best, "error": trial.error, "latency_ratio": None}
+        if trial.is_ok:
+            candidate = trial.measurement["latency"]["candidate"]
+            row |= {
+                "score": trial.score,
+                "score_as_is": trial.measurement["score_as_is"],
+                "performance": result.performance(trial),
+                "latency_ratio": trial.latency_ratio,
+                "latency_ratio_quartiles": [candidate["ratio_low"], candidate["ratio_high"]],
+                "speedup_schedule_only": 1 / trial.latency_ratio,
+                "speedup_against_stock": trial.measurement["stock_latency_ratio"] / trial.latency_ratio,
+                "flops_ratio": trial.measurement["flops_ratio"],
+                "num_epochs": trial.measurement["num_epochs"],
+            }
+        rows.append(row)
+    record = {"command": describe_command(), "seed": seed, "summary": summary(result, about), "trials": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def prune_models(models: Path, trials: list[Trial]):

@@ -53,7 +53,9 @@ class SearchSpace:
         self.num_layers = num_layers
         self.max_tokens = max_tokens
         self.cls_only = cls_only
-        self.gamma_options = sorted({_parse_gamma(option, max(first_token_gamma, max_tokens)) for option in gamma_options})
+        self.gamma_options = sorted(
+            {_parse_gamma(option, max(first_token_gamma, max_tokens)) for option in gamma_options}
+        )
         self.eta_options = sorted({_parse_eta(option) for option in eta_options})
         if self.gamma_options[:1] != [1] or len(self.gamma_options) < 2:
             raise ValueError(f"gamma options need 1 (drop nothing) and something else, got {self.gamma_options}.")

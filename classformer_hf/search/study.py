@@ -151,7 +151,9 @@ def run_search(
                 if check_reference is not None and not is_checked:
                     check_reference(result.reference)
                     is_checked = True
-                observations = [(trial.schedule, value) for trial, value in zip(result.trials, result.rewards, strict=True)]
+                observations = [
+                    (trial.schedule, value) for trial, value in zip(result.trials, result.rewards, strict=True)
+                ]
             if time_budget_seconds is not None and journal.trials and time.monotonic() - started > time_budget_seconds:
                 logger.info("time budget used up after %d trials.", len(journal.trials))
                 break

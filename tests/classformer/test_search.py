@@ -90,7 +90,9 @@ def test_initial_designs_leave_half_of_the_trials_to_the_model(num_layers, max_t
     assert first_layers == sorted(first_layers, reverse=True), "progressively earlier"
 
 
-@pytest.mark.parametrize(("kind", "origins"), [("random", ["reference", *["random"] * 3]), ("none", ["reference", "random"])])
+@pytest.mark.parametrize(
+    ("kind", "origins"), [("random", ["reference", *["random"] * 3]), ("none", ["reference", "random"])]
+)
 def test_other_initial_designs(space, kind, origins):
     assert [origin for _, origin in GaussianProcessSampler(space, 8, kind).initial] == origins
 

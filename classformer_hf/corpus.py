@@ -49,7 +49,7 @@ class Function:
 class OutermostFunctions(ast.NodeVisitor):
     """Collect functions and methods, but not those inside another one: no text is then part of a second example."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
@@ -248,7 +248,8 @@ def train_tokenizer(task: Task, vocab_size: int = 2000, max_length: int = 128) -
     trained = json.loads(tokenizer.to_str())["model"]
     return RobertaTokenizer(
         vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
+        # annotated as strings, but the backend takes pairs
+        merges=[tuple(pair) for pair in trained["merges"]],  # type: ignore[misc]
         model_max_length=max_length,
         padding_side="right",
     )

@@ -96,11 +96,18 @@ def test_texts_are_whole_functions_of_enough_words(task):
         compile(text, "example", "exec", dont_inherit=True)
 
 
-def test_same_python_gives_the_same_task_and_another_seed_another_split(task):
-    again, other = load_standard_library_task(), load_standard_library_task(seed=7)
+def test_same_python_gives_the_same_task(task):
+    again = load_standard_library_task()
     for split in SPLITS:
         assert again.splits[split].to_dict() == task.splits[split].to_dict()
-    assert other.splits["train"]["text"] != task.splits["train"]["text"]
+
+
+def test_seed_decides_the_split(tmp_path):
+    for name in ("alpha", "beta"):
+        write_package(tmp_path, name)
+    first, again, other = (load_standard_library_task(tmp_path, seed=seed).splits["test"] for seed in (1, 1, 2))
+    assert first.to_dict() == again.to_dict()
+    assert set(first["file"]) != set(other["file"])
 
 
 def test_tokenizer_encodes_any_text_without_loss(task, tokenizer):

@@ -1,0 +1,270 @@
+"""Tasks: a data set, however it is stored, as splits with known text columns, labels and metric.
+
+The GLUE tasks and their metrics are those of Bidart 2023 (University of Waterloo), section 5.2: all but WNLI, MNLI on
+its matched split. The test split is for one final evaluation; where its labels are not public, as in GLUE, the
+validation split takes its place, and a new validation split is carved from train.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
+from .metrics import DEFAULT_METRICS, check_metric
+from .sources import GLUE_TASKS, check_columns, find_text_columns, read_splits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TaskArguments:
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte), name on the Hub, folder with train, "
+            "validation and test files, or one file (parquet, csv, json, jsonl); write ./mrpc for a folder that is "
+            "named like a task. Without it: the embedded demo task, whose columns are fixed."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the text; inferred if not given."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "single_label_classification, regression or multi_label_classification; inferred from the labels."
+        },
+    )
+    metric_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "accuracy, f1, macro_f1, matthews_correlation or spearmanr. By default GLUE's, else accuracy, "
+            "spearmanr for a regression, micro F1 for multi-label."
+        },
+    )
+    max_length: int = field(default=128, metadata={"help": "Longest input, in tokens; longer ones are truncated."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
+    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many examples."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many examples."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn examples."})
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set that a model can be trained on.
+
+    Args:
+        name: For reports.
+        splits: "train", "validation" and, unless taken away, "test": the text columns and "labels", or model inputs and
+            "labels".
+        text_columns: One, or two for pairs.
+        problem_type: "single_label_classification", "regression" or "multi_label_classification".
+        label_names: In the order of the ids; a regression has one.
+        metric_name: What `metrics.compute_score` computes.
+        truncated: Number of inputs cut per split; empty before `tokenize`.
+    """
+
+    name: str
+    splits: DatasetDict
+    text_columns: tuple[str, ...]
+    problem_type: str
+    label_names: list[str]
+    metric_name: str
+    truncated: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over what a search depends on: train, validation, labels and metric, not the test split."""
+        settings = [self.text_columns, self.problem_type, self.label_names, self.metric_name]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for name in ("train", "validation"):
+            for batch in self.splits[name].iter(batch_size=1000):
+                digest.update(json.dumps(batch, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def without_test(self) -> "Task":
+        """Return the task as a search may see it."""
+        kept = [name for name in self.splits if name != "test"]
+        truncated = {name: count for name, count in self.truncated.items() if name in kept}
+        return replace(self, splits=DatasetDict({name: self.splits[name] for name in kept}), truncated=truncated)
+
+
+def load_task(arguments: TaskArguments) -> Task:
+    """Load a data set and find out what it asks for.
+
+    Args:
+        arguments: What to load, and what not to infer.
+
+    Returns:
+        The task with raw text in its text columns and the label column renamed to "labels".
+
+    Raises:
+        ValueError: The data set cannot be read, has no train split, an empty split or a missing value; a column cannot
+            be found; a label does not occur in train; the metric does not fit; or an argument is out of range.
+    """
+    _check_arguments(arguments)
+    if arguments.dataset_name is None:
+        # the demo task imports Task from here
+        from .corpus import load_standard_library_task
+
+        task = load_standard_library_task()
+    else:
+        task = _build_task(arguments.dataset_name, arguments)
+    metric_name = arguments.metric_name or task.metric_name
+    check_metric(metric_name, task.problem_type, task.num_labels)
+    splits = DatasetDict(task.splits)
+    for name, split in splits.items():
+        num_samples = getattr(arguments, f"max_{name}_samples")
+        if num_samples is not None and num_samples < len(split):
+            rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:num_samples]
+            splits[name] = split.select(np.sort(rows))
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    logger.info(
+        f"task {task.name}: text {task.text_columns}, {task.problem_type} of {task.num_labels} labels, metric "
+        f"{metric_name}, rows: {sizes}"
+    )
+    return replace(task, metric_name=metric_name, splits=splits)
+
+
+def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task:
+    """Replace the text by model inputs, not padded; says how many inputs were truncated.
+
+    Args:
+        task: With raw text.
+        tokenizer: Of the model.
+        max_length: Longest input, in tokens; of a pair the longer text is cut.
+
+    Returns:
+        The task with "input_ids", "attention_mask", "token_type_ids" if the tokenizer makes them, and "labels".
+
+    Raises:
+        ValueError: The tokenizer pads left, `max_length` does not suit it, or the text columns are gone.
+    """
+    if tokenizer.padding_side == "left":
+        raise ValueError(
+            'the classification head reads position 0, so the tokenizer must pad right, got `padding_side` "left"; '
+            'set `tokenizer.padding_side = "right"`.'
+        )
+    num_special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
+    if not num_special < max_length <= tokenizer.model_max_length:
+        raise ValueError(
+            f"`max_length` must be above the {num_special} special tokens and at most the tokenizer's "
+            f"`model_max_length` of {tokenizer.model_max_length}, got {max_length}."
+        )
+    # the function below is hashed for the cache with all that it refers to, which should not be the whole task
+    text_columns = list(task.text_columns)
+    columns = task.splits["train"].column_names
+    if not set(text_columns) <= set(columns):
+        raise ValueError(f"text columns {text_columns} are not in the task, found {columns}; tokenize once.")
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        texts = [batch[column] for column in text_columns]
+        inputs = tokenizer(*texts, truncation=False, verbose=False)
+        is_long = [len(ids) > max_length for ids in inputs["input_ids"]]
+        long_rows = np.flatnonzero(is_long)
+        if len(long_rows):
+            long_texts = [[column[row] for row in long_rows] for column in texts]
+            shortened = tokenizer(*long_texts, truncation="longest_first", max_length=max_length)
+            for name, values in shortened.items():
+                for row, value in zip(long_rows, values, strict=True):
+                    inputs[name][row] = value
+        return {**inputs, "truncated": is_long}
+
+    removed = [column for column in columns if column != "labels"]
+    splits = task.splits.map(encode, batched=True, remove_columns=removed, desc="tokenize")
+    truncated = {name: sum(split["truncated"][:]) for name, split in splits.items()}
+    for name, count in truncated.items():
+        if count:
+            logger.warning(
+                f"{count} of {len(splits[name])} inputs of {task.name} {name} ({count / len(splits[name]):.1%}) were "
+                f"truncated to {max_length} tokens; a larger `max_length` keeps them whole."
+            )
+    return replace(task, splits=splits.remove_columns("truncated"), truncated=truncated)
+
+
+def _check_arguments(arguments: TaskArguments) -> None:
+    if not 0 < arguments.validation_fraction < 1:
+        raise ValueError(
+            f"`validation_fraction` is a share of train between 0 and 1, got {arguments.validation_fraction}."
+        )
+    for name in ("max_train_samples", "max_validation_samples", "max_test_samples", "max_length"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if arguments.text_pair_column and not arguments.text_column:
+        raise ValueError(
+            f"`text_pair_column` {arguments.text_pair_column!r} is the second text of a pair; name the first by "
+            "`text_column`."
+        )
+
+
+def _build_task(dataset_name: str, arguments: TaskArguments) -> Task:
+    name, splits = read_splits(dataset_name, arguments.dataset_config_name)
+    train = splits["train"]
+    label_column = find_label_column(train, arguments.label_column)
+    given = tuple(column for column in (arguments.text_column, arguments.text_pair_column) if column)
+    text_columns = find_text_columns(train, label_column, given)
+    if "test" in splits and not is_labelled(splits["test"], train, label_column):
+        logger.info(f"the test split of {name} has no labels and is left out")
+        del splits["test"]
+    for split_name, split in splits.items():
+        check_columns(split_name, split, text_columns, label_column)
+    labels = encode_labels(splits, label_column, arguments.problem_type)
+    splits = {
+        split_name: split.select_columns(list(text_columns)).add_column(
+            "labels", labels.values[split_name], feature=labels.feature
+        )
+        for split_name, split in splits.items()
+    }
+    glue_columns, metric_name = GLUE_TASKS.get(name, ((), None))
+    # a folder can be named like a GLUE task and be something else
+    if metric_name is None or not {*glue_columns, "label"} <= set(train.column_names):
+        metric_name = DEFAULT_METRICS[labels.problem_type]
+    return Task(
+        name=name,
+        splits=_complete_splits(splits, arguments, is_stratified=labels.problem_type == SINGLE_LABEL),
+        text_columns=text_columns,
+        problem_type=labels.problem_type,
+        label_names=labels.names,
+        metric_name=metric_name,
+    )
+
+
+def _complete_splits(splits: dict[str, Dataset], arguments: TaskArguments, is_stratified: bool) -> DatasetDict:
+    """Make the validation split the test split if there is no other, and carve what is missing from train."""
+    splits = dict(splits)
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    for name in ("test", "validation"):
+        if name in splits:
+            continue
+        train = splits["train"]
+        labels = np.asarray(train["labels"][:]) if is_stratified else np.zeros(len(train))
+        generator = np.random.default_rng(arguments.split_seed)
+        held_out: list[int] = []
+        for label in np.unique(labels):
+            rows = generator.permutation(np.flatnonzero(labels == label))
+            # a class keeps an example in train, and gives one if it has two
+            num_held_out = min(max(1, round(arguments.validation_fraction * len(rows))), len(rows) - 1)
+            held_out.extend(rows[:num_held_out])
+        if not held_out:
+            raise ValueError(
+                f"train has too few rows ({len(train)}) to carve a {name} split; add rows or a {name} file."
+            )
+        splits[name] = train.select(np.sort(held_out))
+        splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), held_out))
+    return DatasetDict({name: splits[name] for name in ("train", "validation", "test")})

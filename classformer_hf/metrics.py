@@ -1,0 +1,296 @@
+"""Scores of a text-classification task: the thesis' metrics, their floor and their standard error.
+
+Bidart 2023 (University of Waterloo), section 5.2: accuracy; Matthews correlation for CoLA, Spearman correlation for
+STS-B, F1 of the positive class for QQP and MRPC. Macro F1 is an addition. Letters: N examples, K labels, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import EvalPrediction
+
+from .labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+if TYPE_CHECKING:
+    from .data import Task
+
+# which problem types a metric can score
+METRICS = {
+    "accuracy": (SINGLE_LABEL, MULTI_LABEL),
+    "f1": (SINGLE_LABEL, MULTI_LABEL),
+    "macro_f1": (SINGLE_LABEL, MULTI_LABEL),
+    "matthews_correlation": (SINGLE_LABEL,),
+    "spearmanr": (REGRESSION,),
+}
+DEFAULT_METRICS = {SINGLE_LABEL: "accuracy", REGRESSION: "spearmanr", MULTI_LABEL: "f1"}
+
+
+def check_metric(metric_name: str, problem_type: str, num_labels: int) -> None:
+    """Check that a metric exists and can score a task.
+
+    Raises:
+        ValueError: The metric is unknown, does not fit the problem type, or is F1 of more than two classes.
+    """
+    _check_name(metric_name)
+    if problem_type not in METRICS[metric_name]:
+        fitting = sorted(name for name, problem_types in METRICS.items() if problem_type in problem_types)
+        raise ValueError(f"metric {metric_name!r} cannot score {problem_type}; choose one of {fitting}.")
+    if metric_name == "f1" and problem_type == SINGLE_LABEL and num_labels != 2:
+        raise ValueError(
+            f"metric 'f1' is the F1 of class 1 of two classes, got {num_labels} classes; choose 'macro_f1'."
+        )
+
+
+def compute_score(metric_name: str, predictions: ArrayLike, references: ArrayLike) -> float:
+    """Compute one metric.
+
+    `f1` is the F1 of class 1 where labels are class ids, and micro F1 where they are 0-1 rows. `macro_f1` is the mean
+    over the classes that occur in either argument, or over all K labels of 0-1 rows. `accuracy` of 0-1 rows counts rows
+    that are right in every label. A correlation with something constant is 0.0.
+
+    Args:
+        metric_name: One of `METRICS`.
+        predictions: Class ids or values, (N,), or 0-1 rows, (N, K). Not logits.
+        references: Labels of the same shape.
+
+    Returns:
+        The score; higher is better.
+
+    Raises:
+        ValueError: The metric is unknown or does not fit the values; the shapes differ or are empty; a value is NaN.
+    """
+    predictions, references = _check_values(metric_name, predictions, references)
+    if metric_name == "spearmanr":
+        return _spearman(predictions, references)
+    if metric_name == "accuracy":
+        return float(accuracy_score(references, predictions))
+    if metric_name == "matthews_correlation":
+        # scikit-learn returns 0 for something constant as well, but with a warning
+        constant = np.ptp(predictions) == 0 or np.ptp(references) == 0
+        return 0.0 if constant else float(matthews_corrcoef(references, predictions))
+    average = "macro" if metric_name == "macro_f1" else "binary" if references.ndim == 1 else "micro"
+    return float(f1_score(references, predictions, average=average, zero_division=0.0))
+
+
+def predictions_from_logits(problem_type: str, logits: ArrayLike | tuple) -> np.ndarray:
+    """Turn logits into what `compute_score` takes.
+
+    Args:
+        problem_type: Of the task.
+        logits: Logits, (N, K), or values of a regression, (N, 1) or (N,). Of a tuple, as a model with several outputs
+            gives, the first.
+
+    Returns:
+        The class of the largest logit, (N,); the values, (N,); or, multi-label, 1 where a logit is positive, (N, K).
+
+    Raises:
+        ValueError: A logit is NaN.
+    """
+    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+    # argmax would silently take a NaN for the largest logit
+    _check_no_nan("logits", logits)
+    if problem_type == REGRESSION:
+        return logits.reshape(len(logits))
+    if problem_type == MULTI_LABEL:
+        return (logits > 0).astype(np.int64)
+    return logits.argmax(axis=-1)
+
+
+class TaskMetric(evaluate.Metric):
+    """One metric as an `evaluate.Metric` that needs no network.
+
+    With one process, or where every process holds all predictions (as `Trainer` gathers them), nothing is written to
+    disk, so processes cannot meet in a cache file. To let each of P processes add its share, give all of them
+    `num_process=P`, the same `experiment_id` and the same `cache_dir`, and each its `process_id`; `compute` returns the
+    score over all shares in process 0 and `None` in the others. An example must be added by one process only: leave out
+    those that a distributed sampler repeats to fill the last batch.
+
+    Args:
+        config_name: Name of the metric, one of `METRICS`.
+        num_process: Number of processes that each add a share.
+        experiment_id: What the processes of one evaluation have in common and no other evaluation has.
+        **kwargs: Other arguments of `evaluate.Metric`, among them `process_id` and `cache_dir`.
+
+    Raises:
+        ValueError: The metric is unknown, or several processes have no `experiment_id`.
+    """
+
+    def __init__(self, config_name: str, num_process: int = 1, experiment_id: str | None = None, **kwargs) -> None:
+        _check_name(config_name)
+        if num_process > 1 and experiment_id is None:
+            raise ValueError(
+                f"a metric over {num_process} processes needs an `experiment_id`, got None; "
+                "pass one that is equal in all of them and new in every evaluation."
+            )
+        kwargs.update(keep_in_memory=num_process == 1, num_process=num_process, experiment_id=experiment_id)
+        super().__init__(config_name, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        # float64 even for class ids: an integer feature would cut a fraction or fail on a NaN without saying so
+        value = datasets.Value("float64")
+        shapes = [value] if self.config_name in ("spearmanr", "matthews_correlation") else [value, datasets.List(value)]
+        return evaluate.MetricInfo(
+            description=compute_score.__doc__,
+            citation="",
+            inputs_description="predictions and references, as in compute_score",
+            features=[datasets.Features({"predictions": shape, "references": shape}) for shape in shapes],
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {self.config_name: compute_score(self.config_name, predictions, references)}
+
+
+def build_compute_metrics(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Build the `compute_metrics` of a `Trainer`.
+
+    Args:
+        task: Whose problem type and metric are used.
+
+    Returns:
+        A function from logits and labels to `{metric_name: score}`.
+    """
+    metric = TaskMetric(task.metric_name)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        predictions = predictions_from_logits(task.problem_type, prediction.predictions)
+        return metric.compute(predictions=predictions, references=np.asarray(prediction.label_ids))
+
+    return compute_metrics
+
+
+def majority_score(task: Task, split: str = "validation") -> float:
+    """Compute the score of the best constant prediction, a floor for every model.
+
+    The constant is chosen on the train split: its most frequent label (or set of labels), or class 1 (or every label)
+    where that scores higher, as it does for F1 when class 1 is the rare one. Correlations have the floor 0.0.
+
+    Args:
+        task: Raw or tokenised.
+        split: Split to score.
+
+    Returns:
+        The score of that constant.
+
+    Raises:
+        ValueError: The task has no such split.
+    """
+    if split not in task.splits:
+        raise ValueError(f"task {task.name!r} has no split {split!r}; found {list(task.splits)}.")
+    if task.metric_name in ("matthews_correlation", "spearmanr"):
+        return 0.0
+    labels, references = (np.asarray(task.splits[name]["labels"][:]).astype(int) for name in ("train", split))
+    values, counts = np.unique(labels, axis=0, return_counts=True)
+    majority = values[counts.argmax()]
+
+    def score(constant: np.ndarray, labels: np.ndarray) -> float:
+        return compute_score(task.metric_name, np.broadcast_to(constant, labels.shape), labels)
+
+    return score(max([majority, np.ones_like(majority)], key=lambda constant: score(constant, labels)), references)
+
+
+def standard_error(
+    metric_name: str, predictions: ArrayLike, references: ArrayLike, seed: int = 0, num_resamples: int = 1000
+) -> float:
+    """Estimate the standard error of a score by the bootstrap over examples.
+
+    Args:
+        metric_name: One of `METRICS`.
+        predictions: As in `compute_score`.
+        references: As in `compute_score`.
+        seed: Of the resampling.
+        num_resamples: Number of resamples, at least 2.
+
+    Returns:
+        Standard deviation of the score over the resamples.
+
+    Raises:
+        ValueError: As `compute_score`, or there are fewer than 2 resamples.
+    """
+    if num_resamples < 2:
+        raise ValueError(f"`num_resamples` must be at least 2, got {num_resamples}; 1000 is usual.")
+    predictions, references = _check_values(metric_name, predictions, references)
+    generator = np.random.default_rng(seed)
+    num_examples = len(references)
+    if metric_name == "spearmanr":
+        rows = (generator.integers(num_examples, size=num_examples) for _ in range(num_resamples))
+        return float(np.std([_spearman(predictions[row], references[row]) for row in rows], ddof=1))
+    # only how often a (prediction, reference) pair is drawn matters, and those counts are multinomial
+    pairs, counts = np.unique(np.stack([predictions, references], axis=1), axis=0, return_counts=True)
+    drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
+    return float(np.std(_scores_of_counts(metric_name, pairs[:, 0], pairs[:, 1], drawn), ddof=1))
+
+
+def _scores_of_counts(
+    metric_name: str, predictions: np.ndarray, references: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Score R samples of the same P (prediction, reference) pairs, (P,) or (P, K), by their counts, (R, P)."""
+    totals = counts.sum(axis=1)
+    if metric_name == "accuracy":
+        is_right = (predictions == references).reshape(len(references), -1).all(axis=1)
+        return counts @ is_right / totals
+    is_multi_label = references.ndim == 2
+    if not is_multi_label:
+        classes = np.array([1]) if metric_name == "f1" else np.union1d(predictions, references)
+        predictions, references = predictions[:, None] == classes, references[:, None] == classes  # (P, K)
+    correct = counts @ (predictions & references)  # (R, K)
+    predicted, actual = counts @ predictions, counts @ references
+    if metric_name == "matthews_correlation":
+        covariance = correct.sum(axis=1) * totals - (predicted * actual).sum(axis=1)
+        variances = np.stack([totals**2 - (sums**2).sum(axis=1) for sums in (predicted, actual)])
+        return covariance / np.maximum(1, np.sqrt(variances)).prod(axis=0)
+    if metric_name == "f1":
+        return 2 * correct.sum(axis=1) / np.maximum(1, (predicted + actual).sum(axis=1))
+    f1_per_label = 2 * correct / np.maximum(1, predicted + actual)
+    num_labels = references.shape[1] if is_multi_label else (predicted + actual > 0).sum(axis=1)
+    return f1_per_label.sum(axis=1) / num_labels
+
+
+def _check_values(metric_name: str, predictions: ArrayLike, references: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays, of integers unless the metric is Spearman's; `compute_score` says what raises."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    is_table = references.ndim == 2 and references.shape[1] > 1
+    if predictions.shape != references.shape or not (references.ndim == 1 or is_table) or not references.size:
+        raise ValueError(
+            "predictions and references must be of one shape, (N,) or (N, K >= 2), and not empty, got "
+            f"{predictions.shape} and {references.shape}; logits need predictions_from_logits first."
+        )
+    problem_type = MULTI_LABEL if references.ndim == 2 else REGRESSION if metric_name == "spearmanr" else SINGLE_LABEL
+    check_metric(metric_name, problem_type, num_labels=2)
+    _check_no_nan("predictions", predictions)
+    _check_no_nan("references", references)
+    if problem_type == REGRESSION:
+        return predictions, references
+    classes = np.unique([*np.unique(predictions), *np.unique(references)])
+    if np.any(classes != np.floor(classes)):
+        raise ValueError(f"{metric_name} compares class ids, got fractions; logits need predictions_from_logits first.")
+    if (problem_type == MULTI_LABEL or metric_name == "f1") and not np.isin(classes, (0, 1)).all():
+        raise ValueError(
+            f"{metric_name} of {problem_type} takes 0 and 1, got {classes.astype(int).tolist()}; "
+            "for more than two classes choose 'macro_f1'."
+        )
+    return predictions.astype(np.int64), references.astype(np.int64)
+
+
+def _check_name(metric_name: str) -> None:
+    if metric_name not in METRICS:
+        raise ValueError(f"unknown metric {metric_name!r}; choose one of {sorted(METRICS)}.")
+
+
+def _check_no_nan(what: str, values: np.ndarray) -> None:
+    num_nan = int(np.isnan(values).sum())
+    if num_nan:
+        raise ValueError(f"{what} hold {num_nan} NaN of {values.size} values; a training that diverged gives them.")
+
+
+def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return 0.0
+    return float(spearmanr(predictions, references).statistic)

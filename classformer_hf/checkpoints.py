@@ -115,7 +115,7 @@ def load_from_encoder(
     fresh, homeless = set(info["missing_keys"]), set(info["unexpected_keys"])
     misfits = _list_mismatches(info) or _list(key for key in fresh | homeless if not _is_head(key, model))
     if misfits:
-        raise ValueError(f"overrides must not change the weights of `{name}`, got {config_overrides}: {misfits}.")
+        raise ValueError(f"overrides must fit the weights of `{name}`, got {config_overrides}; at odds: {misfits}.")
     model.name_or_path = model.config.name_or_path = name
     if fresh:
         logger.warning("Fresh weights, which `%s` does not have and training must set: %s", name, _list(fresh))
@@ -203,6 +203,8 @@ def _translate_labels(source: PreTrainedConfig, overrides: Mapping[str, Any]) ->
     """Settle what depends on the labels that are asked for: their names and the loss."""
     id2label = overrides.get("id2label")
     num_labels = overrides.get("num_labels", len(id2label) if id2label else source.num_labels)
+    if not isinstance(num_labels, int) or num_labels < 1:
+        raise ValueError(f"`num_labels` must be an integer >= 1, got {num_labels!r}; regression has 1.")
     changes: dict[str, Any] = {}
     if num_labels != source.num_labels:
         changes = {"num_labels": num_labels, "id2label": None, "label2id": None, "problem_type": None}
@@ -316,8 +318,10 @@ def _strip(key: str, model: PreTrainedModel) -> str:
     return key.removeprefix(f"{model.base_model_prefix}.")
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+def _list(names: Iterable[str], max_names: int = 12) -> str:
+    names = sorted(names)
+    num_more = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def _list_mismatches(info: Mapping[str, Any]) -> str:

@@ -154,16 +154,13 @@ def test_minus_one_can_be_a_class(tmp_path):
 
 def test_carving_keeps_the_shares_of_classes_and_every_class_in_train(tmp_path):
     labels = ["common"] * 60 + ["seldom"] * 20 + ["once"]
-    task = load(
-        write(
-            tmp_path,
-            train={"text": [str(i) for i in range(81)], "label": labels},
-            test={"text": ["a"], "label": ["once"]},
-        )
-    )
-    assert task.label_names == ["common", "once", "seldom"]
-    assert np.bincount(task.splits["validation"]["labels"][:], minlength=3).tolist() == [6, 0, 2]
-    assert np.bincount(task.splits["train"]["labels"][:]).tolist() == [54, 1, 18]
+    columns = {"text": [str(i) for i in range(81)], "label": labels}
+    folder = write(tmp_path, train=columns, test={"text": ["a"], "label": ["once"]})
+    for seed in range(4):
+        task = load(folder, split_seed=seed)
+        assert task.label_names == ["common", "once", "seldom"]
+        assert np.bincount(task.splits["validation"]["labels"][:], minlength=3).tolist() == [6, 0, 2]
+        assert np.bincount(task.splits["train"]["labels"][:]).tolist() == [54, 1, 18]
 
 
 def test_carving_depends_on_the_seed_only(tmp_path):
@@ -281,6 +278,12 @@ def test_given_columns_win(tmp_path):
     columns = {"text": ["no"] * 10, "a": TEXTS, "b": TEXTS, "label": [0] * 10, "verdict": ["x", "y"] * 5}
     task = load(write(tmp_path, train=columns), text_column="b", text_pair_column="a", label_column="verdict")
     assert task.text_columns == ("b", "a")
+    assert task.label_names == ["x", "y"]
+
+
+def test_the_label_is_no_text(tmp_path):
+    task = load(write(tmp_path, train={"text": ["x", "y"] * 5, "body": TEXTS}), label_column="text")
+    assert task.text_columns == ("body",)
     assert task.label_names == ["x", "y"]
 
 

@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 from classformer_hf.data import Task
 from classformer_hf.metrics import (
     TaskMetric,
+    _scores_of_counts,
     build_compute_metrics,
     check_metric,
     compute_score,
@@ -176,6 +177,28 @@ def test_standard_error_agrees_with_plain_resampling(metric_name, num_classes, i
         scores.append(compute_score(metric_name, predictions[drawn], references[drawn]))
     estimate = standard_error(metric_name, predictions, references, seed=1)
     assert estimate == pytest.approx(np.std(scores), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("metric_name", "predictions", "references"),
+    [
+        *((name, PREDICTIONS, REFERENCES) for name in ("accuracy", "f1", "macro_f1", "matthews_correlation")),
+        *((name, PREDICTED_ROWS, ROWS) for name in ("accuracy", "f1", "macro_f1")),
+        ("macro_f1", [0, 2, 2, 5], [0, 2, 5, 5]),
+        ("matthews_correlation", [0, 2, 2, 5], [0, 2, 5, 5]),
+        ("matthews_correlation", [1, 1, 1, 1], [0, 1, 0, 1]),
+        ("f1", [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_counted_scores_are_the_scores(metric_name, predictions, references):
+    """The bootstrap has formulas of its own for speed: each example once, and the first one three times."""
+    predictions, references = np.array(predictions), np.array(references)
+    counts = np.ones((2, len(references)), dtype=int)
+    counts[1, 0] = 3
+    repeated = [np.concatenate([values[:1], values[:1], values]) for values in (predictions, references)]
+    assert _scores_of_counts(metric_name, predictions, references, counts) == pytest.approx(
+        [compute_score(metric_name, predictions, references), compute_score(metric_name, *repeated)]
+    )
 
 
 @pytest.mark.parametrize("metric_name", ["accuracy", "spearmanr"])

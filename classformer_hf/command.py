@@ -67,4 +67,5 @@ def run_command(main: Callable[[], int | None]):
     except KeyboardInterrupt:
         sys.exit("stopped by hand")
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        # some libraries explain over several lines
+        sys.exit(f"error: {' '.join(str(error).split())}")

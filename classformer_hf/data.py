@@ -10,10 +10,11 @@ import json
 import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
 from .metrics import DEFAULT_METRICS, check_metric
@@ -138,6 +139,27 @@ def load_task(arguments: TaskArguments) -> Task:
         f"{metric_name}, rows: {sizes}"
     )
     return replace(task, metric_name=metric_name, splits=splits)
+
+
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Args:
+        name_or_path: Folder or Hub name.
+        trust_remote_code: Whether code inside the checkpoint may run.
+
+    Raises:
+        OSError: There is none, or the Hub cannot be reached.
+    """
+    # without this a folder that has no tokenizer gives one that knows no words
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "tokenizer_config.json").is_file():
+        raise OSError(f"`{name_or_path}` holds no tokenizer (tokenizer_config.json); save the checkpoint's there too.")
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"no tokenizer can be loaded from `{name_or_path}`; check spelling and connection, or give a folder."
+        ) from error
 
 
 def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
@@ -22,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, tokenize
+from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 
 
@@ -46,7 +45,7 @@ def check_labels(model, task: Task, name: str):
 
 
 def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_length: int) -> dict:
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    tokenizer = load_tokenizer(name, trust_remote_code=True)
     model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True)
     check_labels(model, task, name)
     split = tokenize(task, tokenizer, max_length).splits[arguments.split]

@@ -59,7 +59,8 @@ def search_table(record: dict) -> str:
     summary, hardware = record["summary"], record["summary"]["hardware"]
     lengths = next(value for name, value in summary.items() if name.startswith("layer_lengths"))
     note = (
-        f"Validation {summary['metric_name']}, n = {summary['num_validation_examples']}, seed {record['seed']}; "
+        f"Validation {summary['metric_name']}, n = {summary['num_validation_examples']}, seed {record['seed']}; the "
+        f"majority class has {summary['majority_score']:.4f}, the requirement was {summary['required_score']:.4f}; "
         "latency relative to the full model in the same rounds (median and quartiles), batch 1, "
         f"{hardware['threads']} thread, {hardware['dtype']}, {hardware['device_name']}. Bold: chosen for "
         f"{100 * summary['required_performance']:g} %; of 512 tokens its layers pass on {lengths}. "

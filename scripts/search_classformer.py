@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, tokenize
+from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import majority_score
 from classformer_hf.search import (
     BinarySearchSampler,
@@ -117,7 +117,7 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
         print(f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy")
         checkpoint = str(Path(training.output_dir) / "checkpoint")
         prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 
@@ -126,8 +126,8 @@ def check_reference(trial: Trial, task: Task, force: bool):
     floor, margin = majority_score(task), 2 * trial.measurement["standard_error"]
     if trial.score < floor + margin:
         message = (
-            f"the full model's {task.metric_name} of {trial.score:.3f} is not above the majority score {floor:.3f} by 2 "
-            f"standard errors ({margin:.3f}), so there is nothing to keep; train longer, take another checkpoint or "
+            f"the full model's {task.metric_name} of {trial.score:.3f} is not above the majority score {floor:.3f} by "
+            f"2 standard errors ({margin:.3f}), so there is nothing to keep; train longer, take another checkpoint or "
             "more data, or search anyway with --force."
         )
         if not force:
@@ -198,6 +198,7 @@ def main() -> int | None:
         "num_train_examples": len(task.splits["train"]),
         "num_validation_examples": len(task.splits["validation"]),
         "truncated": task.truncated,
+        "majority_score": majority_score(task),
     }
     remaining = search.max_trials - len(journal.trials)
     print(

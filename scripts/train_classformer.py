@@ -15,12 +15,12 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import load_from_encoder
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, tokenize
+from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
 
@@ -89,7 +89,7 @@ def main():
     transformers_logging.disable_progress_bar()
     if model_arguments.num_seeds < 1:
         raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
-    tokenizer = AutoTokenizer.from_pretrained(model_arguments.model_name_or_path)
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
     rows = [train_seed(model_arguments, task, tokenizer, training, seed) for seed in seeds]

@@ -1,0 +1,279 @@
+"""The command lines on tiny data: the main job end to end, resuming, and one sentence for what a user can mend."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta_two_labels(tmp_path_factory, tiny_settings, tiny_tokenizer):
+    """A saved stock classifier with the labels of `tiny_text_file`, so that it can be judged before training too."""
+    names = ["negative", "positive"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    folder = tmp_path_factory.mktemp("two-labels")
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(RobertaConfig(**{**tiny_settings, "num_labels": 2, **labels})).save_pretrained(
+        folder
+    )
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a script in this process; returns its exit code, its output and its last words on stderr."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        except SystemExit as exit_:
+            code = exit_.code
+        output = capsys.readouterr()
+        if isinstance(code, str):
+            return 1, output.out, code
+        return code or 0, output.out, output.err
+
+    return call
+
+
+def search_flags(checkpoint, dataset, output, *more) -> list:
+    return [
+        *("--model_name_or_path", checkpoint, "--dataset_name", dataset, "--output_dir", output, "--use_cpu"),
+        *("--num_train_epochs", 1, "--max_trials", 3, "--latency_rounds", 2, "--learning_rate", 1e-3),
+        *(*CARVED, "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "True"),
+        *("--load_best_model_at_end", "False", "--force", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, tiny_roberta_two_labels, tiny_text_file):
+    """A finished search in a process of its own."""
+    output = tmp_path_factory.mktemp("search")
+    flags = search_flags(tiny_roberta_two_labels, tiny_text_file, output, "--required_performance", 0.5)
+    command = [sys.executable, str(SCRIPTS / "search_classformer.py"), *map(str, flags)]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent)
+    assert process.returncode == 0, process.stderr
+    return output, process.stdout, flags
+
+
+def test_search_leaves_a_whole_folder(searched):
+    output, printed, _ = searched
+    names = {path.name for path in (output / "best").iterdir()}
+    assert names >= {
+        *("config.json", "model.safetensors", "configuration_classformer.py", "modeling_classformer.py"),
+        *("tokenizer_config.json", "search.json", "trials.jsonl", "pareto.png", "README.md"),
+    }
+    assert not (output / "current_trial").exists()
+    data = json.loads((output / "best" / "search.json").read_text())
+    assert data["num_trials"] == 3
+    assert len(data["layer_lengths_for_512_tokens"]) == 3
+    assert data["speedup_against_stock"] == pytest.approx(
+        data["speedup_schedule_only"] * json.loads(printed_trial(output, data))["stock_latency_ratio"]
+    )
+    assert "at most about" in printed and "x stock" in printed
+    assert str(output) not in (output / "best" / "README.md").read_text()
+
+
+def printed_trial(output: Path, data: dict) -> str:
+    rows = [json.loads(line) for line in (output / "trials.jsonl").read_text().splitlines()[1:]]
+    chosen = next(row for row in rows if row["schedule"] == {"gamma": data["gamma"], "eta": data["eta"]})
+    return json.dumps(chosen["measurement"])
+
+
+def test_weights_in_the_folder_have_the_score_in_the_journal(run, searched, tiny_text_file):
+    output, _, _ = searched
+    code, printed, _ = run(
+        *(
+            "evaluate_model",
+            "--models",
+            output / "best",
+            "--dataset_name",
+            tiny_text_file,
+            *CARVED,
+        ),
+        *("--split", "validation", "--use_cpu"),
+    )
+    score = json.loads((output / "best" / "search.json").read_text())["score"]
+    assert code == 0
+    assert f"accuracy {score:.4f}" in printed
+
+
+def test_finished_search_repeats_nothing(run, searched):
+    output, _, flags = searched
+    before = (output / "trials.jsonl").read_bytes()
+    code, printed, _ = run(
+        "search_classformer", *flags, "--required_performance", "0.99", "--results_file", output / "r.json"
+    )
+    assert code == 0
+    assert (output / "trials.jsonl").read_bytes() == before
+    assert "asked: 99 %" in printed
+    record = json.loads((output / "r.json").read_text())
+    assert len(record["trials"]) == 3 and str(output) not in record["command"]
+
+
+def test_search_refuses_another_dataset_in_the_same_folder(run, searched, tmp_path, tiny_text_file):
+    other = tmp_path / "other.csv"
+    other.write_text(tiny_text_file.read_text().replace("dull", "grey"))
+    _, _, flags = searched
+    flags = [other if flag == tiny_text_file else flag for flag in flags]
+    code, _, message = run("search_classformer", *flags)
+    assert code == 1
+    assert "belongs to another study: its dataset" in message
+
+
+def test_search_stops_where_there_is_nothing_to_keep(run, tmp_path, tiny_roberta_two_labels, tiny_text_file):
+    flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--learning_rate", 0)
+    flags.remove("--force")
+    code, _, message = run("search_classformer", *flags)
+    assert code == 1
+    assert re.search(r"not above the majority score 0\.\d+ by 2 standard errors .* --force", message)
+    assert (tmp_path / "run" / "trials.jsonl").read_text().count("\n") == 2
+
+
+def test_search_killed_between_trials_resumes(tmp_path, tiny_roberta_two_labels, tiny_text_file):
+    flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--max_trials", 4)
+    command = [sys.executable, str(SCRIPTS / "search_classformer.py"), *map(str, flags)]
+    journal = tmp_path / "run" / "trials.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=SCRIPTS.parent)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.exists() and journal.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = journal.read_text().splitlines()[:3]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent)
+    assert done.returncode == 0, done.stderr
+    lines = journal.read_text().splitlines()
+    assert lines[:3] == finished and len(lines) == 5
+    assert len({json.loads(line)["key"] for line in lines[1:]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--required_performance", "99"], "above 0 and at most 1, got 99.0; 0.99 asks for 99 %"),
+        (["--max_trials", "0"], "`max_trials` must be at least 1, got 0"),
+        (["--gamma_options", "1", "zero"], "a gamma option is an integer >= 1 or \"first\", got 'zero'"),
+        (["--eta_options", "-3"], "an eta option is an integer >= 0, got -3"),
+        (["--dataset_name", "no_such_file.csv"], "no_such_file.csv"),
+        (["--text_column", "body"], "body.*sentence"),
+        (["--label_column", "stars"], "stars.*label"),
+        (["--metric_name", "bleu"], "bleu"),
+        (["--model_name_or_path", "no_such_folder"], "no_such_folder"),
+        (["--max_length", "1000"], "1000"),
+    ],
+    ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
+)
+def test_search_says_what_is_wrong(run, tmp_path, tiny_roberta_two_labels, tiny_text_file, flags, message):
+    arguments = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", *flags)
+    code, _, words = run("search_classformer", *arguments)
+    assert code == 1
+    assert words.startswith("error: ") and words.count("\n") == 0
+    assert re.search(message, words)
+
+
+def test_data_without_a_checkpoint_is_refused(run, tmp_path, tiny_text_file):
+    code, _, words = run("search_classformer", "--dataset_name", tiny_text_file, "--output_dir", tmp_path)
+    assert code == 1
+    assert "--dataset_name needs --model_name_or_path" in words
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ('{"max_trails": 3}', r"unknown arguments \['max_trails'\]")],
+)
+def test_bad_recipe_is_refused(run, tmp_path, content, message):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(content)
+    code, _, words = run("search_classformer", recipe)
+    assert code == 1
+    assert re.search(message, words)
+
+
+def test_training_takes_a_found_architecture_and_seeds(
+    run, searched, tiny_roberta_two_labels, tiny_text_file, tmp_path
+):
+    output, _, _ = searched
+    flags = [
+        *(
+            "--model_name_or_path",
+            tiny_roberta_two_labels,
+            "--dataset_name",
+            tiny_text_file,
+            *CARVED,
+        ),
+        *("--config_name", output / "best", "--num_seeds", 2, "--output_dir", tmp_path / "final", "--use_cpu"),
+        *("--num_train_epochs", 2, "--disable_tqdm", "True", "--learning_rate", 1e-3),
+    ]
+    code, printed, _ = run("train_classformer", *flags)
+    assert code == 0
+    assert "mean of 2" in printed
+    expected = json.loads((output / "best" / "config.json").read_text())
+    for seed in (42, 43):
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final" / f"seed-{seed}")
+        assert (model.config.gamma, model.config.eta) == (expected["gamma"], expected["eta"])
+    # a second call trains nothing
+    stamp = (tmp_path / "final" / "seed-42" / "model.safetensors").stat().st_mtime_ns
+    assert run("train_classformer", *flags)[0] == 0
+    assert (tmp_path / "final" / "seed-42" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_seeds", "0"], "--num_seeds must be at least 1, got 0"),
+        (["--config_name", "no_such_folder"], "no_such_folder is no Classformer config"),
+        (["--config_name", "x", "--gamma", "1", "2", "1"], "give --config_name or --gamma, not both"),
+        (["--gamma", "1", "2"], "2 for 3 layers"),
+    ],
+)
+def test_training_says_what_is_wrong(run, tiny_roberta_two_labels, tiny_text_file, tmp_path, flags, message):
+    code, _, words = run(
+        *("train_classformer", "--model_name_or_path", tiny_roberta_two_labels, "--dataset_name", tiny_text_file),
+        *("--output_dir", tmp_path, "--use_cpu", *CARVED, *flags),
+    )
+    assert code == 1
+    assert re.search(message, words)
+
+
+def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, tiny_text_file, tmp_path):
+    code, _, words = run(
+        *("train_classformer", "--model_name_or_path", tiny_roberta_two_labels, "--dataset_name", tiny_text_file),
+        *(
+            "--output_dir",
+            tmp_path,
+            "--use_cpu",
+            "--learning_rate",
+            1e30,
+            "--num_train_epochs",
+            3,
+            "--disable_tqdm",
+            "True",
+        ),
+        *CARVED,
+    )
+    assert code == 1
+    assert re.search(r"(the training loss became (nan|inf).*lower --learning_rate|NaN)", words)
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_help_teaches(run, script):
+    code, printed, _ = run(script, "--help")
+    assert code == 0
+    assert "python scripts/" in printed or "usage" in printed
+    assert len(printed) > 500

@@ -4,6 +4,7 @@ import ast
 import configparser
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,12 @@ def _shown_paths(line):
     return [path.rstrip(".") for path in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*", line)]
 
 
+@cache
 def known_options():
     from transformers import TrainingArguments
 
     files = [*(ROOT / "scripts").glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
-    options = set(TrainingArguments.__dataclass_fields__)
+    options = {"help", *TrainingArguments.__dataclass_fields__}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -166,6 +166,7 @@ def save_folders(contract, settings, processor, folder):
         "golden": str(golden),
         "files": files,
         **{name: getattr(contract, name) for name in ("auto_class", "output_name", "task", "bfloat16_tolerance")},
+        "auto_classes": list(contract.auto_classes),
         "examples": list(contract.examples),
     }
 

@@ -75,7 +75,7 @@ def test_compiles_as_one_graph(tiny_settings):
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @torch.no_grad()
 def test_compiled_code_gives_the_same_outputs(tiny_settings):
-    model = build(tiny_settings, eta=2)
+    model = build(tiny_settings, num_hidden_layers=2, gamma=[2, 1], eta=2)
     compiled = torch.compile(model)
     for batch_size, length in ((3, 12), (2, 9)):
         batch = make_batch(batch_size, length)

@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
 
-def parse_arguments(dataclass_types: Sequence[type], description: str, arguments: list[str] | None = None) -> tuple:
+def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments: list[str] | None = None) -> tuple:
     """Parse flags into dataclasses; a first argument `recipe.json` sets defaults that flags override.
 
     Args:

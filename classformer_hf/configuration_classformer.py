@@ -95,7 +95,7 @@ class ClassformerConfig(RobertaConfig):
             One length per layer; index 0 is what leaves the first block.
         """
         lengths = []
-        for factor in self.gamma:
+        for factor in self.gamma or []:
             kept = min(self.eta, num_tokens) if factor > 1 else num_tokens
             num_tokens = kept + -(-(num_tokens - kept) // factor)
             lengths.append(num_tokens)

@@ -113,7 +113,8 @@ class ClassformerEncoder(nn.Module):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        layer_mask, is_square = None, False
+        layer_mask: torch.Tensor | None = None
+        is_square = False
         for layer in self.layer:
             is_cls_only = cls_only and layer is self.layer[-1]
             # decided on gamma and not on shapes, which are symbolic when exporting

@@ -121,7 +121,7 @@ def build_trainer(
     if arguments.metric_for_best_model is None:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
         arguments.greater_is_better = True
-    callbacks = [StopOnInvalidLoss()]
+    callbacks: list[TrainerCallback] = [StopOnInvalidLoss()]
     if arguments.early_stopping_patience and arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
     trainer = Trainer(
@@ -175,7 +175,7 @@ def fine_tune(
         num_epochs = trainer.state.epoch or 0.0
     output = trainer.predict(task.splits["validation"], metric_key_prefix="eval")
     return FineTuned(
-        score=output.metrics[name],
+        score=output.metrics[name],  # type: ignore[index]  # compute_metrics is set
         score_as_is=score_as_is,
         predictions=predictions_from_logits(task.problem_type, output.predictions),
         seconds=time.perf_counter() - started,

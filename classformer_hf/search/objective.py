@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    BatchEncoding,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from ..checkpoints import load_from_encoder
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
@@ -52,6 +59,7 @@ class FineTuneObjective:
         self.task = task
         self.tokenizer = tokenizer
         self.arguments = arguments
+        self.output = Path(str(arguments.output_dir))
         self.device = device
         self.latency_threads = latency_threads
         self.latency_rounds = latency_rounds
@@ -61,7 +69,7 @@ class FineTuneObjective:
         self.has_head = any("SequenceClassification" in name for name in source.architectures or [])
         self.has_head &= source.num_labels == task.num_labels
 
-    def load(self, schedule: Schedule) -> ClassformerForSequenceClassification:
+    def load(self, schedule: Schedule) -> PreTrainedModel:
         """Load the checkpoint with a schedule; a new head is the same for every schedule."""
         set_seed(self.arguments.seed)
         names = dict(enumerate(self.task.label_names))
@@ -76,7 +84,7 @@ class FineTuneObjective:
         )
 
     def model_folder(self, schedule: Schedule) -> Path:
-        return Path(self.arguments.output_dir) / "models" / schedule.key
+        return self.output / "models" / schedule.key
 
     def identity(self) -> dict[str, Any]:
         """Say what a journal's trials depend on, so that only the same study is resumed."""
@@ -100,7 +108,7 @@ class FineTuneObjective:
         """
         model = self.load(schedule)
         arguments = copy.copy(self.arguments)
-        arguments.output_dir = str(Path(self.arguments.output_dir) / "current_trial")
+        arguments.output_dir = str(self.output / "current_trial")
         arguments.save_only_model = True
         try:
             result = fine_tune(model, self.task, self.tokenizer, arguments, evaluate_as_is=self.has_head)
@@ -129,10 +137,10 @@ class FineTuneObjective:
         (measurement,) = broadcast_object_list([measurement])
         return measurement
 
-    def measure(self, model: ClassformerForSequenceClassification) -> dict[str, Any]:
+    def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """Time a model side by side with its unreduced references."""
-        config = model.config
-        models = {"candidate": model}
+        config: Any = model.config
+        models: dict[str, Any] = {"candidate": model}
         for name, cls_only in (("full", True), ("stock", False)):
             reference = copy.deepcopy(config)
             reference.gamma, reference.eta = [1] * config.num_hidden_layers, 0
@@ -163,9 +171,10 @@ class FineTuneObjective:
         split = self.task.splits["train"]
         batch_size = min(self.arguments.per_device_train_batch_size, len(split))
         rows = split.shuffle(seed=0).select(range(batch_size))
-        batch = DataCollatorWithPadding(self.tokenizer)(list(rows)).to(self.arguments.device)
-        model = self.load(Schedule((1,) * AutoConfig.from_pretrained(self.checkpoint).num_hidden_layers))
-        model = model.to(self.arguments.device).train()
+        batch = BatchEncoding(DataCollatorWithPadding(self.tokenizer)(list(rows))).to(self.arguments.device)
+        num_layers = AutoConfig.from_pretrained(self.checkpoint).num_hidden_layers
+        model: Any = self.load(Schedule((1,) * num_layers))
+        model.to(self.arguments.device).train()
         seconds = []
         for _ in range(3):
             started = time.perf_counter()

@@ -74,11 +74,11 @@ class GaussianProcessSampler:
         from skopt.acquisition import gaussian_ei
 
         generator = np.random.default_rng([self.seed, len(observations)])
-        candidates = {self.space.sample(generator) for _ in range(NUM_CANDIDATES)}
+        pool = {self.space.sample(generator) for _ in range(NUM_CANDIDATES)}
         for schedule, _ in sorted(observations, key=lambda pair: -pair[1])[:3]:
-            candidates.update(self.space.neighbours(schedule))
+            pool.update(self.space.neighbours(schedule))
         # sorted, because the order of a set differs between processes
-        candidates = sorted(candidates - seen)
+        candidates = sorted(pool - seen)
         if not candidates:
             return None
         dimensions = [(0, len(self.space.gamma_options) - 1)] * self.space.num_layers

@@ -117,8 +117,8 @@ class SearchSpace:
 
     def sample(self, generator: np.random.Generator) -> Schedule:
         """Draw every choice uniformly and independently."""
-        layers = generator.integers(len(self.gamma_options), size=self.num_layers)
-        return self.decode([*layers, generator.integers(len(self.eta_options))])
+        sizes = [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
+        return self.decode(generator.integers(sizes).tolist())
 
     def neighbours(self, schedule: Schedule) -> list[Schedule]:
         """List the schedules one step away in one choice."""

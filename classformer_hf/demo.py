@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForSequenceClassification, set_seed
 
 from .corpus import train_tokenizer
@@ -22,14 +23,16 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
         folder: Where the stock RoBERTa checkpoint and its tokenizer go.
         disable_tqdm: Show no progress bar.
     """
-    if (folder / "model.safetensors").exists():
+    if folder.exists():
         logger.info("using the classifier in %s", folder)
         return
+    # a checkpoint that was cut off in the middle of writing must not count as one
+    staging = folder.with_name(folder.name + ".partial")
     tokenizer = train_tokenizer(task, max_length=MAX_LENGTH)
     set_seed(42)
     model = RobertaForSequenceClassification(_config(task, tokenizer))
     arguments = ClassformerTrainingArguments(
-        output_dir=str(folder / "training"),
+        output_dir=str(staging),
         num_train_epochs=6,
         learning_rate=1e-3,
         early_stopping_patience=0,
@@ -42,8 +45,11 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
     logger.info("training a RoBERTa of %.1f M parameters from scratch (6 epochs)", model.num_parameters() / 1e6)
     result = fine_tune(model, tokenize(task, tokenizer, MAX_LENGTH), tokenizer, arguments)
     logger.info("validation accuracy %.3f after %.0f seconds", result.score, result.seconds)
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    if arguments.process_index == 0:
+        tokenizer.save_pretrained(staging)
+        model.save_pretrained(staging)
+        staging.rename(folder)
+    PartialState().wait_for_everyone()
 
 
 def _config(task: Task, tokenizer: PreTrainedTokenizerBase) -> RobertaConfig:

@@ -154,9 +154,9 @@ class Progress:
         else:
             text += f"failed: {trial.error}"
         text += f" | best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x"
-        self.bar.write(text)
         self.bar.update()
         if self.is_main:
+            self.bar.write(text)
             prune_models(self.output / "models", result.trials)
             self.write(result)
 
@@ -186,7 +186,8 @@ def main() -> int | None:
         search.eta_options,
         first_token_gamma=config.max_position_embeddings,
     )
-    journal = Journal(Path(training.output_dir) / "trials.jsonl", objective.identity())
+    is_main = training.process_index == 0
+    journal = Journal(Path(training.output_dir) / "trials.jsonl", objective.identity(), is_main)
     if search.strategy == "binary":
         sampler = BinarySearchSampler(space, search.required_performance)
     else:
@@ -210,7 +211,7 @@ def main() -> int | None:
         print(
             f"{remaining} trials to go, at most about {minutes:.0f} minutes (less for shorter and early-stopped ones)"
         )
-    progress = Progress(objective, journal, search.max_trials, about, training.process_index == 0)
+    progress = Progress(objective, journal, search.max_trials, about, is_main)
     result = run_search(
         space,
         objective,
@@ -224,7 +225,7 @@ def main() -> int | None:
         on_trial=progress,
     )
     progress.bar.close()
-    if training.process_index == 0:
+    if is_main:
         progress.write(result)
         print(f"\n{format_table(result)}\n")
         print_summary(Path(training.output_dir) / "best", result)

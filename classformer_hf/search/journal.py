@@ -72,13 +72,15 @@ class Journal:
     Args:
         path: The file; it and its folder are created when the first line is written.
         identity: What must be equal for a resumed search: checkpoint, dataset, space, recipe, ...
+        is_writer: Whether this process writes; of several processes one does, the others only keep what was tried.
 
     Raises:
         JournalError: A line before the last is damaged, or the file belongs to another study.
     """
 
-    def __init__(self, path: str | Path, identity: dict[str, Any]):
+    def __init__(self, path: str | Path, identity: dict[str, Any], is_writer: bool = True):
         self.path = Path(path)
+        self.is_writer = is_writer
         self.identity = json.loads(json.dumps(identity))
         self.trials: list[Trial] = []
         self.has_header = False
@@ -104,7 +106,7 @@ class Journal:
     def _drop_torn_line(self):
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        if whole != content and self.is_writer:
             logger.warning("%s ends in the middle of a line; that unfinished trial will be repeated.", self.path)
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
@@ -123,6 +125,11 @@ class Journal:
         Raises:
             JournalError: The disk is full or the file cannot be written.
         """
+        if self.is_writer:
+            self._write(trial)
+        self.trials.append(trial)
+
+    def _write(self, trial: Trial):
         rows = [trial.to_row()]
         if not self.has_header:
             rows.insert(0, {"type": "study", "identity": self.identity})
@@ -139,4 +146,3 @@ class Journal:
                 "same command again."
             ) from error
         self.has_header = True
-        self.trials.append(trial)

@@ -27,6 +27,24 @@ from ..modeling_classformer import ClassformerForSequenceClassification
 from ..training import ClassformerTrainingArguments, fine_tune
 from .space import Schedule
 
+# the arguments that change what a trial gives
+RECIPE = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "bf16",
+    "fp16",
+    "seed",
+)
+
 
 class FineTuneObjective:
     """Evaluates schedules of one checkpoint on one task.
@@ -88,11 +106,10 @@ class FineTuneObjective:
 
     def identity(self) -> dict[str, Any]:
         """Say what a journal's trials depend on, so that only the same study is resumed."""
-        names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay", "warmup_steps")
         return {
             "checkpoint": checkpoint_fingerprint(self.checkpoint),
             "dataset": self.task.fingerprint,
-            "recipe": {name: getattr(self.arguments, name) for name in (*names, "early_stopping_patience", "seed")},
+            "recipe": {name: str(getattr(self.arguments, name)) for name in RECIPE},
             "latency": {"device": self.device, "threads": self.latency_threads},
         }
 

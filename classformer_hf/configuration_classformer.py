@@ -34,7 +34,8 @@ class ClassformerConfig(RobertaConfig):
             `"gelu"` (ELECTRA) or `"relu"` (DistilBERT).
 
     Raises:
-        ValueError: `gamma` has not one integer >= 1 per layer, or `eta` is negative.
+        StrictDataclassClassValidationError: `gamma` has not one integer >= 1 per layer, or `eta` is negative; a type
+            that does not fit raises StrictDataclassFieldValidationError. Both are huggingface_hub's.
 
     Example:
 

@@ -113,6 +113,12 @@ class ClassformerEncoder(nn.Module):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+            # eager attention adds a mask to the scores, and adding booleans would hide nothing
+            hidden = torch.finfo(hidden_states.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype).masked_fill(
+                ~attention_mask, hidden
+            )
         layer_mask: torch.Tensor | None = None
         is_square = False
         for layer in self.layer:
@@ -181,7 +187,8 @@ class ClassformerModel(ClassformerPreTrainedModel):
 
         Args:
             input_ids: Token ids, (B, L), padded on the right.
-            attention_mask: 1 for tokens and 0 for padding, (B, L); or ready for attention, (B, 1 or A, 1 or L, L).
+            attention_mask: 1 for tokens and 0 for padding, (B, L); or ready for attention, (B, 1 or A, 1 or L, L): added
+                to the scores, or boolean and True where a key is seen.
             token_type_ids: Segment ids, (B, L).
             position_ids: Position ids, (B, L); by default RoBERTa's, which start at `pad_token_id + 1`.
             inputs_embeds: Word embeddings instead of `input_ids`, (B, L, D).
@@ -321,7 +328,8 @@ class ClassformerForMaskedLM(ClassformerPreTrainedModel):
                     f"`labels` must have one entry per output position, got {labels.shape[1]} for {logits.shape[1]}: "
                     f"gamma {self.config.gamma} shortens the sequence, so choose labels for the positions that stay."
                 )
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            # labels[:, ::2] is a natural way to choose them, and the loss flattens its targets by a view
+            loss = self.loss_function(logits=logits, labels=labels.contiguous(), vocab_size=self.config.vocab_size)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

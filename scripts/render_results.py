@@ -1,7 +1,7 @@
 """Render the JSON files in results/ into the documents, so that no number is typed by hand.
 
 A document marks a place with `<!-- results: NAME.json VIEW -->` and `<!-- end -->`; what stands between is replaced.
-Views: search_table, search_headline, evaluation_table, load_table.
+Views: search_table, search_headline, evaluation_table, evaluation_headline and load_table.
 
     python scripts/render_results.py           # write
     python scripts/render_results.py --check   # change nothing, exit 1 if a document differs
@@ -79,8 +79,19 @@ def search_headline(record: dict) -> str:
         f"{100 * data['required_performance']:g} % of the full model's {data['metric_name']}: "
         f"**{data['speedup_against_stock']:.2f}x** faster than the stock model "
         f"({data['speedup_schedule_only']:.2f}x [{low:.2f}, {high:.2f}] by the schedule alone) at "
-        f"{100 * data['performance']:.1f} %, batch 1 on one CPU thread ({data['num_trials']} trials, "
-        f"n = {data['num_validation_examples']}, one seed).\n"
+        f"{100 * data['performance']:.1f} % on the validation split, batch 1 on one CPU thread "
+        f"({data['num_trials']} trials, n = {data['num_validation_examples']}, one seed).\n"
+    )
+
+
+def evaluation_headline(record: dict) -> str:
+    """One sentence that compares the last model with the first."""
+    first, *_, last = record["models"]
+    return (
+        f"On the test split, read once (n = {record['num_examples']}), the searched model has {last['metric_name']} "
+        f"{last['score']:.3f} and the full one {first['score']:.3f} (standard errors {last['standard_error']:.3f} and "
+        f"{first['standard_error']:.3f}): {100 * last['score'] / first['score']:.1f} % is kept there. The majority "
+        f"class has {record['majority_score']:.3f}.\n"
     )
 
 
@@ -123,6 +134,7 @@ def load_table(record: dict) -> str:
 VIEWS: dict[str, Callable[[dict], str]] = {
     "search_table": search_table,
     "search_headline": search_headline,
+    "evaluation_headline": evaluation_headline,
     "evaluation_table": evaluation_table,
     "load_table": load_table,
 }

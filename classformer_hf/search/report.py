@@ -48,8 +48,8 @@ def format_table(result: SearchResult) -> str:
     return "\n".join(lines)
 
 
-def plot_pareto(result: SearchResult, path: Path):
-    """Draw score against relative latency: all trials, the front, the requirement and the choice."""
+def plot_pareto(result: SearchResult, path: Path, majority_score: float):
+    """Draw score against relative latency: all trials, the front, the requirement, the floor and the choice."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,6 +65,7 @@ def plot_pareto(result: SearchResult, path: Path):
     axes.step([t.latency_ratio for t in front], [t.score for t in front], where="post", label="Pareto front")
     required = result.required_performance * result.reference.score
     axes.axhline(required, linestyle="--", color="tab:red", label=f"{100 * result.required_performance:g} % of full")
+    axes.axhline(majority_score, linestyle=":", color="0.4", label="majority class")
     axes.plot(result.best.latency_ratio, result.best.score, "*", color="tab:green", markersize=14, label="chosen")
     axes.plot(result.reference.latency_ratio, result.reference.score, "s", color="black", label="full model")
     axes.set_xlabel("latency relative to the full model (batch 1; bars: quartiles)")
@@ -163,7 +164,7 @@ def write_result_folder(result: SearchResult, model_folder: Path, journal: Path,
     shutil.copy(journal, staging / "trials.jsonl")
     data = summary(result, about)
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
-    plot_pareto(result, staging / "pareto.png")
+    plot_pareto(result, staging / "pareto.png", about["majority_score"])
     write_card(data, staging)
     shutil.rmtree(output, ignore_errors=True)
     staging.rename(output)

@@ -224,7 +224,7 @@ def test_loss_is_robertas_for_every_problem_type(tiny_settings, changes, labels)
 def test_masked_lm_wants_labels_for_the_positions_that_stay(tiny_settings):
     model = build(ClassformerForMaskedLM, tiny_settings, gamma=[2, 1, 1])
     batch = make_batch()
-    assert model(**batch, labels=batch["input_ids"][:, ::2].contiguous()).loss > 0
+    assert model(**batch, labels=batch["input_ids"][:, ::2]).loss > 0
     with pytest.raises(ValueError, match=r"one entry per output position, got 13 for 7: gamma \[2, 1, 1\] shortens"):
         model(**batch, labels=batch["input_ids"])
 

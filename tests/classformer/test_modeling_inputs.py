@@ -76,10 +76,10 @@ def four_dimensional(mask, form, num_heads=4):
     }[form]
 
 
-# eager attention adds its mask, so there a mask of booleans hides nothing, in RoBERTa too
 FORMS = [
-    *(("sdpa", form) for form in ("row", "square", "square per head", "additive row", "additive square")),
-    *(("eager", form) for form in ("additive row", "additive square")),
+    (attention, form)
+    for attention in ("eager", "sdpa")
+    for form in ("row", "square", "square per head", "additive row", "additive square")
 ]
 
 

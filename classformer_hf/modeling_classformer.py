@@ -187,8 +187,8 @@ class ClassformerModel(ClassformerPreTrainedModel):
 
         Args:
             input_ids: Token ids, (B, L), padded on the right.
-            attention_mask: 1 for tokens and 0 for padding, (B, L); or ready for attention, (B, 1 or A, 1 or L, L): added
-                to the scores, or boolean and True where a key is seen.
+            attention_mask: 1 for tokens and 0 for padding, (B, L); or ready for attention, (B, 1 or A, 1 or L, L):
+                added to the scores, or boolean and True where a key is seen.
             token_type_ids: Segment ids, (B, L).
             position_ids: Position ids, (B, L); by default RoBERTa's, which start at `pad_token_id + 1`.
             inputs_embeds: Word embeddings instead of `input_ids`, (B, L, D).

@@ -10,6 +10,7 @@ out before its first linear layer too, as RoBERTa's does.
 """
 
 import dataclasses
+import hashlib
 import logging
 import pickle
 import re
@@ -122,6 +123,17 @@ def load_from_encoder(
     if unused | homeless:
         logger.info("Weights of `%s` that are not used: %s", name, _list(unused | homeless))
     return model
+
+
+def checkpoint_fingerprint(name_or_path: str) -> str:
+    """Tell checkpoints apart: by content for a folder, by commit for a Hub name."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return f"{name_or_path}@{AutoConfig.from_pretrained(name_or_path)._commit_hash}"
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _find_head(model_class: type) -> Head:

@@ -48,7 +48,7 @@ def describe_command() -> str:
     """Give the running command for a record; of a path outside the project only its name, not where it lies here."""
 
     def shorten(argument: str) -> str:
-        return Path(argument).name if argument.startswith(("/", "..", "~")) else argument
+        return f"path/to/{Path(argument).name}" if argument.startswith(("/", "..", "~")) else argument
 
     return shlex.join(["python", *(shorten(argument) for argument in sys.argv)])
 
@@ -66,7 +66,8 @@ def run_command(main: Callable[[], int | None]):
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("stopped by hand")
+        sys.stderr.write("stopped by hand\n")
+        sys.exit(130)
     except (ValueError, OSError, FloatingPointError) as error:
         # some libraries explain over several lines
         sys.exit(f"error: {' '.join(str(error).split())}")

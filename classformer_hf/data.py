@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -86,6 +87,17 @@ class Task:
     @property
     def num_labels(self) -> int:
         return len(self.label_names)
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a model's config must say to fit the task."""
+        names = dict(enumerate(self.label_names))
+        return {
+            "num_labels": self.num_labels,
+            "id2label": names,
+            "label2id": {name: index for index, name in names.items()},
+            "problem_type": self.problem_type,
+        }
 
     @cached_property
     def fingerprint(self) -> str:

@@ -53,7 +53,6 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
 
 
 def _config(task: Task, tokenizer: PreTrainedTokenizerBase) -> RobertaConfig:
-    names = dict(enumerate(task.label_names))
     return RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -67,6 +66,5 @@ def _config(task: Task, tokenizer: PreTrainedTokenizerBase) -> RobertaConfig:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
+        **task.head_config,
     )

@@ -7,6 +7,7 @@ learning rate nor batch size; the defaults here are RoBERTa's usual ones.
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from transformers import (
@@ -23,6 +24,32 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
 from .metrics import build_compute_metrics, predictions_from_logits
+
+RECIPE = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "train_sampling_strategy",
+    "eval_strategy",
+    "load_best_model_at_end",
+    "is_best_by_score",
+    "early_stopping_patience",
+    "bf16",
+    "fp16",
+    "seed",
+)
 
 
 @dataclass
@@ -49,6 +76,15 @@ class ClassformerTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=2, metadata={"help": "Epochs without a better validation score before training stops; 0: never stop."}
     )
+
+    def __post_init__(self):
+        # TrainingArguments would take the loss; the best epoch is the one with the best score of the task
+        self.is_best_by_score = self.metric_for_best_model is None
+        super().__post_init__()
+
+    def describe_recipe(self) -> dict[str, str]:
+        """List the settings that change what a training gives, so that only the same one is resumed."""
+        return {name: str(getattr(self, name)) for name in RECIPE}
 
 
 @dataclass(frozen=True)
@@ -118,7 +154,7 @@ def build_trainer(
             f"the model has {model.config.num_labels} labels and the task {task.num_labels} ({task.label_names}); "
             f"load it with num_labels={task.num_labels}."
         )
-    if arguments.metric_for_best_model is None:
+    if arguments.is_best_by_score:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
         arguments.greater_is_better = True
     callbacks: list[TrainerCallback] = [StopOnInvalidLoss()]
@@ -171,7 +207,10 @@ def fine_tune(
     score_as_is = trainer.evaluate()[name] if evaluate_as_is else None
     num_epochs = 0.0
     if arguments.num_train_epochs > 0:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if resume else None)
+        # of several processes one makes the folder, maybe later than another looks
+        folder = str(arguments.output_dir)
+        checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+        trainer.train(resume_from_checkpoint=checkpoint)
         num_epochs = trainer.state.epoch or 0.0
     output = trainer.predict(task.splits["validation"], metric_key_prefix="eval")
     return FineTuned(

@@ -9,15 +9,18 @@ The test split is for the end: choose by the validation split, then run this onc
 """
 
 import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
+    PreTrainedConfig,
     Trainer,
     TrainingArguments,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
@@ -44,15 +47,24 @@ def check_labels(model, task: Task, name: str):
         raise ValueError(f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}.")
 
 
+def load_model(name: str):
+    """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package."""
+    config, _ = PreTrainedConfig.get_config_dict(name)
+    reference = config.get("auto_map", {}).get("AutoModelForSequenceClassification")
+    if reference is not None:
+        return get_class_from_dynamic_module(reference, name).from_pretrained(name)
+    return AutoModelForSequenceClassification.from_pretrained(name)
+
+
 def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_length: int) -> dict:
     tokenizer = load_tokenizer(name, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True)
+    model = load_model(name)
     check_labels(model, task, name)
     split = tokenize(task, tokenizer, max_length).splits[arguments.split]
     trainer = Trainer(
         model,
         TrainingArguments(
-            output_dir="unused",
+            output_dir=tempfile.gettempdir(),
             per_device_eval_batch_size=arguments.batch_size,
             use_cpu=arguments.use_cpu,
             report_to="none",
@@ -62,7 +74,7 @@ def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_l
     output = trainer.predict(split)
     predictions = predictions_from_logits(task.problem_type, output.predictions)
     return {
-        "model": Path(name).name,
+        "model": name if Path(name).exists() and not Path(name).is_absolute() else Path(name).name,
         "metric_name": task.metric_name,
         "score": compute_score(task.metric_name, predictions, output.label_ids),
         "standard_error": standard_error(task.metric_name, predictions, output.label_ids),

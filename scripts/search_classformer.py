@@ -11,10 +11,14 @@ The folder OUTPUT_DIR/best then holds the model. The same command resumes a sear
 """
 
 import json
-import sys
+import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
@@ -29,11 +33,14 @@ from classformer_hf.search import (
     SearchResult,
     SearchSpace,
     Trial,
+    check_limits,
     run_search,
 )
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.report import format_table, prune_models, write_result_folder, write_results_file
 from classformer_hf.training import ClassformerTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,6 +105,14 @@ class SearchArguments:
     )
 
 
+def check_arguments(search: SearchArguments):
+    """Refuse at once what would only show after the first training."""
+    check_limits(search.required_performance, search.max_trials)
+    SearchSpace(1, 1, search.gamma_options, search.eta_options)
+    if torch.device(search.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {search.device} was asked for, but torch finds no GPU; use --device cpu.")
+
+
 def load_inputs(search: SearchArguments, arguments: TaskArguments, training: ClassformerTrainingArguments):
     """Load the task without its test split, tokenised, and name the checkpoint."""
     task = load_task(arguments).without_test()
@@ -110,19 +125,21 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
         from classformer_hf.corpus import tfidf_score
         from classformer_hf.demo import prepare_demo_checkpoint
 
-        print(
+        PartialState().print(
             f"embedded task: functions of Python's standard library, label = package ({', '.join(task.label_names)}). "
             "It is lexical: it shows the mechanics, not the method's value."
         )
-        print(f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy")
+        PartialState().print(
+            f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy"
+        )
         checkpoint = str(Path(training.output_dir) / "checkpoint")
         prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
     tokenizer = load_tokenizer(checkpoint)
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 
-def check_reference(trial: Trial, task: Task, force: bool):
-    """Refuse to trade away accuracy that is not there."""
+def check_reference(trial: Trial, task: Task, search: SearchArguments):
+    """Refuse to trade away accuracy that is not there, and warn where the requirement is hardly above the floor."""
     floor, margin = majority_score(task), 2 * trial.measurement["standard_error"]
     if trial.score < floor + margin:
         message = (
@@ -130,9 +147,17 @@ def check_reference(trial: Trial, task: Task, force: bool):
             f"2 standard errors ({margin:.3f}), so there is nothing to keep; train longer, take another checkpoint or "
             "more data, or search anyway with --force."
         )
-        if not force:
+        if not search.force:
             raise ValueError(message)
-        print(f"warning: {message}", file=sys.stderr)
+        logger.warning("warning: %s", message)
+    elif search.required_performance * trial.score < floor + margin:
+        logger.warning(
+            "warning: %g %% of %.3f is within 2 standard errors of the majority score %.3f; a model that learned "
+            "nothing may pass, so ask for more.",
+            100 * search.required_performance,
+            trial.score,
+            floor,
+        )
 
 
 class Progress:
@@ -141,7 +166,6 @@ class Progress:
     def __init__(self, objective: FineTuneObjective, journal: Journal, max_trials: int, about: dict, is_main: bool):
         self.objective, self.journal, self.about, self.is_main = objective, journal, about, is_main
         self.output = Path(objective.arguments.output_dir)
-        self.written: str | None = None
         self.bar = tqdm(total=max_trials, initial=len(journal.trials), desc="trials", unit="trial", disable=not is_main)
 
     def __call__(self, result: SearchResult):
@@ -157,15 +181,17 @@ class Progress:
         self.bar.update()
         if self.is_main:
             self.bar.write(text)
-            prune_models(self.output / "models", result.trials)
-            self.write(result)
+            prune_models(self.output / "models", result)
+        self.write(result)
 
     def write(self, result: SearchResult):
         model_folder = self.objective.model_folder(result.best.schedule)
-        if not model_folder.exists():
-            self.bar.write(f"training {result.best.schedule.key} again: its weights were not kept")
+        (is_kept,) = broadcast_object_list([model_folder.exists()])
+        if not is_kept:
+            PartialState().print(f"training {result.best.schedule.key} again: its weights are gone")
             self.objective(result.best.schedule)
-        write_result_folder(result, model_folder, self.journal.path, self.output / "best", self.about)
+        if self.is_main:
+            write_result_folder(result, model_folder, self.journal.path, self.output / "best", self.about)
 
 
 def main() -> int | None:
@@ -173,6 +199,7 @@ def main() -> int | None:
     search, task_arguments, training = parse_arguments(types, __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    check_arguments(search)
     task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
     objective = FineTuneObjective(
         checkpoint, task, tokenizer, training, search.device, search.latency_threads, search.latency_rounds
@@ -194,7 +221,9 @@ def main() -> int | None:
         sampler = GaussianProcessSampler(space, search.max_trials, search.initial_designs, training.seed)
     about = {
         "dataset": task.name,
-        "base_model": Path(checkpoint).name if Path(checkpoint).exists() else checkpoint,
+        "dataset_fingerprint": task.fingerprint,
+        "base_model": search.model_name_or_path
+        and (Path(checkpoint).name if Path(checkpoint).exists() else checkpoint),
         "strategy": search.strategy,
         "num_train_examples": len(task.splits["train"]),
         "num_validation_examples": len(task.splits["validation"]),
@@ -202,15 +231,22 @@ def main() -> int | None:
         "majority_score": majority_score(task),
     }
     remaining = search.max_trials - len(journal.trials)
-    print(
+    PartialState().print(
         f"{task.name}: {about['num_train_examples']} training and {about['num_validation_examples']} validation "
         f"examples, metric {task.metric_name}; {space.num_points:,} points over {space.num_layers} layers"
     )
     if remaining > 0:
         minutes = objective.estimate_seconds() * remaining / 60
-        print(
+        PartialState().print(
             f"{remaining} trials to go, at most about {minutes:.0f} minutes (less for shorter and early-stopped ones)"
         )
+    deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
+
+    def is_time_up() -> bool:
+        # one clock for all processes
+        (is_over,) = broadcast_object_list([deadline is not None and time.monotonic() > deadline])
+        return is_over
+
     progress = Progress(objective, journal, search.max_trials, about, is_main)
     result = run_search(
         space,
@@ -219,15 +255,15 @@ def main() -> int | None:
         journal,
         required_performance=search.required_performance,
         max_trials=search.max_trials,
-        time_budget_seconds=search.time_budget and 60 * search.time_budget,
+        is_time_up=is_time_up,
         latency_name=f"latency_{search.reward_latency}",
-        check_reference=lambda trial: check_reference(trial, task, search.force),
+        check_reference=lambda trial: check_reference(trial, task, search),
         on_trial=progress,
     )
     progress.bar.close()
+    progress.write(result)
     if is_main:
-        progress.write(result)
-        print(f"\n{format_table(result)}\n")
+        PartialState().print(f"\n{format_table(result)}\n")
         print_summary(Path(training.output_dir) / "best", result)
         if search.results_file is not None:
             write_results_file(Path(search.results_file), result, about, training.seed)

@@ -11,6 +11,7 @@ torchrun --nproc_per_node 2 scripts/train_classformer.py ... --use_cpu (`acceler
 
 import copy
 import json
+import shutil
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.checkpoints import load_from_encoder
+from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
@@ -53,9 +54,36 @@ def read_schedule(arguments: ModelArguments) -> dict:
         raise ValueError(f"{path} is no Classformer config with gamma and eta ({reason}).") from error
 
 
+def check_settings(path: Path, settings: dict, is_writer: bool):
+    """Refuse to go on with what other settings have begun."""
+    if path.exists():
+        found = json.loads(path.read_text())
+        changed = [name for name in settings if found.get(name) != settings[name]]
+        if changed:
+            raise ValueError(
+                f"{path.parent} holds a training with another {' and '.join(changed)}; use another --output_dir, or "
+                "the old settings to resume."
+            )
+    elif is_writer:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int) -> dict:
-    """Train one seed and save its model folder; a finished one is left as it is."""
+    """Train one seed and save its model folder; a finished one is left as it is.
+
+    Raises:
+        ValueError: The folder holds another training.
+    """
     folder = Path(training.output_dir) / f"seed-{seed}"
+    schedule = read_schedule(model_arguments)
+    settings = {
+        "checkpoint": checkpoint_fingerprint(model_arguments.model_name_or_path),
+        "dataset": task.fingerprint,
+        "schedule": schedule,
+        "recipe": {**training.describe_recipe(), "seed": str(seed)},
+    }
+    check_settings(folder / "settings.json", settings, training.process_index == 0)
     results = folder / "train_results.json"
     if results.exists():
         return json.loads(results.read_text())
@@ -63,14 +91,10 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
     arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
     arguments.restore_callback_states_from_checkpoint = True
     set_seed(seed)
-    names = dict(enumerate(task.label_names))
     model = load_from_encoder(
         model_arguments.model_name_or_path,
-        num_labels=task.num_labels,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-        problem_type=task.problem_type,
-        **read_schedule(model_arguments),
+        **task.head_config,
+        **schedule,
     )
     tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
@@ -78,6 +102,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         results.write_text(json.dumps(row) + "\n")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return row
 
 

@@ -3,7 +3,7 @@
 from .journal import Journal, JournalError, Trial
 from .samplers import BinarySearchSampler, GaussianProcessSampler
 from .space import Schedule, SearchSpace
-from .study import SearchResult, pareto_front, reward, run_search
+from .study import SearchResult, check_limits, pareto_front, reward, run_search
 
 __all__ = [
     "BinarySearchSampler",
@@ -14,6 +14,7 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "Trial",
+    "check_limits",
     "pareto_front",
     "reward",
     "run_search",

@@ -88,8 +88,7 @@ class Journal:
             self._read()
 
     def _read(self):
-        self._drop_torn_line()
-        for number, line in enumerate(self.path.read_text().splitlines(), start=1):
+        for number, line in enumerate(self._read_whole_lines(), start=1):
             try:
                 row = json.loads(line)
                 if row["type"] == "study":
@@ -103,13 +102,14 @@ class Journal:
                     "the others are intact."
                 ) from error
 
-    def _drop_torn_line(self):
+    def _read_whole_lines(self) -> list[str]:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content and self.is_writer:
             logger.warning("%s ends in the middle of a line; that unfinished trial will be repeated.", self.path)
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
+        return whole.decode().splitlines()
 
     def _check_identity(self, found: dict[str, Any]):
         for name, expected in self.identity.items():

@@ -1,7 +1,7 @@
 """What one trial costs and gives: fine-tune the schedule, validate it, measure its latency (thesis section 5.1.2)."""
 
 import copy
-import hashlib
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from transformers import (
     AutoConfig,
     BatchEncoding,
@@ -19,31 +19,15 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpoints import load_from_encoder
+from ..checkpoints import checkpoint_fingerprint, load_from_encoder
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
 from ..metrics import standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
-from ..training import ClassformerTrainingArguments, fine_tune
+from ..training import ClassformerTrainingArguments, FineTuned, fine_tune
 from .space import Schedule
 
-# the arguments that change what a trial gives
-RECIPE = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "weight_decay",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "early_stopping_patience",
-    "load_best_model_at_end",
-    "bf16",
-    "fp16",
-    "seed",
-)
+logger = logging.getLogger(__name__)
 
 
 class FineTuneObjective:
@@ -83,23 +67,26 @@ class FineTuneObjective:
         self.latency_rounds = latency_rounds
         self.inputs = sample_inputs(task.splits["validation"])
         source = AutoConfig.from_pretrained(checkpoint)
+        names = [source.id2label[index] for index in range(source.num_labels)]
+        generic = [f"LABEL_{index}" for index in range(task.num_labels)]
+        is_classifier = any("SequenceClassification" in name for name in source.architectures or [])
         # a head that was trained on this task can be judged before any fine-tuning
-        self.has_head = any("SequenceClassification" in name for name in source.architectures or [])
-        self.has_head &= source.num_labels == task.num_labels
+        self.has_head = is_classifier and names in (list(task.label_names), generic)
+        # a head of as many other labels would be carried and mean something else
+        self.is_foreign_head = is_classifier and not self.has_head and len(names) == task.num_labels
+        if self.is_foreign_head:
+            logger.warning("the checkpoint's labels %s are not the task's %s: fresh head.", names, task.label_names)
 
     def load(self, schedule: Schedule) -> PreTrainedModel:
         """Load the checkpoint with a schedule; a new head is the same for every schedule."""
         set_seed(self.arguments.seed)
-        names = dict(enumerate(self.task.label_names))
-        return load_from_encoder(
-            self.checkpoint,
-            gamma=list(schedule.gamma),
-            eta=schedule.eta,
-            num_labels=self.task.num_labels,
-            id2label=names,
-            label2id={name: index for index, name in names.items()},
-            problem_type=self.task.problem_type,
+        model: Any = load_from_encoder(
+            self.checkpoint, gamma=list(schedule.gamma), eta=schedule.eta, **self.task.head_config
         )
+        if self.is_foreign_head:
+            torch.nn.init.normal_(model.classifier.out_proj.weight, std=model.config.initializer_range)
+            torch.nn.init.zeros_(model.classifier.out_proj.bias)
+        return model
 
     def model_folder(self, schedule: Schedule) -> Path:
         return self.output / "models" / schedule.key
@@ -109,7 +96,7 @@ class FineTuneObjective:
         return {
             "checkpoint": checkpoint_fingerprint(self.checkpoint),
             "dataset": self.task.fingerprint,
-            "recipe": {name: str(getattr(self.arguments, name)) for name in RECIPE},
+            "recipe": self.arguments.describe_recipe(),
             "latency": {"device": self.device, "threads": self.latency_threads},
         }
 
@@ -127,37 +114,46 @@ class FineTuneObjective:
         arguments = copy.copy(self.arguments)
         arguments.output_dir = str(self.output / "current_trial")
         arguments.save_only_model = True
+        is_main = PartialState().is_main_process
         try:
             result = fine_tune(model, self.task, self.tokenizer, arguments, evaluate_as_is=self.has_head)
         finally:
-            state = PartialState()
-            state.wait_for_everyone()
-            if state.is_main_process:
+            if is_main:
                 shutil.rmtree(arguments.output_dir, ignore_errors=True)
-        measurement = {}
-        if state.is_main_process:
-            model.save_pretrained(self.model_folder(schedule))
-            self.tokenizer.save_pretrained(self.model_folder(schedule))
-            references = self.task.splits["validation"]["labels"]
-            measurement = {
-                "score": result.score,
-                "score_as_is": result.score_as_is,
-                "standard_error": standard_error(self.task.metric_name, result.predictions, references),
-                "metric_name": self.task.metric_name,
-                "num_examples": len(references),
-                "num_epochs": result.num_epochs,
-                "train_seconds": round(result.seconds, 1),
-                "seed": self.arguments.seed,
-                **self.measure(model),
-            }
-        # every process goes on with the main process' measurement
-        (measurement,) = broadcast_object_list([measurement])
+        measurement, error = None, None
+        if is_main:
+            try:
+                measurement = self.record(schedule, model, result)
+            except Exception as exception:  # the other processes wait for an answer
+                error = exception
+        # every process goes on with what the main process saw
+        measurement, error = broadcast_object_list([measurement, error])
+        if error is not None:
+            raise error
         return measurement
 
-    def measure(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Time a model side by side with its unreduced references."""
-        config: Any = model.config
-        models: dict[str, Any] = {"candidate": model}
+    def record(self, schedule: Schedule, model: PreTrainedModel, result: FineTuned) -> dict[str, Any]:
+        """Save a trained model, measure it and put everything into plain data."""
+        # mixed precision leaves its wrapper on the model, which must not be saved or timed with it
+        model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        model.save_pretrained(self.model_folder(schedule))
+        self.tokenizer.save_pretrained(self.model_folder(schedule))
+        references = self.task.splits["validation"]["labels"]
+        return {
+            "score": result.score,
+            "score_as_is": result.score_as_is,
+            "standard_error": standard_error(self.task.metric_name, result.predictions, references),
+            "metric_name": self.task.metric_name,
+            "num_examples": len(references),
+            "num_epochs": result.num_epochs,
+            "train_seconds": round(result.seconds, 1),
+            "seed": self.arguments.seed,
+            **self.measure(model.config),
+        }
+
+    def measure(self, config: Any) -> dict[str, Any]:
+        """Time an architecture side by side with its unreduced references; time does not depend on the weights."""
+        models: dict[str, Any] = {"candidate": ClassformerForSequenceClassification(config)}
         for name, cls_only in (("full", True), ("stock", False)):
             reference = copy.deepcopy(config)
             reference.gamma, reference.eta = [1] * config.num_hidden_layers, 0
@@ -197,17 +193,11 @@ class FineTuneObjective:
             started = time.perf_counter()
             model(**batch).loss.backward()
             seconds.append(time.perf_counter() - started)
+        single = self.inputs[len(self.inputs) // 2]
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model.eval()(**{name: value.to(self.arguments.device) for name, value in single.items()})
+        latency = (time.perf_counter() - started) * 3 * len(self.inputs) * (self.latency_rounds + 5)
         steps = len(split) / batch_size * self.arguments.num_train_epochs
         validation = len(self.task.splits["validation"]) / batch_size / 3 * max(self.arguments.num_train_epochs, 1)
-        return sorted(seconds)[1] * (steps + validation)
-
-
-def checkpoint_fingerprint(name_or_path: str) -> str:
-    """Tell checkpoints apart: by content for a folder, by commit for a Hub name."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return f"{name_or_path}@{AutoConfig.from_pretrained(name_or_path)._commit_hash}"
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+        return sorted(seconds)[1] * (steps + validation) + latency

@@ -10,7 +10,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
 from ..configuration_classformer import ClassformerConfig
-from .journal import Trial
 from .study import SearchResult, pareto_front
 
 logger = logging.getLogger(__name__)
@@ -140,9 +139,9 @@ def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], 
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def prune_models(models: Path, trials: list[Trial]):
-    """Delete the trained models that are on no Pareto front; the best one for any requirement is on it."""
-    kept = {trial.schedule.key for trial in pareto_front(trials)} | {trials[0].schedule.key}
+def prune_models(models: Path, result: SearchResult):
+    """Delete the trained models that are not on the Pareto front; the best one for any requirement is on it."""
+    kept = {trial.schedule.key for trial in [*pareto_front(result.trials), result.reference, result.best]}
     for folder in models.glob("*"):
         if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -166,8 +165,13 @@ def write_result_folder(result: SearchResult, model_folder: Path, journal: Path,
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
     plot_pareto(result, staging / "pareto.png", about["majority_score"])
     write_card(data, staging)
-    shutil.rmtree(output, ignore_errors=True)
+    # at no moment is there neither the old nor the new one
+    old = output.with_name(output.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
     staging.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_card(data: dict[str, Any], folder: Path):

@@ -17,7 +17,6 @@ from .space import Schedule, SearchSpace
 
 logger = logging.getLogger(__name__)
 
-FAILED_REWARD = 0.0
 Objective = Callable[[Schedule], dict[str, Any]]
 
 
@@ -41,7 +40,7 @@ class SearchResult:
 
     Attributes:
         required_performance: The share of the full model's score that was asked.
-        reference: Trial 0, the unreduced model.
+        reference: The unreduced model.
         best: The trial with the highest reward; the reference where nothing faster is good enough.
         trials: All trials, failed ones too.
         rewards: One per trial.
@@ -69,26 +68,44 @@ def summarise(
     """Judge finished trials by a requirement.
 
     Args:
-        trials: Trials of one study; the first one is the unreduced model.
+        trials: Trials of one study.
         required_performance: Share of the full model's score, between 0 and 1.
         latency_name: Entry of the measurements that is delta in equation 5.4.
         interrupted: Noted in the result.
 
     Raises:
-        JournalError: The unreduced model is missing or failed, so that there is nothing to compare with.
+        JournalError: The unreduced model is missing, failed or has no positive score: there is nothing to compare with.
     """
-    if not trials or not trials[0].is_ok:
-        why = f" ({trials[0].error})" if trials else ""
+    reference = find_reference(trials)
+    if reference is None:
+        why = f" ({trials[-1].error})" if trials else ""
         raise JournalError(f"the unreduced model was not evaluated{why}, so that no trial can be judged.")
-    reference = trials[0]
-    rewards = [
-        reward(trial.score / reference.score, required_performance, trial.measurement[latency_name])
-        if trial.is_ok
-        else FAILED_REWARD
+    if reference.score <= 0:
+        raise JournalError(
+            f"the unreduced model scores {reference.score:.3f}, and no share of that can be kept; train longer, with "
+            "another learning rate, or take another checkpoint."
+        )
+    rewards = {
+        trial.number: reward(trial.score / reference.score, required_performance, trial.measurement[latency_name])
         for trial in trials
-    ]
-    best = max(range(len(trials)), key=lambda index: rewards[index])
-    return SearchResult(required_performance, reference, trials[best], trials, rewards, interrupted)
+        if trial.is_ok
+    }
+    # a failed trial is as bad as the worst one
+    worst = min(rewards.values())
+    best = max(rewards, key=lambda number: rewards[number])
+    return SearchResult(
+        required_performance,
+        reference,
+        next(trial for trial in trials if trial.number == best),
+        trials,
+        [rewards.get(trial.number, worst) for trial in trials],
+        interrupted,
+    )
+
+
+def find_reference(trials: list[Trial]) -> Trial | None:
+    """Find the trial of the unreduced model, if it has succeeded."""
+    return next((trial for trial in trials if trial.origin == "reference" and trial.is_ok), None)
 
 
 def pareto_front(trials: Iterable[Trial]) -> list[Trial]:
@@ -107,7 +124,7 @@ def run_search(
     journal: Journal,
     required_performance: float = 0.99,
     max_trials: int = 50,
-    time_budget_seconds: float | None = None,
+    is_time_up: Callable[[], bool] | None = None,
     latency_name: str = "latency_ratio",
     check_reference: Callable[[Trial], None] | None = None,
     on_trial: Callable[[SearchResult], None] | None = None,
@@ -122,7 +139,7 @@ def run_search(
         journal: Where every finished trial is written; trials that it holds are not repeated.
         required_performance: Share of the full model's score that the result must keep.
         max_trials: Number of trials, those in the journal included.
-        time_budget_seconds: Start no further trial after this time.
+        is_time_up: Asked before every trial but the unreduced model's; ends the search when true.
         latency_name: Entry of the measurement that is delta in equation 5.4.
         check_reference: Called with the trial of the unreduced model before anything else is tried; raises to stop.
         on_trial: Called after every new trial with the result so far.
@@ -134,30 +151,23 @@ def run_search(
         JournalError: The unreduced model failed, or the journal cannot be written.
         ValueError: The requirement is not above 0 and at most 1, or fewer than one trial is allowed.
     """
-    if not 0 < required_performance <= 1:
-        raise ValueError(
-            f"`required_performance` is a share of the full model's score, above 0 and at most 1, got "
-            f"{required_performance}; 0.99 asks for 99 %."
-        )
-    if max_trials < 1:
-        raise ValueError(f"`max_trials` must be at least 1, got {max_trials}.")
-    started = time.monotonic()
-    is_checked = False
+    check_limits(required_performance, max_trials)
     try:
+        reference = find_reference(journal.trials)
+        is_new = reference is None
+        if reference is None:
+            reference = _evaluate_reference(space, objective, journal)
+        if check_reference is not None:
+            check_reference(reference)
+        if is_new and on_trial is not None:
+            on_trial(summarise(journal.trials, required_performance, latency_name))
         while len(journal.trials) < max_trials:
-            observations = []
-            if journal.trials:
-                result = summarise(journal.trials, required_performance, latency_name)
-                if check_reference is not None and not is_checked:
-                    check_reference(result.reference)
-                    is_checked = True
-                observations = [
-                    (trial.schedule, value) for trial, value in zip(result.trials, result.rewards, strict=True)
-                ]
-            if time_budget_seconds is not None and journal.trials and time.monotonic() - started > time_budget_seconds:
+            if is_time_up is not None and is_time_up():
                 logger.info("time budget used up after %d trials.", len(journal.trials))
                 break
-            proposal = (space.full, "reference") if not journal.trials else sampler.ask(observations)
+            result = summarise(journal.trials, required_performance, latency_name)
+            schedules = [trial.schedule for trial in result.trials]
+            proposal = sampler.ask(list(zip(schedules, result.rewards, strict=True)))
             if proposal is None:
                 logger.info("nothing left to try after %d trials.", len(journal.trials))
                 break
@@ -165,12 +175,39 @@ def run_search(
             if on_trial is not None:
                 on_trial(summarise(journal.trials, required_performance, latency_name))
     except KeyboardInterrupt:
+        if find_reference(journal.trials) is None:
+            raise
         logger.warning("stopped by hand after %d trials; the same command goes on.", len(journal.trials))
         return summarise(journal.trials, required_performance, latency_name, interrupted=True)
-    result = summarise(journal.trials, required_performance, latency_name)
-    if check_reference is not None and not is_checked:
-        check_reference(result.reference)
-    return result
+    return summarise(journal.trials, required_performance, latency_name)
+
+
+def check_limits(required_performance: float, max_trials: int):
+    """Refuse a requirement or a budget that no search can have.
+
+    Raises:
+        ValueError: The requirement is not above 0 and at most 1, or fewer than one trial is allowed.
+    """
+    if not 0 < required_performance <= 1:
+        raise ValueError(
+            f"`required_performance` is a share of the full model's score, above 0 and at most 1, got "
+            f"{required_performance}; 0.99 asks for 99 %."
+        )
+    if max_trials < 1:
+        raise ValueError(f"`max_trials` must be at least 1, got {max_trials}.")
+
+
+def _evaluate_reference(space: SearchSpace, objective: Objective, journal: Journal) -> Trial:
+    """Evaluate the unreduced model; one that failed in an earlier run is tried again.
+
+    Raises:
+        JournalError: It failed.
+    """
+    trial = evaluate(objective, space.full, "reference", number=len(journal.trials))
+    journal.append(trial)
+    if not trial.is_ok:
+        raise JournalError(f"the unreduced model was not evaluated ({trial.error}), so that no trial can be judged.")
+    return trial
 
 
 def evaluate(objective: Objective, schedule: Schedule, origin: str, number: int) -> Trial:
@@ -180,8 +217,9 @@ def evaluate(objective: Objective, schedule: Schedule, origin: str, number: int)
     try:
         measurement = objective(schedule)
     except Exception as exception:  # any failure of a trial is data: NaN loss, out of memory, ...
-        logger.exception("trial %d (%s) failed", number, schedule.key)
         error = f"{type(exception).__name__}: {exception}"
+        logger.warning("trial %d (%s) failed: %s", number, schedule.key, error)
+        logger.debug("where it failed", exc_info=True)
     return Trial(
         number=number,
         schedule=schedule,

@@ -138,6 +138,41 @@ def test_failing_full_model_stops_the_search(space, tmp_path):
         search(space, tmp_path / "trials.jsonl", objective=failing)
 
 
+def test_failed_full_model_is_tried_again(space, tmp_path):
+    calls = []
+
+    def failing_once(schedule):
+        calls.append(schedule)
+        if len(calls) == 1:
+            raise MemoryError("no room")
+        return formula(schedule)
+
+    with pytest.raises(JournalError, match="MemoryError: no room"):
+        search(space, tmp_path / "trials.jsonl", objective=failing_once)
+    result = search(space, tmp_path / "trials.jsonl", objective=failing_once)
+    assert result.reference.number == 1 and result.reference.schedule == space.full
+    assert len(result.trials) == 8
+
+
+@pytest.mark.parametrize("score", [0.0, -0.1])
+def test_full_model_without_a_positive_score_is_refused(space, tmp_path, score):
+    with pytest.raises(JournalError, match=f"scores {score:.3f}, and no share of that can be kept"):
+        search(space, tmp_path / "trials.jsonl", objective=lambda schedule: {"score": score, "latency_ratio": 1.0})
+
+
+def test_failed_trial_is_never_better_than_a_finished_one(space, tmp_path):
+    def negative(schedule):
+        if schedule == space.full:
+            return {"score": 0.5, "latency_ratio": 1.0}
+        if schedule.gamma[0] > 1:
+            raise MemoryError("no room")
+        return {"score": -0.4, "latency_ratio": 0.5}
+
+    result = search(space, tmp_path / "trials.jsonl", objective=negative)
+    failed = [value for trial, value in zip(result.trials, result.rewards, strict=True) if not trial.is_ok]
+    assert failed and max(failed) <= min(result.rewards)
+
+
 def test_reference_check_can_stop_the_search(space, tmp_path):
     def check(trial):
         raise ValueError("not above the majority")
@@ -159,7 +194,7 @@ def test_interrupt_returns_the_best_so_far(space, tmp_path):
 
 
 def test_time_budget_stops_after_the_running_trial(space, tmp_path):
-    assert len(search(space, tmp_path / "trials.jsonl", time_budget_seconds=0).trials) == 1
+    assert len(search(space, tmp_path / "trials.jsonl", is_time_up=lambda: True).trials) == 1
 
 
 @pytest.mark.parametrize("required", [0, -1, 1.01, 99])

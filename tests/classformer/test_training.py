@@ -1,0 +1,132 @@
+"""The fine-tuning recipe: which epoch is kept, when it stops, what it refuses."""
+
+import pytest
+import torch
+
+from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf import training as training_module
+from classformer_hf.data import tokenize
+from classformer_hf.search import Schedule
+from classformer_hf.search.objective import FineTuneObjective
+from classformer_hf.training import ClassformerTrainingArguments, build_trainer, fine_tune
+
+
+@pytest.fixture
+def task(tiny_task, tiny_tokenizer):
+    return tokenize(tiny_task, tiny_tokenizer, 64)
+
+
+@pytest.fixture
+def model(tiny_config, task):
+    tiny_config.num_labels = task.num_labels
+    return ClassformerForSequenceClassification(tiny_config)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    return ClassformerTrainingArguments(
+        output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True, num_train_epochs=6, report_to="none"
+    )
+
+
+@pytest.fixture
+def force_scores(monkeypatch):
+    """Let the epochs have given scores, whatever the model does."""
+
+    def force(scores):
+        left = iter(scores)
+        monkeypatch.setattr(training_module, "build_compute_metrics", lambda task: lambda _: {"accuracy": next(left)})
+
+    return force
+
+
+def test_defaults_are_the_thesis_recipe(arguments):
+    assert arguments.optim.value.startswith("adamw") and arguments.lr_scheduler_type == "linear"
+    defaults = ClassformerTrainingArguments()
+    assert (defaults.num_train_epochs, defaults.warmup_steps, defaults.early_stopping_patience) == (10, 0.1, 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "epochs"),
+    [([0.2, 0.9, 0.3, 0.1], 0.9, 4), ([0.9, 0.5, 0.5], 0.9, 3), ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 0.6, 6)],
+)
+def test_best_epoch_and_stopping_go_by_the_score(
+    model, task, tiny_tokenizer, arguments, force_scores, scores, best, epochs
+):
+    force_scores(scores)
+    trainer = build_trainer(model, task, tiny_tokenizer, arguments)
+    trainer.train()
+    assert trainer.state.best_metric == best
+    assert trainer.state.epoch == epochs
+    assert trainer.state.best_model_checkpoint.endswith(f"-{trainer.state.max_steps // 6 * (scores.index(best) + 1)}")
+
+
+def test_a_metric_that_was_asked_for_is_kept(model, task, tiny_tokenizer, tmp_path):
+    arguments = ClassformerTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="loss")
+    build_trainer(model, task, tiny_tokenizer, arguments)
+    assert arguments.metric_for_best_model == "loss" and arguments.greater_is_better is False
+
+
+def test_interrupted_training_resumes(model, task, tiny_tokenizer, arguments, force_scores, monkeypatch):
+    force_scores([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    arguments.num_train_epochs = 3
+    trainer = build_trainer(model, task, tiny_tokenizer, arguments)
+
+    class Interrupt(training_module.TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            if state.epoch and state.epoch >= 2:
+                raise KeyboardInterrupt
+
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    steps = []
+    monkeypatch.setattr(
+        training_module.StopOnInvalidLoss, "on_step_end", lambda self, *args, **kwargs: steps.append(1), raising=False
+    )
+    fine_tune(model, task, tiny_tokenizer, arguments, resume=True)
+    assert len(steps) == trainer.state.max_steps // 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("padding_side", 'tokenizer.padding_side = "right"'), ("labels", "the model has 3 labels and the task 2")],
+)
+def test_what_cannot_be_trained_is_refused(
+    tiny_config, model, task, tiny_tokenizer, arguments, monkeypatch, change, message
+):
+    if change == "padding_side":
+        monkeypatch.setattr(tiny_tokenizer, "padding_side", "left")
+    else:
+        tiny_config.num_labels = 3
+        model = ClassformerForSequenceClassification(tiny_config)
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, task, tiny_tokenizer, arguments)
+
+
+def test_mixed_precision_does_not_change_the_measured_latency(tiny_roberta_folder, task, tiny_tokenizer, tmp_path):
+    arguments = ClassformerTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, bf16=True, num_train_epochs=1, disable_tqdm=True
+    )
+    objective = FineTuneObjective(
+        str(tiny_roberta_folder), task.without_test(), tiny_tokenizer, arguments, latency_rounds=9
+    )
+    measurement = objective(Schedule((1, 1, 1)))
+    assert measurement["latency_ratio"] == pytest.approx(1, abs=0.12)
+    saved = ClassformerForSequenceClassification.from_pretrained(tmp_path / "models" / "1-1-1_eta0")
+    assert saved.dtype == torch.float32
+
+
+def test_head_of_other_labels_is_fresh(tiny_roberta_folder, task, tiny_tokenizer, tmp_path, caplog):
+    model = ClassformerForSequenceClassification.from_pretrained(
+        tiny_roberta_folder, num_labels=2, ignore_mismatched_sizes=True
+    )
+    model.config.id2label, model.config.label2id = {0: "positive", 1: "negative"}, {"positive": 0, "negative": 1}
+    model.save_pretrained(tmp_path / "swapped")
+    arguments = ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    objective = FineTuneObjective(str(tmp_path / "swapped"), task.without_test(), tiny_tokenizer, arguments)
+    assert not objective.has_head
+    assert "fresh head" in caplog.text
+    loaded = objective.load(Schedule((1, 1, 1)))
+    assert not torch.equal(loaded.classifier.out_proj.weight, model.classifier.out_proj.weight)
+    assert loaded.config.id2label == {0: "negative", 1: "positive"}

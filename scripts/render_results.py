@@ -120,7 +120,7 @@ def load_table(record: dict) -> str:
                 f"{busy['wall_p50_ms']:.0f}",
             ]
         )
-    header = ["schedule", "ratio alone", "ratio, two busy processes", "by wall clock", "alone, ms", "busy, ms"]
+    header = ["schedule", "ratio before", "ratio, two busy processes", "by wall clock", "before, ms", "busy, ms"]
     loads = [f"{record[state]['load_average_before'][0]:.1f}" for state in ("quiet", "busy")]
     note = (
         f"{record['sequence_length_tokens']} tokens, batch 1, one thread, {record['hardware']['device_name']}; "

@@ -116,7 +116,7 @@ def classify_elsewhere(folder: Path, texts: list[str]) -> list[dict]:
 
 
 def main() -> None:
-    parser = HfArgumentParser(ElsewhereArguments, description=__doc__.splitlines()[0])
+    parser = HfArgumentParser(ElsewhereArguments, description=__doc__)
     parser.add_argument("folder", help="Saved model folder, with its tokenizer and code.")
     arguments, positional = parser.parse_args_into_dataclasses()
     folder = find_folder(positional.folder)

@@ -6,7 +6,7 @@ PIP := $(PYTHON) -m pip install --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 PACKAGES := $(wildcard *_hf)
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-# one thread each: the models of the tests are too small to gain from more
+# one thread each, here and in the demo: so small a model gains nothing from more, and loses on a busy machine
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(PYTHON)
 	@touch $@
 
 demo: $(INSTALLED) ## search a faster classifier on embedded data, then use it from elsewhere (minutes)
-	$(OFFLINE) $(PYTHON) scripts/search_classformer.py recipes/demo.json
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/search_classformer.py recipes/demo.json
 	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo/best
 
 test: $(INSTALLED) ## run the default tests

@@ -28,6 +28,8 @@ def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description)
+    # without the usage of a hundred flags
+    parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
     if arguments and arguments[0].endswith(".json"):
         path, *arguments = arguments
         try:
@@ -61,7 +63,7 @@ def run_command(main: Callable[[], int | None]):
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # libraries that report every request or file
-    for name in ("httpx", "datasets", "fsspec", "filelock", "absl"):
+    for name in ("httpx", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         sys.exit(main())

@@ -170,7 +170,8 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"no tokenizer can be loaded from `{name_or_path}`; check spelling and connection, or give a folder."
+            f"there is no folder `{name_or_path}` with a tokenizer, and no such model on the Hub or the Hub cannot be "
+            "reached; check the spelling and the connection."
         ) from error
 
 

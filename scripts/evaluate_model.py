@@ -67,6 +67,7 @@ def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_l
             output_dir=tempfile.gettempdir(),
             per_device_eval_batch_size=arguments.batch_size,
             use_cpu=arguments.use_cpu,
+            dataloader_pin_memory=False,
             report_to="none",
         ),
         data_collator=DataCollatorWithPadding(tokenizer),

@@ -12,6 +12,7 @@ The folder OUTPUT_DIR/best then holds the model. The same command resumes a sear
 
 import json
 import logging
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,13 @@ from classformer_hf.search import (
     run_search,
 )
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.report import format_table, prune_models, write_result_folder, write_results_file
+from classformer_hf.search.report import (
+    TABLE_LEGEND,
+    format_table,
+    prune_models,
+    write_result_folder,
+    write_results_file,
+)
 from classformer_hf.training import ClassformerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -150,6 +157,14 @@ def check_reference(trial: Trial, task: Task, search: SearchArguments):
         if not search.force:
             raise ValueError(message)
         logger.warning("warning: %s", message)
+    elif (1 - search.required_performance) * trial.score < trial.measurement["standard_error"]:
+        logger.warning(
+            "warning: the loss that is allowed, %.3f, is smaller than the standard error of %.3f on %d validation "
+            "examples, so the search cannot tell who meets the requirement; give it more examples, or ask for less.",
+            (1 - search.required_performance) * trial.score,
+            trial.measurement["standard_error"],
+            trial.measurement["num_examples"],
+        )
     elif search.required_performance * trial.score < floor + margin:
         logger.warning(
             "warning: %g %% of %.3f is within 2 standard errors of the majority score %.3f; a model that learned "
@@ -166,18 +181,22 @@ class Progress:
     def __init__(self, objective: FineTuneObjective, journal: Journal, max_trials: int, about: dict, is_main: bool):
         self.objective, self.journal, self.about, self.is_main = objective, journal, about, is_main
         self.output = Path(objective.arguments.output_dir)
-        self.bar = tqdm(total=max_trials, initial=len(journal.trials), desc="trials", unit="trial", disable=not is_main)
+        self.max_trials, self.started, self.num_before = max_trials, time.monotonic(), len(journal.trials)
+        is_hidden = not is_main or objective.arguments.disable_tqdm
+        self.bar = tqdm(total=max_trials, initial=self.num_before, desc="trials", unit="trial", disable=is_hidden)
 
     def __call__(self, result: SearchResult):
         trial, best = result.trials[-1], result.best
-        text = f"trial {trial.number}: {trial.schedule.key} ({trial.origin}) "
+        text = f"trial {trial.number + 1} of {self.max_trials}: {trial.schedule.key} ({trial.origin}) "
         if trial.is_ok:
             as_is = trial.measurement["score_as_is"]
             text += f"{'' if as_is is None else f'as is {as_is:.3f}, '}tuned {trial.score:.3f} "
             text += f"({100 * result.performance(trial):.1f} % of full), latency {trial.latency_ratio:.3f}"
         else:
             text += f"failed: {trial.error}"
-        text += f" | best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x"
+        done = len(result.trials)
+        minutes = (time.monotonic() - self.started) / 60 / (done - self.num_before) * (self.max_trials - done)
+        text += f" | best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x | {minutes:.0f} minutes left"
         self.bar.update()
         if self.is_main:
             self.bar.write(text)
@@ -200,6 +219,8 @@ def main() -> int | None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check_arguments(search)
+    # bars that are written to a file only hide the lines
+    training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
     task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
     objective = FineTuneObjective(
         checkpoint, task, tokenizer, training, search.device, search.latency_threads, search.latency_rounds
@@ -237,9 +258,7 @@ def main() -> int | None:
     )
     if remaining > 0:
         minutes = objective.estimate_seconds() * remaining / 60
-        PartialState().print(
-            f"{remaining} trials to go, at most about {minutes:.0f} minutes (less for shorter and early-stopped ones)"
-        )
+        PartialState().print(f"{remaining} trials to go, about {minutes:.0f} minutes if the machine stays as it is")
     deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
 
     def is_time_up() -> bool:
@@ -263,7 +282,7 @@ def main() -> int | None:
     progress.bar.close()
     progress.write(result)
     if is_main:
-        PartialState().print(f"\n{format_table(result)}\n")
+        print(f"\n{format_table(result)}\n{TABLE_LEGEND}\n")
         print_summary(Path(training.output_dir) / "best", result)
         if search.results_file is not None:
             write_results_file(Path(search.results_file), result, about, training.seed)
@@ -276,7 +295,9 @@ def print_summary(folder: Path, result: SearchResult):
     print(
         f"asked: {100 * result.required_performance:g} % of the full model's "
         f"{data['metric_name']} {data['full_score']:.3f}\n"
-        f"found: gamma {data['gamma']}, eta {data['eta']}: {data['score']:.3f}, {100 * data['performance']:.1f} %\n"
+        f"found: gamma {data['gamma']}, eta {data['eta']}: {data['score']:.3f} (standard error "
+        f"{result.best.measurement['standard_error']:.3f}, n = {result.best.measurement['num_examples']}), "
+        f"{100 * data['performance']:.1f} %\n"
         f"speed-up: {data['speedup_schedule_only']:.2f}x [{low:.2f} {high:.2f}] by the schedule alone, "
         f"{data['speedup_against_stock']:.2f}x against the stock model\n"
         f"model: {folder}"

@@ -46,6 +46,8 @@ def read_schedule(arguments: ModelArguments) -> dict:
         raise ValueError("give --config_name or --gamma, not both.")
     path = Path(arguments.config_name)
     path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"there is no {path}; --config_name is a folder or a config.json with gamma and eta.")
     try:
         config = json.loads(path.read_text())
         return {"gamma": config["gamma"], "eta": config["eta"]}

@@ -85,7 +85,7 @@ def test_search_leaves_a_whole_folder(searched):
     assert data["speedup_against_stock"] == pytest.approx(
         data["speedup_schedule_only"] * json.loads(printed_trial(output, data))["stock_latency_ratio"]
     )
-    assert "at most about" in printed and "x stock" in printed
+    assert " trials to go, about " in printed and "x stock" in printed
     assert str(output) not in (output / "best" / "README.md").read_text()
 
 
@@ -211,7 +211,7 @@ def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_la
         (["--text_column", "body"], "body.*sentence"),
         (["--label_column", "stars"], "stars.*label"),
         (["--metric_name", "bleu"], "accuracy.*bleu|bleu.*accuracy"),
-        (["--model_name_or_path", "no_such_folder"], "no tokenizer can be loaded from `no_such_folder`"),
+        (["--model_name_or_path", "no_such_folder"], "there is no folder `no_such_folder` with a tokenizer"),
         (["--max_length", "1000"], "at most the tokenizer's `model_max_length` of 64, got 1000"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
@@ -285,7 +285,7 @@ def test_training_takes_a_found_architecture_and_seeds(
     ("flags", "message"),
     [
         (["--num_seeds", "0"], "--num_seeds must be at least 1, got 0"),
-        (["--config_name", "no_such_folder"], "no_such_folder is no Classformer config"),
+        (["--config_name", "no_such_folder"], "there is no no_such_folder; --config_name is a folder or a config.json"),
         (["--config_name", "x", "--gamma", "1", "2", "1"], "give --config_name or --gamma, not both"),
         (["--gamma", "1", "2"], "2 for 3 layers"),
     ],
@@ -323,5 +323,4 @@ def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, 
 def test_help_teaches(run, script):
     code, printed, _ = run(script, "--help")
     assert code == 0
-    assert "python scripts/" in printed, "an example"
-    assert "default" in printed
+    assert "python scripts/" in " ".join(printed.split()), "an example"

@@ -80,6 +80,9 @@ class FineTuneObjective:
     def load(self, schedule: Schedule) -> PreTrainedModel:
         """Load the checkpoint with a schedule; a new head is the same for every schedule."""
         set_seed(self.arguments.seed)
+        if self.model_folder(schedule).parent.exists():
+            # what is fresh has been said before the first trial
+            logging.getLogger(load_from_encoder.__module__).setLevel(logging.ERROR)
         model: Any = load_from_encoder(
             self.checkpoint, gamma=list(schedule.gamma), eta=schedule.eta, **self.task.head_config
         )

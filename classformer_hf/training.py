@@ -15,6 +15,7 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -170,6 +171,8 @@ def build_trainer(
         compute_metrics=build_compute_metrics(task),
         callbacks=callbacks,
     )
+    # a dictionary per epoch; the scores are in what `fine_tune` returns and in the trainer's state
+    trainer.remove_callback(PrinterCallback)
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(QuietProgressCallback)

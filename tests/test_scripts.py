@@ -324,3 +324,10 @@ def test_help_teaches(run, script):
     code, printed, _ = run(script, "--help")
     assert code == 0
     assert "python scripts/" in " ".join(printed.split()), "an example"
+
+
+def test_conversion_check_compares_with_the_original(run, tiny_roberta_folder):
+    code, printed, _ = run("check_conversion", "--model_name_or_path", tiny_roberta_folder)
+    assert code == 0
+    assert printed.startswith("4 hidden states, largest difference ")
+    assert run("check_conversion", "--model_name_or_path", tiny_roberta_folder, "--tolerance", -1)[0] == 1

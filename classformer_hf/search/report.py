@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 EXAMPLE_LENGTH = 512  # the input length of thesis table 5.3
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 TABLE_LEGEND = """as is, tuned: validation score of the checkpoint's weights (where its head is the task's) and after
-fine-tuning; latency: batch 1, relative to the full model in the same rounds; x full: speed-up by the schedule alone, the
-full model also computing only position 0 in its last layer; x stock: against the model without that. Names give gamma
-per layer; a factor as large as the longest input keeps one position beside the first eta."""
+fine-tuning; latency: batch 1, relative to the full model in the same rounds; x full: speed-up by the schedule alone,
+the full model also computing only position 0 in its last layer; x stock: against the model without that. Names give
+gamma per layer; a factor as large as the longest input keeps one position beside the first eta."""
 
 
 def format_table(result: SearchResult) -> str:

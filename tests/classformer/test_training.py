@@ -109,7 +109,7 @@ def test_mixed_precision_does_not_change_the_measured_latency(tiny_roberta_folde
         output_dir=str(tmp_path), use_cpu=True, bf16=True, num_train_epochs=1, disable_tqdm=True
     )
     objective = FineTuneObjective(
-        str(tiny_roberta_folder), task.without_test(), tiny_tokenizer, arguments, latency_rounds=9
+        str(tiny_roberta_folder), task.without_test(), tiny_tokenizer, arguments, latency_rounds=40
     )
     measurement = objective(Schedule((1, 1, 1)))
     assert measurement["latency_ratio"] == pytest.approx(1, abs=0.12)

@@ -10,8 +10,6 @@ exit code is 1; the ratio of wall times stands beside it to show the difference.
 import json
 import multiprocessing
 import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import count_flops, hardware_fingerprint, measure_latency
 
 NUM_TOKENS = 128
@@ -154,7 +152,7 @@ def main() -> int:
     is_kept = quiet["order_by_cpu_time"] == busy["order_by_cpu_time"]
     print(f"the order by processor time {'is the same' if is_kept else 'DIFFERS'} under load")
     content = {
-        "command": shlex.join(["python", "scripts/check_latency_under_load.py", *sys.argv[1:]]),
+        "command": describe_command(),
         "note": NOTE,
         "hardware": hardware,
         "sequence_length_tokens": NUM_TOKENS,

@@ -88,8 +88,8 @@ def evaluation_headline(record: dict) -> str:
     """One sentence that compares the last model with the first."""
     first, *_, last = record["models"]
     return (
-        f"On the test split, read once (n = {record['num_examples']}), the searched model has {last['metric_name']} "
-        f"{last['score']:.3f} and the full one {first['score']:.3f} (standard errors {last['standard_error']:.3f} and "
+        f"On the test split (n = {record['num_examples']}), which no search saw, the searched model has "
+        f"{last['metric_name']} {last['score']:.3f} and the full one {first['score']:.3f} (standard errors {last['standard_error']:.3f} and "
         f"{first['standard_error']:.3f}): {100 * last['score'] / first['score']:.1f} % is kept there. The majority "
         f"class has {record['majority_score']:.3f}.\n"
     )

@@ -89,8 +89,8 @@ def evaluation_headline(record: dict) -> str:
     first, *_, last = record["models"]
     return (
         f"On the test split (n = {record['num_examples']}), which no search saw, the searched model has "
-        f"{last['metric_name']} {last['score']:.3f} and the full one {first['score']:.3f} (standard errors {last['standard_error']:.3f} and "
-        f"{first['standard_error']:.3f}): {100 * last['score'] / first['score']:.1f} % is kept there. The "
+        f"{last['metric_name']} {last['score']:.3f} and the full one {first['score']:.3f} (standard errors "
+        f"{last['standard_error']:.3f} and {first['standard_error']:.3f}): {100 * last['score'] / first['score']:.1f} % is kept there. The "
         f"majority class has {record['majority_score']:.3f}.\n"
     )
 

@@ -87,11 +87,12 @@ def search_headline(record: dict) -> str:
 def evaluation_headline(record: dict) -> str:
     """One sentence that compares the last model with the first."""
     first, *_, last = record["models"]
+    errors = f"{last['standard_error']:.3f} and {first['standard_error']:.3f}"
+    kept = f"{100 * last['score'] / first['score']:.1f} % is kept there"
     return (
         f"On the test split (n = {record['num_examples']}), which no search saw, the searched model has "
-        f"{last['metric_name']} {last['score']:.3f} and the full one {first['score']:.3f} (standard errors "
-        f"{last['standard_error']:.3f} and {first['standard_error']:.3f}): {100 * last['score'] / first['score']:.1f} % is kept there. The "
-        f"majority class has {record['majority_score']:.3f}.\n"
+        f"{last['metric_name']} {last['score']:.3f} and the full one {first['score']:.3f} (standard errors {errors}): "
+        f"{kept}. The majority class has {record['majority_score']:.3f}.\n"
     )
 
 

@@ -32,10 +32,15 @@ class ClassformerConfig(RobertaConfig):
         classifier_activation (`str`, *optional*, defaults to `"tanh"`):
             Activation between the two linear layers of the classification head: `"tanh"` (RoBERTa, BERT's pooler),
             `"gelu"` (ELECTRA) or `"relu"` (DistilBERT).
+        length_buckets (`list[dict]`, *optional*):
+            Other schedules for shorter inputs, shortest first: `{"max_tokens": 32, "gamma": [...], "eta": 0}` holds for
+            inputs of at most 32 tokens. Longer ones than the last bucket's use `gamma` and `eta`. The classification
+            head runs the examples of a batch bucket by bucket.
 
     Raises:
-        StrictDataclassClassValidationError: `gamma` has not one integer >= 1 per layer, or `eta` is negative; a type
-            that does not fit raises StrictDataclassFieldValidationError. Both are huggingface_hub's.
+        StrictDataclassClassValidationError: `gamma` has not one integer >= 1 per layer, `eta` is negative, or
+            `length_buckets` are not ascending; a type that does not fit raises StrictDataclassFieldValidationError.
+            Both are huggingface_hub's.
 
     Example:
 
@@ -53,6 +58,7 @@ class ClassformerConfig(RobertaConfig):
     eta: int = 0
     last_layer_cls_only: bool = True
     classifier_activation: str = "tanh"
+    length_buckets: list[dict] | None = None
     use_cache: bool = False
 
     def __post_init__(self, **kwargs):
@@ -63,17 +69,28 @@ class ClassformerConfig(RobertaConfig):
         super().__post_init__(**kwargs)
 
     def validate_gamma(self):
-        if len(self.gamma) != self.num_hidden_layers:
-            raise ValueError(
-                f"`gamma` needs one factor per layer, got {len(self.gamma)} for {self.num_hidden_layers} layers: "
-                f"{self.gamma}; write 1 for a layer that drops nothing."
-            )
-        if any(isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 for factor in self.gamma):
-            raise ValueError(f"every factor in `gamma` must be an integer >= 1, got {self.gamma}; 1 drops nothing.")
+        self._check_schedule("gamma", self.gamma, self.eta)
 
-    def validate_eta(self):
-        if self.eta < 0:
-            raise ValueError(f"`eta` counts leading tokens and must be >= 0, got {self.eta}.")
+    def validate_length_buckets(self):
+        limits = []
+        for bucket in self.length_buckets or []:
+            if set(bucket) != {"max_tokens", "gamma", "eta"}:
+                raise ValueError(f"a length bucket has max_tokens, gamma and eta, got {sorted(bucket)}.")
+            self._check_schedule("length_buckets' gamma", bucket["gamma"], bucket["eta"])
+            limits.append(bucket["max_tokens"])
+        if any(limit < 1 for limit in limits) or limits != sorted(set(limits)):
+            raise ValueError(f"`length_buckets` must be in ascending order of max_tokens, each >= 1, got {limits}.")
+
+    def _check_schedule(self, name: str, gamma: list[int], eta: int):
+        if len(gamma) != self.num_hidden_layers:
+            raise ValueError(
+                f"`{name}` needs one factor per layer, got {len(gamma)} for {self.num_hidden_layers} layers: "
+                f"{gamma}; write 1 for a layer that drops nothing."
+            )
+        if any(isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 for factor in gamma):
+            raise ValueError(f"every factor in `{name}` must be an integer >= 1, got {gamma}; 1 drops nothing.")
+        if eta < 0:
+            raise ValueError(f"`eta` counts leading tokens and must be >= 0, got {eta}.")
 
     def validate_classifier_activation(self):
         if self.classifier_activation not in ("tanh", "gelu", "relu"):
@@ -84,6 +101,13 @@ class ClassformerConfig(RobertaConfig):
     def validate_encoder_only(self):
         if self.is_decoder or self.add_cross_attention:
             raise ValueError("Classformer is an encoder: `is_decoder` and `add_cross_attention` must be False.")
+
+    def schedule_for(self, num_tokens: int) -> tuple[list[int], int]:
+        """Give the gamma and eta of an input of so many tokens."""
+        for bucket in self.length_buckets or []:
+            if num_tokens <= bucket["max_tokens"]:
+                return bucket["gamma"], bucket["eta"]
+        return self.gamma or [], self.eta
 
     def layer_lengths(self, num_tokens: int, cls_only: bool = False) -> list[int]:
         """Count the token states that leave every layer (thesis table 5.3).
@@ -96,8 +120,9 @@ class ClassformerConfig(RobertaConfig):
             One length per layer; index 0 is what leaves the first block.
         """
         lengths = []
-        for factor in self.gamma or []:
-            kept = min(self.eta, num_tokens) if factor > 1 else num_tokens
+        gamma, eta = self.schedule_for(num_tokens)
+        for factor in gamma:
+            kept = min(eta, num_tokens) if factor > 1 else num_tokens
             num_tokens = kept + -(-(num_tokens - kept) // factor)
             lengths.append(num_tokens)
         if cls_only and lengths:

@@ -247,9 +247,9 @@ def _ready_to_time(models: Mapping[str, nn.Module], device: torch.device) -> Ite
 
 
 def _time_forward(
-    model: nn.Module, single: Mapping[str, torch.Tensor], clock: str, device: torch.device
+    model: Callable[..., Any], single: Mapping[str, torch.Tensor], clock: str, device: torch.device
 ) -> tuple[float, float]:
-    """Return the wall time and the time by `clock` of one forward pass, in milliseconds."""
+    """Return the wall time and the time by `clock` of one call, in milliseconds."""
     if clock == "cuda_event":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         wall_start = time.perf_counter()

@@ -228,6 +228,50 @@ def standard_error(
     return float(np.std(_scores_of_counts(metric_name, pairs[:, 0], pairs[:, 1], drawn), ddof=1))
 
 
+def paired_standard_error(
+    metric_name: str,
+    predictions: ArrayLike,
+    full_predictions: ArrayLike,
+    references: ArrayLike,
+    seed: int = 0,
+    num_resamples: int = 300,
+) -> float:
+    """Estimate the standard error of a score divided by the full model's on the same examples, by the bootstrap.
+
+    Both models err on much the same examples, so this is far smaller than the error of either score.
+
+    Args:
+        metric_name: One of `METRICS`.
+        predictions: As in `compute_score`.
+        full_predictions: Those of the full model.
+        references: As in `compute_score`.
+        seed: Of the resampling.
+        num_resamples: Number of resamples.
+
+    Returns:
+        Standard deviation of the ratio over the resamples in which the full model's score is positive.
+
+    Raises:
+        ValueError: As `compute_score`.
+    """
+    predictions, references = _check_values(metric_name, predictions, references)
+    full_predictions, _ = _check_values(metric_name, full_predictions, references)
+    generator = np.random.default_rng(seed)
+    num_examples = len(references)
+    if metric_name == "spearmanr":
+        rows = [generator.integers(num_examples, size=num_examples) for _ in range(num_resamples)]
+        scores = np.array([_spearman(predictions[row], references[row]) for row in rows])
+        full_scores = np.array([_spearman(full_predictions[row], references[row]) for row in rows])
+    else:
+        triples = np.stack([predictions, full_predictions, references], axis=1)
+        triples, counts = np.unique(triples, axis=0, return_counts=True)
+        drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
+        scores = _scores_of_counts(metric_name, triples[:, 0], triples[:, 2], drawn)
+        full_scores = _scores_of_counts(metric_name, triples[:, 1], triples[:, 2], drawn)
+    is_positive = full_scores > 0
+    return float(np.std(scores[is_positive] / full_scores[is_positive], ddof=1))
+
+
 def _scores_of_counts(
     metric_name: str, predictions: np.ndarray, references: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:

@@ -9,6 +9,8 @@ Inputs are padded on the right. Position 0 must be the first real token: no laye
 reads it. Pad on the left and the head reads padding, as with RoBERTa.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -64,20 +66,15 @@ class ClassformerLayer(RobertaLayer):
         super().__init__(config, layer_idx=layer_idx)
         # the parameter names of self-attention, but queries apart from keys and values
         self.attention = RobertaAttention(config, layer_idx=layer_idx, is_cross_attention=True)
-        self.gamma = config.gamma[layer_idx]
-        self.eta = config.eta
-
-    def select(self, states: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        return subsample(states, self.gamma, self.eta, dim)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
+        query_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        query_states = hidden_states[:, :1] if cls_only else self.select(hidden_states)  # (B, M, D)
+        """Attend from the kept positions, (B, M, D), to all of them, (B, N, D)."""
         attention_output, _ = self.attention(
             query_states, encoder_hidden_states=hidden_states, encoder_attention_mask=attention_mask, **kwargs
         )
@@ -100,6 +97,20 @@ class ClassformerPreTrainedModel(RobertaPreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
 
+class EncoderState(NamedTuple):
+    """What one layer hands to the next.
+
+    Attributes:
+        hidden_states: (B, N, D).
+        attention_mask: The caller's mask at these positions, (B, N) or ready for attention.
+        layer_mask: The mask of a layer that keeps all N positions, (B, 1, N, N), where it is already made.
+    """
+
+    hidden_states: torch.Tensor
+    attention_mask: torch.Tensor | None
+    layer_mask: torch.Tensor | bool | None = False
+
+
 class ClassformerEncoder(nn.Module):
     def __init__(self, config: ClassformerConfig):
         super().__init__()
@@ -113,46 +124,61 @@ class ClassformerEncoder(nn.Module):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        gamma, eta = self.config.schedule_for(hidden_states.shape[1])
+        state = self.start(hidden_states, attention_mask)
+        for layer, factor in zip(self.layer, gamma, strict=True):
+            state = self.step(layer, state, factor, eta, cls_only and layer is self.layer[-1], **kwargs)
+        return state.hidden_states
+
+    def start(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> EncoderState:
+        """Take what enters the first layer."""
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             # eager attention adds a mask to the scores, and adding booleans would hide nothing
             hidden = torch.finfo(hidden_states.dtype).min
             attention_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype).masked_fill(
                 ~attention_mask, hidden
             )
-        layer_mask: torch.Tensor | None = None
-        is_square = False
-        for layer in self.layer:
-            is_cls_only = cls_only and layer is self.layer[-1]
-            # decided on gamma and not on shapes, which are symbolic when exporting
-            if layer.gamma > 1 or is_cls_only or not is_square:
-                layer_mask = self.create_layer_mask(layer, hidden_states, attention_mask, is_cls_only)
-            is_square = layer.gamma == 1
-            if attention_mask is not None:
-                attention_mask = self.shorten_mask(layer, attention_mask)
-            hidden_states = layer(hidden_states, layer_mask, is_cls_only, **kwargs)
-        return hidden_states
+        return EncoderState(hidden_states, attention_mask)
 
-    def create_layer_mask(self, layer, hidden_states, attention_mask, is_cls_only):
+    def step(
+        self, layer: ClassformerLayer, state: EncoderState, gamma: int, eta: int, cls_only: bool = False, **kwargs
+    ) -> EncoderState:
+        """Run one layer; with `cls_only` it computes position 0 only."""
+        hidden_states, attention_mask, layer_mask = state
+        query_states = hidden_states[:, :1] if cls_only else subsample(hidden_states, gamma, eta)  # (B, M, D)
+        # decided on gamma and not on shapes, which are symbolic when exporting
+        keeps_all = gamma == 1 and not cls_only
+        if layer_mask is False or not keeps_all:
+            layer_mask = self.create_layer_mask(state, query_states, gamma, eta, cls_only)
+        output = layer(hidden_states, query_states, layer_mask, **kwargs)
+        if keeps_all:
+            return EncoderState(output, attention_mask, layer_mask)
+        if attention_mask is not None and not cls_only:
+            attention_mask = self.shorten_mask(attention_mask, gamma, eta)
+        return EncoderState(output, attention_mask)
+
+    def create_layer_mask(self, state: EncoderState, query_states: torch.Tensor, gamma: int, eta: int, cls_only: bool):
         """Build the mask from a layer's queries to its keys, (B, 1, M, N) or `None` where everything is visible."""
+        attention_mask = state.attention_mask
         if attention_mask is not None and attention_mask.ndim == 4:  # made by the caller: (B, 1 or A, 1 or N, N)
             if attention_mask.shape[2] == 1:
                 return attention_mask
-            return attention_mask[:, :, :1] if is_cls_only else layer.select(attention_mask, dim=2)
+            return attention_mask[:, :, :1] if cls_only else subsample(attention_mask, gamma, eta, dim=2)
         return create_bidirectional_mask(
             config=self.config,
             # read for the query length only ...
-            inputs_embeds=hidden_states[:, :1] if is_cls_only else layer.select(hidden_states),
+            inputs_embeds=query_states,
             attention_mask=attention_mask,
             # ... and this for the key length
-            encoder_hidden_states=hidden_states,
+            encoder_hidden_states=state.hidden_states,
         )
 
     @staticmethod
-    def shorten_mask(layer, attention_mask):
+    def shorten_mask(attention_mask: torch.Tensor, gamma: int, eta: int) -> torch.Tensor:
         """Keep of a mask what belongs to the positions that leave the layer."""
         if attention_mask.ndim == 4 and attention_mask.shape[2] != 1:
-            attention_mask = layer.select(attention_mask, dim=2)
-        return layer.select(attention_mask, dim=attention_mask.ndim - 1)
+            attention_mask = subsample(attention_mask, gamma, eta, dim=2)
+        return subsample(attention_mask, gamma, eta, dim=attention_mask.ndim - 1)
 
 
 class ClassformerModel(ClassformerPreTrainedModel):
@@ -252,23 +278,65 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         Args:
             labels: Class ids (B,), float targets (B,) for regression, or 0/1 floats (B, num_labels) for multi-label.
         """
-        outputs = self.roberta(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            cls_only=self.config.last_layer_cls_only,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.classifier(outputs.last_hidden_state)  # (B, num_labels)
-        loss = None
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if self.config.length_buckets and attention_mask is not None and attention_mask.ndim == 2:
+            outputs = self.classify_by_bucket(inputs, **kwargs)
+        else:
+            outputs = self.classify(inputs, **kwargs)
+        loss, logits = None, outputs.logits
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        # anew, because the order of the entries is that of the tuple
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def classify(self, inputs: dict[str, torch.Tensor | None], **kwargs) -> SequenceClassifierOutput:
+        """Classify a batch with the schedule of its padded length."""
+        outputs = self.roberta(**inputs, cls_only=self.config.last_layer_cls_only, return_dict=True, **kwargs)
+        return SequenceClassifierOutput(
+            logits=self.classifier(outputs.last_hidden_state),  # (B, num_labels)
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def classify_by_bucket(self, inputs: dict[str, torch.Tensor | None], **kwargs) -> SequenceClassifierOutput:
+        """Classify the examples of each length bucket together, so that no example depends on its batchmates.
+
+        Raises:
+            ValueError: Hidden states or attentions of several buckets are asked for; they do not stack.
+        """
+        mask = inputs["attention_mask"]
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        lengths = (positions * (mask != 0)).amax(dim=1)  # (B,), without the padding
+        limits = torch.tensor([bucket["max_tokens"] for bucket in self.config.length_buckets], device=mask.device)
+        buckets = torch.bucketize(lengths, limits)
+        found = buckets.unique().tolist()
+        asks_states = any(
+            kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
+        )
+        if asks_states and len(found) > 1:
+            raise ValueError(
+                "hidden states and attentions of several length buckets have different lengths; give a batch of one "
+                "bucket, or set config.length_buckets = None."
+            )
+        logits = None
+        for bucket in found:
+            rows = (buckets == bucket).nonzero()[:, 0]
+            longest = int(lengths[rows].max())
+            part = {name: None if value is None else value[rows, :longest] for name, value in inputs.items()}
+            outputs = self.classify(part, **kwargs)
+            if logits is None:
+                logits = outputs.logits.new_empty(len(lengths), self.num_labels)
+            logits = logits.index_copy(0, rows, outputs.logits)
+        outputs.logits = logits
+        return outputs
 
 
 class ClassformerForMaskedLM(ClassformerPreTrainedModel):

@@ -6,11 +6,16 @@ learning rate nor batch size; the defaults here are RoBERTa's usual ones.
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from datasets import Dataset
 from transformers import (
+    BatchEncoding,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -51,6 +56,8 @@ RECIPE = (
     "fp16",
     "seed",
 )
+
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
 @dataclass
@@ -133,7 +140,8 @@ def build_trainer(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     arguments: ClassformerTrainingArguments,
-) -> Trainer:
+    trainer_class: type[AnyTrainer] = Trainer,  # type: ignore[assignment]
+) -> AnyTrainer:
     """Put together the Trainer that every fine-tuning of this project uses.
 
     Args:
@@ -141,6 +149,7 @@ def build_trainer(
         task: Tokenised task; "train" and "validation" are used.
         tokenizer: Pads the batches, on the right.
         arguments: The recipe.
+        trainer_class: [`Trainer`] or a subclass of it.
 
     Returns:
         A Trainer that stops early, keeps the best epoch and refuses to go on after a NaN loss.
@@ -161,7 +170,7 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [StopOnInvalidLoss()]
     if arguments.early_stopping_patience and arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
-    trainer = Trainer(
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=task.splits["train"],
@@ -204,7 +213,7 @@ def fine_tune(
         FloatingPointError: The training loss became NaN or infinite.
         ValueError: See [`build_trainer`].
     """
-    trainer = build_trainer(model, task, tokenizer, arguments)
+    trainer: Trainer = build_trainer(model, task, tokenizer, arguments)
     name = f"eval_{task.metric_name}"
     started = time.perf_counter()
     score_as_is = trainer.evaluate()[name] if evaluate_as_is else None
@@ -223,3 +232,31 @@ def fine_tune(
         seconds=time.perf_counter() - started,
         num_epochs=num_epochs,
     )
+
+
+@torch.inference_mode()
+def predict(model: Any, split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:
+    """Compute a classifier's outputs for a tokenised split, in the dtype and on the device that it has.
+
+    Returns:
+        Logits or values, (N, K).
+    """
+    was_training = model.training
+    model.eval()
+    outputs = np.zeros((len(split), model.config.num_labels), np.float32)
+    for rows, batch in batches_by_length(split, tokenizer, batch_size):
+        outputs[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
+    model.train(was_training)
+    return outputs
+
+
+def batches_by_length(
+    split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
+    """Cut a tokenised split into padded batches of similar length, without labels; gives the rows of each too."""
+    inputs = split.remove_columns([name for name in split.column_names if name == "labels"])
+    order = np.argsort([len(ids) for ids in inputs["input_ids"]], kind="stable")
+    collate = DataCollatorWithPadding(tokenizer)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, BatchEncoding(collate([inputs[int(row)] for row in rows]))

@@ -4,18 +4,25 @@ Examples:
 
     python scripts/search_classformer.py recipes/demo.json
     python scripts/search_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
-        --required_performance 0.95 --max_trials 50 --output_dir runs/mrpc
+        --required_performance 0.95 --num_train_epochs 3 --output_dir runs/mrpc
+    python scripts/search_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
+        --required_performance 0.95 --num_train_epochs 3 --reuse runs/mrpc --latency_threads 4 --output_dir runs/mrpc-4
 
-The folder OUTPUT_DIR/best then holds the model. The same command resumes a search that was stopped, and another
---required_performance reuses its trials.
+The folder OUTPUT_DIR/best then holds the model, OUTPUT_DIR/search_report.html the account. By default one training
+serves all schedules (a supernet), trials only validate, and the winners are fine-tuned; --strategy thesis fine-tunes
+every trial instead. The same command resumes a search that was stopped, another --required_performance reuses its
+trials, and --reuse answers for another machine, dtype, number of threads or length of texts without a new training.
 """
 
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -27,24 +34,22 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import majority_score
-from classformer_hf.search import (
-    BinarySearchSampler,
-    GaussianProcessSampler,
-    Journal,
-    SearchResult,
-    SearchSpace,
-    Trial,
-    check_limits,
-    run_search,
-)
+from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from classformer_hf.search.objective import FineTuneObjective
+from classformer_hf.search.oneshot import (
+    OneShotSettings,
+    prepare_table,
+    search_with_supernet,
+)
 from classformer_hf.search.report import (
     TABLE_LEGEND,
     format_table,
     prune_models,
+    write_report,
     write_result_folder,
     write_results_file,
 )
+from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler
 from classformer_hf.training import ClassformerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -63,16 +68,64 @@ class SearchArguments:
         default=0.99, metadata={"help": "Share of the full model's validation score that the result must keep."}
     )
     max_trials: int = field(
-        default=50, metadata={"help": "Number of fine-tunings, those of a resumed search included."}
+        default=50, metadata={"help": "Number of schedules to evaluate, those of a resumed search included."}
     )
     time_budget: float | None = field(default=None, metadata={"help": "Minutes after which no further trial starts."})
     strategy: str = field(
-        default="thesis",
+        default="constrained",
         metadata={
-            "help": "thesis: Gaussian-process optimisation of all factors. binary: bisection of the first reduced "
-            "layer of three evenly spaced 2x reductions.",
-            "choices": ["thesis", "binary"],
+            "help": "How schedules are proposed. constrained: latency known from a table, accuracy by a Gaussian "
+            "process, fastest feasible first. thesis: Gaussian-process optimisation of the reward 5.4. tpe, gp: "
+            "Optuna's. random, evolution. binary: bisection of the first layer of three evenly spaced 2x reductions.",
+            "choices": list(STRATEGIES),
         },
+    )
+    evaluation: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a trial is. supernet: a validation with weights that were trained once for all schedules; "
+            "finetune: a fine-tuning of its own. Default: finetune for thesis and binary, supernet for the others.",
+            "choices": ["supernet", "finetune"],
+        },
+    )
+    max_reduction: float | None = field(
+        default=None,
+        metadata={
+            "help": "The longest text keeps at least one position in so many until the last layer. "
+            "Default: 16; no limit for thesis and binary."
+        },
+    )
+    num_winners: int = field(
+        default=3, metadata={"help": "Candidates of a supernet that may be fine-tuned before one is good enough."}
+    )
+    winner_epochs: float = field(default=1.0, metadata={"help": "Epochs of a winner's own fine-tuning."})
+    reuse: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a finished search with a supernet; nothing but the winners is trained again."},
+    )
+    latency_table: str | None = field(
+        default=None,
+        metadata={
+            "help": "Latency table of the machine where the result shall run (scripts/build_latency_table.py). "
+            "Default: built here, once."
+        },
+    )
+    target_lengths: str | None = field(
+        default=None,
+        metadata={"help": "JSON file with the token lengths of texts to be fast on. Default: the validation split's."},
+    )
+    length_buckets: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Choose another schedule for inputs of at most so many tokens each, such as 32 64."},
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Of the weights where the result shall run.", "choices": ["float32", "bfloat16", "float16"]},
+    )
+    workers: int = field(default=1, metadata={"help": "Trials at a time, each in a process of its own."})
+    dask: str | None = field(
+        default=None,
+        metadata={"help": "Scheduler of a Dask cluster, tcp://host:port, whose workers share this file system."},
     )
     initial_designs: str = field(
         default="thesis",
@@ -113,11 +166,24 @@ class SearchArguments:
 
 
 def check_arguments(search: SearchArguments):
-    """Refuse at once what would only show after the first training."""
+    """Refuse at once what would only show after the first training, and fill in what follows from the strategy."""
     check_limits(search.required_performance, search.max_trials)
-    SearchSpace(1, 1, search.gamma_options, search.eta_options)
+    is_thesis = search.strategy in THESIS_STRATEGIES
+    search.evaluation = search.evaluation or ("finetune" if is_thesis else "supernet")
+    if search.max_reduction is None and not is_thesis:
+        search.max_reduction = 16
+    SearchSpace(1, 1, search.gamma_options, search.eta_options, max_reduction=search.max_reduction)
     if torch.device(search.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {search.device} was asked for, but torch finds no GPU; use --device cpu.")
+    if search.workers < 1 or search.num_winners < 1:
+        raise ValueError(f"--workers and --num_winners must be at least 1, got {search.workers}, {search.num_winners}.")
+    needs_supernet = [name for name in ("reuse", "length_buckets") if getattr(search, name)]
+    if search.evaluation == "finetune" and needs_supernet:
+        raise ValueError(f"--{needs_supernet[0]} needs --evaluation supernet.")
+    if PartialState().num_processes > 1 and (search.workers > 1 or search.dask):
+        raise ValueError(
+            "--workers and --dask run trials side by side, torchrun runs each in several processes: not both."
+        )
 
 
 def load_inputs(search: SearchArguments, arguments: TaskArguments, training: ClassformerTrainingArguments):
@@ -176,41 +242,214 @@ def check_reference(trial: Trial, task: Task, search: SearchArguments):
 
 
 class Progress:
-    """A bar over trials with a line per trial; keeps the best-so-far folder up to date."""
+    """A bar over trials with the best so far, and a line per trial."""
 
-    def __init__(self, objective: FineTuneObjective, journal: Journal, max_trials: int, about: dict, is_main: bool):
-        self.objective, self.journal, self.about, self.is_main = objective, journal, about, is_main
-        self.output = Path(objective.arguments.output_dir)
-        self.max_trials, self.started, self.num_before = max_trials, time.monotonic(), len(journal.trials)
-        is_hidden = not is_main or objective.arguments.disable_tqdm
-        self.bar = tqdm(total=max_trials, initial=self.num_before, desc="trials", unit="trial", disable=is_hidden)
+    def __init__(self, name: str, max_trials: int, num_before: int, is_hidden: bool):
+        self.max_trials, self.num_before, self.started = max_trials, num_before, time.monotonic()
+        self.is_main = PartialState().is_main_process
+        is_hidden = is_hidden or not self.is_main
+        self.bar = tqdm(total=max_trials, initial=num_before, desc=name, unit="trial", disable=is_hidden)
 
     def __call__(self, result: SearchResult):
         trial, best = result.trials[-1], result.best
-        text = f"trial {trial.number + 1} of {self.max_trials}: {trial.schedule.key} ({trial.origin}) "
+        done = len(result.trials)
+        text = f"trial {done} of at most {self.max_trials}: {trial.schedule.key} ({trial.origin}) "
         if trial.is_ok:
-            as_is = trial.measurement["score_as_is"]
-            text += f"{'' if as_is is None else f'as is {as_is:.3f}, '}tuned {trial.score:.3f} "
+            as_is = trial.measurement.get("score_as_is")
+            text += f"{'' if as_is is None else f'as is {as_is:.3f}, '}score {trial.score:.3f} "
             text += f"({100 * result.performance(trial):.1f} % of full), latency {trial.latency_ratio:.3f}"
         else:
             text += f"failed: {trial.error}"
-        done = len(result.trials)
-        minutes = (time.monotonic() - self.started) / 60 / (done - self.num_before) * (self.max_trials - done)
-        text += f" | best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x | {minutes:.0f} minutes left"
+        feasible = "feasible" if result.is_feasible(best) else "not feasible"
+        best_text = f"best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x, {feasible}"
+        seconds = (time.monotonic() - self.started) / max(done - self.num_before, 1) * (self.max_trials - done)
+        self.bar.set_postfix_str(best_text)
         self.bar.update()
         if self.is_main:
-            self.bar.write(text)
-            prune_models(self.output / "models", result)
-        self.write(result)
+            self.bar.write(f"{text} | {best_text} | {seconds / 60:.0f} minutes left")
 
-    def write(self, result: SearchResult):
-        model_folder = self.objective.model_folder(result.best.schedule)
+    @contextmanager
+    def steps(self, name: str, total: int) -> Iterator[Callable[[], Any]]:
+        """Show a bar of its own for a stage without trials."""
+        with tqdm(total=total, desc=name, disable=self.bar.disable) as bar:
+            yield bar.update
+
+
+class Search:
+    """One search: what it works on, and where it leaves what."""
+
+    def __init__(self, search: SearchArguments, task_arguments: TaskArguments, training: ClassformerTrainingArguments):
+        self.arguments, self.training = search, training
+        self.output = Path(str(training.output_dir))
+        self.task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
+        self.objective = FineTuneObjective(
+            checkpoint,
+            self.task,
+            tokenizer,
+            training,
+            search.device,
+            search.latency_threads,
+            search.latency_rounds,
+            getattr(torch, search.dtype),
+        )
+        if search.target_lengths is not None:
+            self.objective.use_lengths(read_lengths(Path(search.target_lengths)))
+        config = AutoConfig.from_pretrained(checkpoint)
+        longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
+        self.space = SearchSpace(
+            config.num_hidden_layers,
+            longest,
+            search.gamma_options,
+            search.eta_options,
+            first_token_gamma=config.max_position_embeddings,
+            max_reduction=search.max_reduction,
+        )
+        self.is_main = training.process_index == 0
+        self.about = {
+            "dataset": self.task.name,
+            "dataset_fingerprint": self.task.fingerprint,
+            "base_model": search.model_name_or_path
+            and (Path(checkpoint).name if Path(checkpoint).exists() else checkpoint),
+            "strategy": search.strategy,
+            "evaluation": search.evaluation,
+            "num_train_examples": len(self.task.splits["train"]),
+            "num_validation_examples": len(self.task.splits["validation"]),
+            "truncated": self.task.truncated,
+            "majority_score": majority_score(self.task),
+        }
+        self.deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
+
+    def is_time_up(self) -> bool:
+        # one clock for all processes
+        (is_over,) = broadcast_object_list([self.deadline is not None and time.monotonic() > self.deadline])
+        return is_over
+
+    def check_reference(self, trial: Trial):
+        check_reference(trial, self.task, self.arguments)
+
+    @contextmanager
+    def executors(self) -> Iterator[dict[str, Any]]:
+        """Start or reach what runs the trials, as arguments of `run_search`."""
+        from classformer_hf.search.executors import LocalPool, dask_executors
+
+        if self.arguments.dask is not None:
+            executor, latency_executor, num_workers = dask_executors(self.arguments.dask)
+            with executor:
+                yield {"executor": executor, "latency_executor": latency_executor, "num_workers": num_workers}
+        elif self.arguments.workers > 1:
+            with LocalPool(self.arguments.workers) as executor:
+                yield {"executor": executor, "num_workers": self.arguments.workers}
+        else:
+            yield {}
+
+    def by_fine_tuning(self) -> SearchResult:
+        """Fine-tune every trial (thesis section 5.1.2)."""
+        search, journal = self.arguments, Journal(self.output / "trials.jsonl", self.objective.identity(), self.is_main)
+        milliseconds = None
+        if search.strategy == "constrained":
+            table = prepare_table(self.objective, self.space, self.output / "latency_table.json", search.latency_table)
+            schedules = self.space.enumerate()
+            milliseconds = dict(zip(schedules, table.predict_many(schedules, self.objective.lengths), strict=True))
+        sampler = build_sampler(
+            search.strategy,
+            self.space,
+            search.required_performance,
+            search.max_trials,
+            self.training.seed,
+            search.initial_designs,
+            milliseconds,
+            self.objective.lengths,
+        )
+        remaining = search.max_trials - len(journal.trials)
+        if remaining > 0:
+            minutes = self.objective.estimate_seconds() * remaining / 60
+            PartialState().print(f"{remaining} trials to go, about {minutes:.0f} minutes if the machine stays as it is")
+        progress = Progress("trials", search.max_trials, len(journal.trials), self.training.disable_tqdm)
+
+        def on_trial(result: SearchResult):
+            progress(result)
+            if self.is_main:
+                prune_models(self.output / "models", result)
+            self.write(result, journal.path)
+
+        with self.executors() as executors:
+            result = run_search(
+                self.space,
+                self.objective,
+                sampler,
+                journal,
+                required_performance=search.required_performance,
+                max_trials=search.max_trials,
+                is_time_up=self.is_time_up,
+                latency_name=f"latency_{search.reward_latency}",
+                check_reference=self.check_reference,
+                on_trial=on_trial,
+                timing=self.objective.measure,
+                **executors,
+            )
+        progress.bar.close()
+        self.write(result, journal.path)
+        return result
+
+    def with_supernet(self) -> SearchResult:
+        """Train once, search with those weights, fine-tune the winners."""
+        search = self.arguments
+        settings = OneShotSettings(
+            strategy=search.strategy,
+            required_performance=search.required_performance,
+            max_trials=search.max_trials,
+            num_winners=search.num_winners,
+            winner_epochs=search.winner_epochs,
+            latency_table=search.latency_table,
+            length_buckets=search.length_buckets,
+            reuse=None if search.reuse is None else Path(search.reuse),
+        )
+        bars: list[Progress] = []
+
+        def start_progress(name: str, max_trials: int, num_before: int) -> Progress:
+            bars.append(Progress(name, max_trials, num_before, self.training.disable_tqdm))
+            return bars[-1]
+
+        with self.executors() as executors:
+            found = search_with_supernet(
+                self.objective,
+                self.space,
+                settings,
+                start_progress,
+                check_reference=self.check_reference,
+                is_time_up=self.is_time_up,
+                executors=executors,
+            )
+        for progress in bars:
+            progress.bar.close()
+        self.about |= found.about
+        self.write(found.result, found.journal)
+        return found.result
+
+    def write(self, result: SearchResult, journal: Path):
+        """Bring OUTPUT_DIR/best up to date."""
+        model_folder = journal.parent / "models" / result.best.schedule.key
         (is_kept,) = broadcast_object_list([model_folder.exists()])
         if not is_kept:
             PartialState().print(f"training {result.best.schedule.key} again: its weights are gone")
             self.objective(result.best.schedule)
         if self.is_main:
-            write_result_folder(result, model_folder, self.journal.path, self.output / "best", self.about)
+            write_result_folder(result, model_folder, journal, self.output / "best", self.about)
+
+
+def read_lengths(path: Path) -> list[int]:
+    """Read a JSON list of token lengths.
+
+    Raises:
+        ValueError: The file is no such list.
+    """
+    try:
+        lengths = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--target_lengths {path} cannot be read: {error}.") from error
+    if not isinstance(lengths, list) or not lengths or not all(isinstance(n, int) and n >= 1 for n in lengths):
+        raise ValueError(f"--target_lengths {path} must be a JSON list of token lengths >= 1, such as [12, 31, 64].")
+    return lengths
 
 
 def main() -> int | None:
@@ -221,71 +460,19 @@ def main() -> int | None:
     check_arguments(search)
     # bars that are written to a file only hide the lines
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
-    task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
-    objective = FineTuneObjective(
-        checkpoint, task, tokenizer, training, search.device, search.latency_threads, search.latency_rounds
-    )
-    config = AutoConfig.from_pretrained(checkpoint)
-    longest = max(len(ids) for split in task.splits.values() for ids in split["input_ids"])
-    space = SearchSpace(
-        config.num_hidden_layers,
-        longest,
-        search.gamma_options,
-        search.eta_options,
-        first_token_gamma=config.max_position_embeddings,
-    )
-    is_main = training.process_index == 0
-    journal = Journal(Path(training.output_dir) / "trials.jsonl", objective.identity(), is_main)
-    if search.strategy == "binary":
-        sampler = BinarySearchSampler(space, search.required_performance)
-    else:
-        sampler = GaussianProcessSampler(space, search.max_trials, search.initial_designs, training.seed)
-    about = {
-        "dataset": task.name,
-        "dataset_fingerprint": task.fingerprint,
-        "base_model": search.model_name_or_path
-        and (Path(checkpoint).name if Path(checkpoint).exists() else checkpoint),
-        "strategy": search.strategy,
-        "num_train_examples": len(task.splits["train"]),
-        "num_validation_examples": len(task.splits["validation"]),
-        "truncated": task.truncated,
-        "majority_score": majority_score(task),
-    }
-    remaining = search.max_trials - len(journal.trials)
+    study = Search(search, task_arguments, training)
     PartialState().print(
-        f"{task.name}: {about['num_train_examples']} training and {about['num_validation_examples']} validation "
-        f"examples, metric {task.metric_name}; {space.num_points:,} points over {space.num_layers} layers"
+        f"{study.task.name}: {study.about['num_train_examples']} training and "
+        f"{study.about['num_validation_examples']} validation examples, metric {study.task.metric_name}; "
+        f"{study.space.num_points:,} points over {study.space.num_layers} layers"
     )
-    if remaining > 0:
-        minutes = objective.estimate_seconds() * remaining / 60
-        PartialState().print(f"{remaining} trials to go, about {minutes:.0f} minutes if the machine stays as it is")
-    deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
-
-    def is_time_up() -> bool:
-        # one clock for all processes
-        (is_over,) = broadcast_object_list([deadline is not None and time.monotonic() > deadline])
-        return is_over
-
-    progress = Progress(objective, journal, search.max_trials, about, is_main)
-    result = run_search(
-        space,
-        objective,
-        sampler,
-        journal,
-        required_performance=search.required_performance,
-        max_trials=search.max_trials,
-        is_time_up=is_time_up,
-        latency_name=f"latency_{search.reward_latency}",
-        check_reference=lambda trial: check_reference(trial, task, search),
-        on_trial=progress,
-    )
-    progress.bar.close()
-    progress.write(result)
-    if is_main:
+    result = study.with_supernet() if search.evaluation == "supernet" else study.by_fine_tuning()
+    if study.is_main:
         print(f"\n{format_table(result)}\n{TABLE_LEGEND}\n")
-        print_summary(Path(training.output_dir) / "best", result)
+        print_summary(study.output / "best", result)
+        print(f"report: {write_report(study.output, result, study.about)}")
         if search.results_file is not None:
-            write_results_file(Path(search.results_file), result, about, training.seed)
+            write_results_file(Path(search.results_file), result, study.about, training.seed)
     return 130 if result.interrupted else None
 
 

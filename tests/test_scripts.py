@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
@@ -331,3 +332,104 @@ def test_conversion_check_compares_with_the_original(run, tiny_roberta_folder):
     assert code == 0
     assert printed.startswith("4 hidden states, largest difference ")
     assert run("check_conversion", "--model_name_or_path", tiny_roberta_folder, "--tolerance", -1)[0] == 1
+
+
+@pytest.fixture(scope="session")
+def full_and_candidate(tmp_path_factory, tiny_settings, tiny_tokenizer):
+    """Folders of two classifiers with the labels of `tiny_text_file`: one answers "positive", the other at random."""
+    names = ["negative", "positive"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    folders = []
+    for seed, bias in ((0, 100.0), (1, 0.0)):
+        torch.manual_seed(seed)
+        model = RobertaForSequenceClassification(RobertaConfig(**{**tiny_settings, "num_labels": 2, **labels}))
+        model.classifier.out_proj.bias.data[1] = bias
+        folders.append(tmp_path_factory.mktemp("certify"))
+        model.save_pretrained(folders[-1])
+        tiny_tokenizer.save_pretrained(folders[-1])
+    return folders
+
+
+def test_evaluation_certifies_all_but_the_first_model(run, full_and_candidate, tiny_text_file, tmp_path):
+    full, candidate = full_and_candidate
+    code, printed, words = run(
+        *("evaluate_model", "--models", full, candidate, full, "--dataset_name", tiny_text_file, *CARVED, "--use_cpu"),
+        *("--split", "validation", "--required_performance", 0.99, "--output", tmp_path / "scores.json"),
+    )
+    assert code == 0, words
+    first, *others = json.loads((tmp_path / "scores.json").read_text())["models"]
+    assert "certificate" not in first
+    certificates = [row["certificate"] for row in others]
+    for row, certificate in zip(others, certificates, strict=True):
+        # a dozen examples prove nothing
+        assert not certificate["is_issued"] and certificate["num_candidates"] == 2
+        assert certificate["full_score"] == first["score"] and certificate["candidate_score"] == row["score"]
+        assert f"{row['model']}: {certificate['sentence']}" in printed
+    assert certificates[1]["performance"] == 1 and certificates[1]["num_examples_needed"] > 100
+    assert json.loads((candidate / "certificate.json").read_text()) == certificates[0]
+    assert certificates[0]["split"] == "validation"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--required_performance", "0.99"], "compares with the first of --models, got 1 model"),
+        (["MODEL", "--required_performance", "1.2"], "must be above 0 and at most 1, got 1.2"),
+        (["MODEL", "--required_performance", "0.9", "--confidence", "1"], "below 1, got 1.0"),
+    ],
+)
+def test_evaluation_refuses_a_request_before_it_reads(run, full_and_candidate, tiny_text_file, flags, message):
+    full, candidate = full_and_candidate
+    flags = [candidate if flag == "MODEL" else flag for flag in flags]
+    code, printed, words = run(
+        *("evaluate_model", "--models", full, *flags, "--dataset_name", tiny_text_file, *CARVED, "--use_cpu"),
+        *("--split", "validation"),
+    )
+    assert code == 1 and message in words and "examples, majority" not in printed
+
+
+@pytest.fixture
+def cached_predictions(tmp_path):
+    """Six schedules on 4,000 examples; the fastest keeps 97.5 % of the accuracy."""
+    generator = np.random.default_rng(0)
+    references = generator.integers(0, 2, 4000)
+    wrong = generator.random(4000)
+    predictions = [np.where(wrong < 0.1 + 0.0045 * index, 1 - references, references) for index in range(6)]
+    order = [1, 0, 2, 3, 4, 5]
+    np.savez(
+        tmp_path / "predictions.npz",
+        keys=np.array([f"schedule {index}" for index in order]),
+        predictions=np.array(predictions)[order],
+        references=references,
+        latency_ratio=1 - 0.1 * np.array(order),
+    )
+    return tmp_path / "predictions.npz"
+
+
+def test_certificate_study_finds_the_plain_rule_wrong(run, cached_predictions, tmp_path):
+    code, printed, words = run(
+        *("study_certificate", "--predictions", cached_predictions, "--reference_key", "schedule 0"),
+        *("--required_performance", 0.95, 0.99, "--num_search", 300, "--num_holdout", 500, 2000, "--margins", 0, 1),
+        *("--num_resamples", 150, "--results_file", tmp_path / "study.json"),
+    )
+    assert code == 0, words
+    record = json.loads((tmp_path / "study.json").read_text())
+    rows = {(row["required_performance"], row["margin"], row["num_holdout"]): row for row in record["rows"]}
+    assert len(rows) == 8 and record["reference_key"] == "schedule 0"
+    assert record["schedules"]["schedule 0"]["performance"] == 1
+    plain, careful = rows[0.99, 0, 2000], rows[0.99, 1, 2000]
+    assert plain["choice_violates_rate"] > 0.15 > 0.05 >= careful["choice_violates_rate"]
+    assert plain["issued_wrongly_rate"] <= 0.08 and plain["issued_wrongly_interval"][0] < 0.05
+    assert plain["issued_wrongly_rate"] <= plain["choice_violates_rate"]
+    # everything keeps 95 %, and a holdout of 2,000 shows it
+    assert rows[0.95, 0, 2000]["choice_violates_rate"] == 0 and rows[0.95, 0, 2000]["issued_rate"] > 0.9
+    assert rows[0.95, 0, 2000]["mean_latency_ratio"] == pytest.approx(0.5, abs=0.02)
+    assert "issued wrongly" in printed
+
+
+def test_certificate_study_says_what_is_wrong(run, cached_predictions, tmp_path):
+    code, _, words = run("study_certificate", "--predictions", cached_predictions, "--reference_key", "x")
+    assert code == 1 and "must be one of the file's keys, got 'x'" in words
+    np.savez(tmp_path / "short.npz", keys=["a"], predictions=np.ones((1, 3)), references=[1], latency_ratio=[1.0])
+    code, _, words = run("study_certificate", "--predictions", tmp_path / "short.npz")
+    assert code == 1 and "got (1, 3) and (1,) for 1 keys and 1 references" in words

@@ -1,20 +1,25 @@
 """The search for the fastest schedule that keeps the asked performance (thesis section 5.1.2)."""
 
-from .journal import Journal, JournalError, Trial
+from .executors import ExecutorError, LocalPool, dask_executors
+from .journal import Journal, JournalError, JournalLock, Trial
 from .samplers import BinarySearchSampler, GaussianProcessSampler
 from .space import Schedule, SearchSpace
 from .study import SearchResult, check_limits, pareto_front, reward, run_search
 
 __all__ = [
     "BinarySearchSampler",
+    "ExecutorError",
     "GaussianProcessSampler",
     "Journal",
     "JournalError",
+    "JournalLock",
+    "LocalPool",
     "Schedule",
     "SearchResult",
     "SearchSpace",
     "Trial",
     "check_limits",
+    "dask_executors",
     "pareto_front",
     "reward",
     "run_search",

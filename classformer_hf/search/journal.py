@@ -1,15 +1,22 @@
 """The journal of a search: `trials.jsonl`, append-only, one JSON object per line, written through to the disk.
 
 The first line says what was searched (so that another dataset cannot be resumed by mistake), every other line is a
-finished trial. A crash can only tear the last line, which is then dropped.
+finished trial. A crash can only tear the last line, which is then dropped. One process at a time writes: it leaves its
+host and pid in `driver.json` beside the journal.
 """
 
 import json
 import logging
 import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .space import Schedule
 
@@ -17,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class JournalError(ValueError):
-    """A journal that cannot be used: damaged, of another study, or not writable."""
+    """A journal that cannot be used: damaged, of another study, in use, or not writable."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Trial:
     """One evaluated schedule.
 
     Attributes:
-        number: Position in the search, from 0; 0 is the unreduced model.
+        number: Position in the search, from 0 and in order of completion; the unreduced model comes first.
         schedule: The canonical schedule.
         origin: What proposed it: reference, seeded, random, model or binary.
         status: "ok" or "failed".
@@ -33,6 +40,7 @@ class Trial:
         error: Why it failed.
         seconds: Wall time of the evaluation.
         time: When it ended, UTC, ISO 8601.
+        retries: How often it was started again because a worker died.
     """
 
     number: int
@@ -43,6 +51,7 @@ class Trial:
     error: str | None = None
     seconds: float = 0.0
     time: str = ""
+    retries: int = 0
 
     @property
     def is_ok(self) -> bool:
@@ -57,12 +66,12 @@ class Trial:
         return self.measurement["latency_ratio"]
 
     def to_row(self) -> dict[str, Any]:
-        return {"type": "trial", "key": self.schedule.key, **asdict(self)}
+        return {"type": "trial", "key": self.schedule.key, **asdict(self), "schedule": self.schedule.config}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Trial":
         values = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
-        values["schedule"] = Schedule(tuple(row["schedule"]["gamma"]), row["schedule"]["eta"])
+        values["schedule"] = Schedule.from_config(row["schedule"])
         return cls(**values)
 
 
@@ -82,13 +91,21 @@ class Journal:
         self.path = Path(path)
         self.is_writer = is_writer
         self.identity = json.loads(json.dumps(identity))
+        self.read()
+
+    def read(self):
+        """Read the file again; a torn last line stays until the next one is written.
+
+        Raises:
+            JournalError: A line before the last is damaged, or the file belongs to another study.
+        """
         self.trials: list[Trial] = []
         self.has_header = False
-        if self.path.exists():
-            self._read()
-
-    def _read(self):
-        for number, line in enumerate(self._read_whole_lines(), start=1):
+        content = self.path.read_bytes() if self.path.exists() else b""
+        *lines, torn = content.split(b"\n")
+        if torn and self.is_writer:
+            logger.warning("%s ends in the middle of a line; that unfinished trial will be repeated.", self.path)
+        for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 if row["type"] == "study":
@@ -96,20 +113,11 @@ class Journal:
                     self.has_header = True
                 else:
                     self.trials.append(Trial.from_row(row))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
                 raise JournalError(
                     f"{self.path} line {number} cannot be read ({error}); repair or delete that line, "
                     "the others are intact."
                 ) from error
-
-    def _read_whole_lines(self) -> list[str]:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content and self.is_writer:
-            logger.warning("%s ends in the middle of a line; that unfinished trial will be repeated.", self.path)
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        return whole.decode().splitlines()
 
     def _check_identity(self, found: dict[str, Any]):
         for name, expected in self.identity.items():
@@ -118,6 +126,11 @@ class Journal:
                     f"{self.path} belongs to another study: its {name} is {found.get(name)!r}, now it is {expected!r}; "
                     "use another --output_dir, or the old settings to resume."
                 )
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next trial; unique even where a damaged line was deleted."""
+        return 1 + max((trial.number for trial in self.trials), default=-1)
 
     def append(self, trial: Trial):
         """Write a finished trial through to the disk.
@@ -133,16 +146,122 @@ class Journal:
         rows = [trial.to_row()]
         if not self.has_header:
             rows.insert(0, {"type": "study", "identity": self.identity})
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as file:
+            self._drop_torn_line()
+            with open(self.path, "ab") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            # the next line must not be glued to what did get written
+            with suppress(OSError):
+                self._drop_torn_line()
             raise JournalError(
                 f"cannot write {self.path} ({error.strerror}); earlier trials are safe, free some space and run the "
                 "same command again."
             ) from error
         self.has_header = True
+
+    def _drop_torn_line(self):
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        num_whole_bytes = content.rfind(b"\n") + 1
+        if num_whole_bytes < len(content):
+            os.truncate(self.path, num_whole_bytes)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only driver of this folder, and read what an earlier one has left.
+
+        Raises:
+            JournalError: Another process drives a search there, or the folder cannot be written.
+        """
+        if not self.is_writer:
+            yield
+            return
+        with JournalLock(self.path.parent / "driver.json"):
+            self.read()
+            yield
+
+
+class JournalLock:
+    """Refuses a second driver: a file with the host, the pid and the start time of the process that holds it.
+
+    The file of a process that no longer lives is taken over, unless it lived on another host, where nobody can look.
+
+    Args:
+        path: The file.
+
+    Raises:
+        JournalError: On entering: another process holds it, or it cannot be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+    def __enter__(self) -> "JournalLock":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._create():
+                self._remove_dead()
+        except OSError as error:
+            raise JournalError(f"cannot write {self.path} ({error.strerror}); free some space.") from error
+        return self
+
+    def __exit__(self, *exception):
+        if self._read(self.path) == self.mine:
+            self.path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(json.dumps(self.mine))
+        except OSError:
+            self.path.unlink()
+            raise
+        return True
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        with suppress(FileNotFoundError, ValueError):
+            return json.loads(path.read_text())
+        return None
+
+    def _remove_dead(self):
+        holder = self._read(self.path)
+        if holder is None:
+            # gone again, about to be written, or left by a process that died before it could write
+            time.sleep(0.5)
+            holder = self._read(self.path)
+        if holder is not None:
+            self._refuse_living(holder)
+        # moved away and looked at again: in between a third process may have taken it over
+        moved = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        with suppress(FileNotFoundError):
+            self.path.rename(moved)
+            if self._read(moved) != holder:
+                moved.rename(self.path)
+            moved.unlink(missing_ok=True)
+
+    def _refuse_living(self, holder: dict[str, Any]):
+        who = f"process {holder.get('pid')} on {holder.get('host')} is already searching in {self.path.parent}"
+        if holder.get("host") != self.mine["host"]:
+            raise JournalError(f"{who}, as far as can be seen from {self.mine['host']}; if not, delete {self.path}.")
+        started = _started(holder["pid"])
+        # a start time moves a little when the clock is set; that of a later process with this pid is far away
+        if started is not None and abs(started - holder["started"]) < 60:
+            raise JournalError(f"{who}; wait for it, stop it, or use another --output_dir.")
+
+
+def _started(pid: int) -> float | None:
+    """Tell when a process began, which tells it from a later one with its pid; `None` if it is dead."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None

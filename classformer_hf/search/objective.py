@@ -4,12 +4,17 @@ import copy
 import logging
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
+from datasets import Dataset
 from transformers import (
     AutoConfig,
     BatchEncoding,
@@ -22,12 +27,14 @@ from transformers import (
 from ..checkpoints import checkpoint_fingerprint, load_from_encoder
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
-from ..metrics import standard_error
+from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
-from ..training import ClassformerTrainingArguments, FineTuned, fine_tune
+from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
 from .space import Schedule
 
 logger = logging.getLogger(__name__)
+
+PREDICTIONS = "validation_predictions.npy"
 
 
 class FineTuneObjective:
@@ -45,6 +52,7 @@ class FineTuneObjective:
         device: Where latency is measured: "cpu" or "cuda".
         latency_threads: CPU threads while latency is measured.
         latency_rounds: Rounds of interleaved measurement.
+        dtype: Of the weights where the result shall run; training stays in float32 (or as `arguments` say).
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class FineTuneObjective:
         device: str = "cpu",
         latency_threads: int = 1,
         latency_rounds: int = 20,
+        dtype: torch.dtype = torch.float32,
     ):
         self.checkpoint = checkpoint
         self.task = task
@@ -65,8 +74,10 @@ class FineTuneObjective:
         self.device = device
         self.latency_threads = latency_threads
         self.latency_rounds = latency_rounds
+        self.dtype = dtype
         self.inputs = sample_inputs(task.splits["validation"])
         source = AutoConfig.from_pretrained(checkpoint)
+        self.full = Schedule((1,) * source.num_hidden_layers)
         names = [source.id2label[index] for index in range(source.num_labels)]
         generic = [f"LABEL_{index}" for index in range(task.num_labels)]
         is_classifier = any("SequenceClassification" in name for name in source.architectures or [])
@@ -83,9 +94,7 @@ class FineTuneObjective:
         if self.model_folder(schedule).parent.exists():
             # what is fresh has been said before the first trial
             logging.getLogger(load_from_encoder.__module__).setLevel(logging.ERROR)
-        model: Any = load_from_encoder(
-            self.checkpoint, gamma=list(schedule.gamma), eta=schedule.eta, **self.task.head_config
-        )
+        model: Any = load_from_encoder(self.checkpoint, **schedule.config, **self.task.head_config)
         if self.is_foreign_head:
             torch.nn.init.normal_(model.classifier.out_proj.weight, std=model.config.initializer_range)
             torch.nn.init.zeros_(model.classifier.out_proj.bias)
@@ -94,85 +103,116 @@ class FineTuneObjective:
     def model_folder(self, schedule: Schedule) -> Path:
         return self.output / "models" / schedule.key
 
+    def use_lengths(self, lengths: Sequence[int]):
+        """Measure latency on texts of these token lengths instead of the validation split's."""
+        self.inputs = sample_inputs(Dataset.from_dict({"input_ids": [[5] * length for length in lengths]}))
+
+    def for_checkpoint(self, checkpoint: str, arguments: ClassformerTrainingArguments) -> "FineTuneObjective":
+        """Make the same objective for another checkpoint and recipe."""
+        other = FineTuneObjective(
+            checkpoint,
+            self.task,
+            self.tokenizer,
+            arguments,
+            self.device,
+            self.latency_threads,
+            self.latency_rounds,
+            self.dtype,
+        )
+        other.inputs = self.inputs
+        return other
+
     def identity(self) -> dict[str, Any]:
         """Say what a journal's trials depend on, so that only the same study is resumed."""
         return {
             "checkpoint": checkpoint_fingerprint(self.checkpoint),
             "dataset": self.task.fingerprint,
             "recipe": self.arguments.describe_recipe(),
-            "latency": {"device": self.device, "threads": self.latency_threads},
+            "latency": {"device": self.device, "threads": self.latency_threads, "dtype": str(self.dtype)},
         }
 
+    @cached_property
+    def config(self) -> Any:
+        """The configuration of the unreduced classifier."""
+        return self.load(self.full).config
+
+    @property
+    def lengths(self) -> list[int]:
+        """Token lengths that stand for the dataset's."""
+        return [row["input_ids"].shape[1] for row in self.inputs]
+
     def __call__(self, schedule: Schedule) -> dict[str, Any]:
-        """Fine-tune, validate and time one schedule; keeps the trained model.
+        """Fine-tune and validate; keeps the trained model. `measure` gives the other half of a trial.
 
         Returns:
-            Plain data for the journal: `score`, `score_as_is`, `standard_error`, `latency_ratio` (to `full`),
-            `stock_latency_ratio` (of `stock` to `full`), `latency` (statistics of all three), `flops_ratio`, ...
+            Plain data for the journal: `score`, `score_as_is`, `standard_error`, ...
 
         Raises:
             FloatingPointError: The training loss became NaN.
         """
         model = self.load(schedule)
         arguments = copy.copy(self.arguments)
-        arguments.output_dir = str(self.output / "current_trial")
+        folder = self.output / "current_trial" / schedule.key
+        arguments.output_dir = str(folder)
         arguments.save_only_model = True
-        is_main = PartialState().is_main_process
         try:
             result = fine_tune(model, self.task, self.tokenizer, arguments, evaluate_as_is=self.has_head)
         finally:
-            if is_main:
-                shutil.rmtree(arguments.output_dir, ignore_errors=True)
-        measurement, error = None, None
-        if is_main:
-            try:
-                measurement = self.record(schedule, model, result)
-            except Exception as exception:  # the other processes wait for an answer
-                error = exception
-        # every process goes on with what the main process saw
-        measurement, error = broadcast_object_list([measurement, error])
-        if error is not None:
-            raise error
-        return measurement
+            if PartialState().is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # another worker trains there
+                    folder.parent.rmdir()
+        return _on_main_process(lambda: self.record(schedule, model, result))
 
     def record(self, schedule: Schedule, model: PreTrainedModel, result: FineTuned) -> dict[str, Any]:
-        """Save a trained model, measure it and put everything into plain data."""
-        # mixed precision leaves its wrapper on the model, which must not be saved or timed with it
-        model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
-        model.save_pretrained(self.model_folder(schedule))
-        self.tokenizer.save_pretrained(self.model_folder(schedule))
+        """Save a trained model and put its validation into plain data."""
+        # mixed precision leaves its wrapper on the model, which must not be saved with it
+        trained: Any = extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        predictions, score = result.predictions, result.score
         references = self.task.splits["validation"]["labels"]
+        if self.dtype != torch.float32:
+            logits = predict(trained.to(self.dtype), self.task.splits["validation"], self.tokenizer)
+            predictions = predictions_from_logits(self.task.problem_type, logits)
+            score = compute_score(self.task.metric_name, predictions, np.asarray(references))
+        folder = self.model_folder(schedule)
+        trained.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        np.save(folder / PREDICTIONS, predictions)
         return {
-            "score": result.score,
+            "score": score,
             "score_as_is": result.score_as_is,
-            "standard_error": standard_error(self.task.metric_name, result.predictions, references),
+            "standard_error": standard_error(self.task.metric_name, predictions, references),
+            "paired_standard_error": self.paired_standard_error(predictions),
             "metric_name": self.task.metric_name,
             "num_examples": len(references),
             "num_epochs": result.num_epochs,
             "train_seconds": round(result.seconds, 1),
             "seed": self.arguments.seed,
-            **self.measure(model.config),
         }
 
-    def measure(self, config: Any) -> dict[str, Any]:
-        """Time an architecture side by side with its unreduced references; time does not depend on the weights."""
-        models: dict[str, Any] = {"candidate": ClassformerForSequenceClassification(config)}
-        for name, cls_only in (("full", True), ("stock", False)):
-            reference = copy.deepcopy(config)
-            reference.gamma, reference.eta = [1] * config.num_hidden_layers, 0
-            reference.last_layer_cls_only = cls_only
-            models[name] = ClassformerForSequenceClassification(reference)
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(self.latency_threads)
-        try:
-            models = {name: module.to(self.device).eval() for name, module in models.items()}
-            inputs = [{name: value.to(self.device) for name, value in row.items()} for row in self.inputs]
+    def paired_standard_error(self, predictions: np.ndarray) -> float | None:
+        """Standard error of the share of the full model's score; `None` where its predictions are gone."""
+        path = self.model_folder(self.full) / PREDICTIONS
+        if not path.exists():
+            return None
+        references = self.task.splits["validation"]["labels"]
+        return paired_standard_error(self.task.metric_name, predictions, np.load(path), references)
+
+    def measure(self, schedule: Schedule) -> dict[str, Any]:
+        """Time a schedule side by side with its unreduced references; time does not depend on the weights.
+
+        Returns:
+            `latency_ratio` (to `full`), `stock_latency_ratio` (of `stock` to `full`), `latency` (statistics of all
+            three), `flops_ratio`, `hardware`, ...
+        """
+        return _on_main_process(lambda: self._measure(schedule))
+
+    def _measure(self, schedule: Schedule) -> dict[str, Any]:
+        with self.ready_to_time() as (build, inputs):
+            models = {"candidate": build(schedule), "full": build(self.full), "stock": build(self.full, cls_only=False)}
             latency = measure_latency(models, inputs, reference="full", rounds=self.latency_rounds)
-            hardware = hardware_fingerprint(self.device)
-        finally:
-            torch.set_num_threads(num_threads)
-        lengths = [row["input_ids"].shape[1] for row in self.inputs]
-        flops = {name: sum(count_flops(models[name].config, n) for n in lengths) for name in models}
+            hardware = hardware_fingerprint(self.device, self.dtype)
+        flops = {name: sum(count_flops(models[name].config, n) for n in self.lengths) for name in models}
         return {
             "latency_ratio": latency["candidate"].ratio,
             "stock_latency_ratio": latency["stock"].ratio,
@@ -182,14 +222,32 @@ class FineTuneObjective:
             "hardware": hardware,
         }
 
+    @contextmanager
+    def ready_to_time(self) -> Iterator[tuple[Callable[..., Any], list[dict[str, torch.Tensor]]]]:
+        """Set the number of threads; gives a function that builds a model of a schedule, and the inputs."""
+
+        def build(schedule: Schedule, cls_only: bool = True) -> Any:
+            config = copy.deepcopy(self.config)
+            for name, value in schedule.config.items():
+                setattr(config, name, value)
+            config.last_layer_cls_only = cls_only
+            model: Any = ClassformerForSequenceClassification(config)
+            return model.to(self.device, self.dtype).eval()
+
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(self.latency_threads)
+        try:
+            yield build, [{name: value.to(self.device) for name, value in row.items()} for row in self.inputs]
+        finally:
+            torch.set_num_threads(num_threads)
+
     def estimate_seconds(self) -> float:
         """Estimate the longest time that one trial can take, from a few training steps of the unreduced model."""
         split = self.task.splits["train"]
         batch_size = min(self.arguments.per_device_train_batch_size, len(split))
         rows = split.shuffle(seed=0).select(range(batch_size))
         batch = BatchEncoding(DataCollatorWithPadding(self.tokenizer)(list(rows))).to(self.arguments.device)
-        num_layers = AutoConfig.from_pretrained(self.checkpoint).num_hidden_layers
-        model: Any = self.load(Schedule((1,) * num_layers))
+        model: Any = self.load(self.full)
         model.to(self.arguments.device).train()
         seconds = []
         for _ in range(3):
@@ -204,3 +262,17 @@ class FineTuneObjective:
         steps = len(split) / batch_size * self.arguments.num_train_epochs
         validation = len(self.task.splits["validation"]) / batch_size / 3 * max(self.arguments.num_train_epochs, 1)
         return sorted(seconds)[1] * (steps + validation) + latency
+
+
+def _on_main_process(function: Callable[[], Any]) -> Any:
+    """Run something in the main process; every process goes on with what it returned or raised."""
+    result, error = None, None
+    if PartialState().is_main_process:
+        try:
+            result = function()
+        except Exception as exception:  # the other processes wait for an answer
+            error = exception
+    result, error = broadcast_object_list([result, error])
+    if error is not None:
+        raise error
+    return result

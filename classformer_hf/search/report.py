@@ -1,15 +1,18 @@
-"""What a search leaves behind: a table, a Pareto plot and a model folder that anyone can load."""
+"""What a search leaves behind: tables, a model folder that anyone can load, and a report that anyone can open."""
 
+import filecmp
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
-from ..configuration_classformer import ClassformerConfig
+from .figures import draw_pareto, latency_quartiles, latency_source, layer_lengths, speedup_against_stock
+from .page import write_report
 from .study import SearchResult, pareto_front
 
 logger = logging.getLogger(__name__)
@@ -19,7 +22,7 @@ CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 TABLE_LEGEND = """as is, tuned: validation score of the checkpoint's weights (where its head is the task's) and after
 fine-tuning; latency: batch 1, relative to the full model in the same rounds; x full: speed-up by the schedule alone,
 the full model also computing only position 0 in its last layer; x stock: against the model without that. Names give
-gamma per layer; a factor as large as the longest input keeps one position beside the first eta."""
+gamma per layer; a factor as large as the longest input keeps one position beside the first eta; - is not known."""
 
 
 def format_table(result: SearchResult) -> str:
@@ -40,44 +43,23 @@ def format_table(result: SearchResult) -> str:
         if not trial.is_ok:
             lines.append(f"{start} failed: {trial.error}")
             continue
-        as_is = trial.measurement.get("score_as_is")
-        candidate = trial.measurement["latency"]["candidate"]
+        quartiles, stock = latency_quartiles(trial), speedup_against_stock(trial)
+        span = "-" if quartiles is None else " ".join(format(value, ".3f") for value in quartiles)
         lines.append(
-            f"{start} {'-' if as_is is None else format(as_is, '.3f'):>6} {trial.score:>6.3f} "
-            f"{100 * result.performance(trial):>6.1f} "
-            f"{trial.latency_ratio:>7.3f} [{candidate['ratio_low']:.3f} {candidate['ratio_high']:.3f}] "
-            f"{1 / trial.latency_ratio:>5.2f} {trial.measurement['stock_latency_ratio'] / trial.latency_ratio:>7.2f}"
+            f"{start} {_number(trial.measurement.get('score_as_is'), '.3f'):>6} {trial.score:>6.3f} "
+            f"{100 * result.performance(trial):>6.1f} {f'{trial.latency_ratio:.3f} [{span}]':>20} "
+            f"{1 / trial.latency_ratio:>6.2f} {_number(stock, '.2f'):>7}"
         )
     return "\n".join(lines)
 
 
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def plot_pareto(result: SearchResult, path: Path, majority_score: float):
     """Draw score against relative latency: all trials, the front, the requirement, the floor and the choice."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    trials = [trial for trial in result.trials if trial.is_ok]
-    front = pareto_front(trials)
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for trial in trials:
-        candidate = trial.measurement["latency"]["candidate"]
-        span = [[trial.latency_ratio - candidate["ratio_low"]], [candidate["ratio_high"] - trial.latency_ratio]]
-        axes.errorbar(trial.latency_ratio, trial.score, xerr=span, fmt="o", color="0.6", markersize=4, linewidth=1)
-    axes.step([t.latency_ratio for t in front], [t.score for t in front], where="post", label="Pareto front")
-    required = result.required_performance * result.reference.score
-    axes.axhline(required, linestyle="--", color="tab:red", label=f"{100 * result.required_performance:g} % of full")
-    axes.axhline(majority_score, linestyle=":", color="0.4", label="majority class")
-    axes.plot(result.best.latency_ratio, result.best.score, "*", color="tab:green", markersize=14, label="chosen")
-    axes.plot(result.reference.latency_ratio, result.reference.score, "s", color="black", label="full model")
-    axes.set_xlabel("latency relative to the full model (batch 1; bars: quartiles)")
-    axes.set_ylabel(f"validation {result.reference.measurement['metric_name']}")
-    axes.legend(fontsize=8, loc="lower right")
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    draw_pareto(path, result, majority_score)
 
 
 def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
@@ -88,33 +70,32 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         about: What was searched on: dataset, checkpoint and their sizes.
     """
     best = result.best
-    config = ClassformerConfig(
-        num_hidden_layers=len(best.schedule.gamma), gamma=list(best.schedule.gamma), eta=best.schedule.eta
-    )
-    candidate = best.measurement["latency"]["candidate"]
-    ratio, stock = best.latency_ratio, best.measurement["stock_latency_ratio"]
+    candidate = best.measurement.get("latency", {}).get("candidate", {})
+    quartiles = latency_quartiles(best)
     return {
         **about,
         "required_performance": result.required_performance,
         "required_score": result.required_performance * result.reference.score,
-        "metric_name": best.measurement["metric_name"],
+        "metric_name": best.measurement.get("metric_name"),
         "gamma": list(best.schedule.gamma),
         "eta": best.schedule.eta,
-        f"layer_lengths_for_{EXAMPLE_LENGTH}_tokens": config.layer_lengths(EXAMPLE_LENGTH, cls_only=True),
+        "length_buckets": best.schedule.config.get("length_buckets", []),
+        f"layer_lengths_for_{EXAMPLE_LENGTH}_tokens": layer_lengths(best.schedule, EXAMPLE_LENGTH),
         "score": best.score,
         "full_score": result.reference.score,
         "performance": result.performance(best),
-        "latency_ratio": ratio,
-        "latency_ratio_quartiles": [candidate["ratio_low"], candidate["ratio_high"]],
-        "latency_p50_milliseconds": candidate["wall_p50_ms"],
-        "latency_p90_milliseconds": candidate["wall_p90_ms"],
-        "speedup_schedule_only": 1 / ratio,
-        "speedup_schedule_only_quartiles": [1 / candidate["ratio_high"], 1 / candidate["ratio_low"]],
-        "speedup_against_stock": stock / ratio,
-        "flops_ratio": best.measurement["flops_ratio"],
+        "latency_ratio": best.latency_ratio,
+        "latency_ratio_quartiles": quartiles and list(quartiles),
+        "latency_source": latency_source(best),
+        "latency_p50_milliseconds": candidate.get("wall_p50_ms"),
+        "latency_p90_milliseconds": candidate.get("wall_p90_ms"),
+        "speedup_schedule_only": 1 / best.latency_ratio,
+        "speedup_schedule_only_quartiles": quartiles and [1 / quartiles[1], 1 / quartiles[0]],
+        "speedup_against_stock": speedup_against_stock(best),
+        "flops_ratio": best.measurement.get("flops_ratio"),
         "num_trials": len(result.trials),
         "num_failed_trials": sum(not trial.is_ok for trial in result.trials),
-        "hardware": best.measurement["hardware"],
+        "hardware": best.measurement.get("hardware"),
     }
 
 
@@ -125,17 +106,16 @@ def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], 
         row = {name: getattr(trial, name) for name in ("number", "origin", "status", "seconds")}
         row |= {"key": trial.schedule.key, "chosen": trial is result.best, "error": trial.error, "latency_ratio": None}
         if trial.is_ok:
-            candidate = trial.measurement["latency"]["candidate"]
+            quartiles = latency_quartiles(trial)
             row |= {
                 "score": trial.score,
-                "score_as_is": trial.measurement["score_as_is"],
                 "performance": result.performance(trial),
                 "latency_ratio": trial.latency_ratio,
-                "latency_ratio_quartiles": [candidate["ratio_low"], candidate["ratio_high"]],
+                "latency_ratio_quartiles": quartiles and list(quartiles),
+                "latency_source": latency_source(trial),
                 "speedup_schedule_only": 1 / trial.latency_ratio,
-                "speedup_against_stock": trial.measurement["stock_latency_ratio"] / trial.latency_ratio,
-                "flops_ratio": trial.measurement["flops_ratio"],
-                "num_epochs": trial.measurement["num_epochs"],
+                "speedup_against_stock": speedup_against_stock(trial),
+                **{name: trial.measurement.get(name) for name in ("score_as_is", "flops_ratio", "num_epochs")},
             }
         rows.append(row)
     record = {"command": describe_command(), "seed": seed, "summary": summary(result, about), "trials": rows}
@@ -151,8 +131,17 @@ def prune_models(models: Path, result: SearchResult):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_result_folder(result: SearchResult, model_folder: Path, journal: Path, output: Path, about: dict[str, Any]):
+def write_result_folder(
+    result: SearchResult,
+    model_folder: Path,
+    journal: Path,
+    output: Path,
+    about: dict[str, Any],
+    extra_files: Mapping[str, Path] | None = None,
+):
     """Write the folder that is the search's product; an earlier one is replaced only when the new one is whole.
+
+    A certificate in the earlier one stays if it is of the same weights.
 
     Args:
         result: What the search found.
@@ -160,11 +149,17 @@ def write_result_folder(result: SearchResult, model_folder: Path, journal: Path,
         journal: The `trials.jsonl`.
         output: The folder to write: model, code, tokenizer, `search.json`, `trials.jsonl`, `pareto.png`, model card.
         about: Goes into `search.json` and the card.
+        extra_files: Other files of the search by the name that they get; those that do not exist are left out.
     """
     staging = output.with_name(output.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(model_folder, staging)
-    shutil.copy(journal, staging / "trials.jsonl")
+    certificate = output / "certificate.json"
+    if certificate.exists() and _has_same_weights(output, staging):
+        shutil.copy(certificate, staging)
+    for name, path in {"trials.jsonl": journal, **(extra_files or {})}.items():
+        if path.exists():
+            shutil.copy(path, staging / name)
     data = summary(result, about)
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
     plot_pareto(result, staging / "pareto.png", about["majority_score"])
@@ -176,6 +171,11 @@ def write_result_folder(result: SearchResult, model_folder: Path, journal: Path,
         output.rename(old)
     staging.rename(output)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _has_same_weights(folder: Path, other: Path) -> bool:
+    names = ["model.safetensors", "config.json"]
+    return filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
 
 
 def write_card(data: dict[str, Any], folder: Path):
@@ -199,3 +199,16 @@ def write_card(data: dict[str, Any], folder: Path):
     )
     card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data)
     card.save(folder / "README.md")
+
+
+__all__ = [
+    "TABLE_LEGEND",
+    "format_table",
+    "plot_pareto",
+    "prune_models",
+    "summary",
+    "write_card",
+    "write_report",
+    "write_result_folder",
+    "write_results_file",
+]

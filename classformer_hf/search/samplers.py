@@ -1,32 +1,93 @@
 """What to try next: Gaussian-process optimisation (thesis section 5.1.2) and the binary search of section 5.2.5.
 
-A sampler is a function of what was seen and of its seed; it keeps no state. A resumed search therefore proposes what
-the uninterrupted one would have.
+Every sampler is asked for a schedule and told what came of it. What it proposes is a function of its seed and of what
+it was told, so a resumed search, which is told its journal, proposes what the uninterrupted one would have.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
 from .space import Schedule, SearchSpace
 
-Observations = list[tuple[Schedule, float]]
-NUM_CANDIDATES = 2000
+# of a space that is too large to list; a listed one is ranked whole up to the second number
+NUM_CANDIDATES, NUM_LISTED = 2000, 10_000
 
 
-class Sampler(Protocol):
-    def ask(self, observations: Observations) -> tuple[Schedule, str] | None:
-        """Propose a schedule that was not observed.
+@dataclass(frozen=True)
+class Observation:
+    """What a sampler is told of a finished trial; a failed one has no numbers.
 
-        Args:
-            observations: Canonical schedules with their rewards, oldest first.
+    Attributes:
+        schedule: The canonical schedule.
+        performance: Share of the full model's score.
+        latency: Time, as in equation 5.4.
+        reward: Equation 5.4 under the search's requirement.
+        standard_error: Of `performance`, from predictions paired with the full model's; `None` where unknown.
+    """
+
+    schedule: Schedule
+    performance: float | None = None
+    latency: float | None = None
+    reward: float | None = None
+    standard_error: float | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.reward is not None
+
+
+class Sampler(ABC):
+    """Proposes schedules; none that was told or is still pending is proposed again.
+
+    Args:
+        space: What is searched.
+        seed: Makes the sampler reproducible.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int = 42):
+        self.space = space
+        self.seed = seed
+        self.observations: list[Observation] = []
+        self.pending: list[Schedule] = []
+
+    def ask(self) -> tuple[Schedule, str] | None:
+        """Propose a schedule, which is pending from then on until it is told.
 
         Returns:
-            The proposal and what made it, or `None` when there is nothing left to try.
+            The proposal and what made it, or `None` when there is nothing (yet) to try.
         """
+        proposal = self.propose()
+        if proposal is not None:
+            self.pending.append(proposal[0])
+        return proposal
+
+    def tell(self, observation: Observation):
+        """Take the result of a schedule, proposed by this sampler or not."""
+        self.observations.append(observation)
+        self.pending = [schedule for schedule in self.pending if schedule != observation.schedule]
+
+    @property
+    def taken(self) -> set[Schedule]:
+        """What must not be proposed again."""
+        return {observation.schedule for observation in self.observations} | set(self.pending)
+
+    def rewards(self) -> list[tuple[Schedule, float]]:
+        """List what was told with a number for everything: failed and pending trials count as the worst one seen.
+
+        Taking the worst for a pending point (a constant liar, Ginsbourger et al. 2010) keeps parallel proposals apart.
+        """
+        worst = min((o.reward for o in self.observations if o.reward is not None), default=0.0)
+        told = [(o.schedule, worst if o.reward is None else o.reward) for o in self.observations]
+        return told + [(schedule, worst) for schedule in self.pending]
+
+    @abstractmethod
+    def propose(self) -> tuple[Schedule, str] | None:
+        """Choose what comes next, given `observations` and `pending`."""
 
 
-class GaussianProcessSampler:
+class GaussianProcessSampler(Sampler):
     """The search of the thesis: an initial set, then scikit-optimize's Gaussian process with expected improvement.
 
     Args:
@@ -42,8 +103,7 @@ class GaussianProcessSampler:
     """
 
     def __init__(self, space: SearchSpace, max_trials: int, initial_designs: str = "thesis", seed: int = 42):
-        self.space = space
-        self.seed = seed
+        super().__init__(space, seed)
         self.initial = self._initial_designs(initial_designs, max_trials)
 
     def _initial_designs(self, kind: str, max_trials: int) -> list[tuple[Schedule, str]]:
@@ -54,7 +114,8 @@ class GaussianProcessSampler:
         designs = {self.space.full: "reference"}
         # from a reduction near the output to one at the input
         for layer in np.linspace(self.space.num_layers - 2, 0, max(num_seeded - 1, 1)).round()[: num_seeded - 1]:
-            designs.setdefault(self.space.constrained(int(layer)), "seeded")
+            if self.space.is_allowed(schedule := self.space.constrained(int(layer))):
+                designs.setdefault(schedule, "seeded")
         generator = np.random.default_rng(self.seed)
         for _ in range(100 * num_initial):
             if len(designs) >= num_initial:
@@ -62,19 +123,24 @@ class GaussianProcessSampler:
             designs.setdefault(self.space.sample(generator), "random")
         return list(designs.items())
 
-    def ask(self, observations: Observations) -> tuple[Schedule, str] | None:
-        seen = {schedule for schedule, _ in observations}
+    def propose(self) -> tuple[Schedule, str] | None:
+        seen = self.taken
         for schedule, origin in self.initial:
             if schedule not in seen:
                 return schedule, origin
-        return self._propose(observations, seen)
+        return self._ask_process(self.rewards(), seen)
 
-    def _propose(self, observations: Observations, seen: set[Schedule]) -> tuple[Schedule, str] | None:
+    def _draw_candidates(self, generator: np.random.Generator) -> set[Schedule]:
+        if self.space.max_reduction is not None and len(everything := self.space.enumerate()) <= NUM_LISTED:
+            return set(everything)
+        return {self.space.sample(generator) for _ in range(NUM_CANDIDATES)}
+
+    def _ask_process(self, observations: list[tuple[Schedule, float]], seen: set[Schedule]):
         import skopt
         from skopt.acquisition import gaussian_ei
 
         generator = np.random.default_rng([self.seed, len(observations)])
-        pool = {self.space.sample(generator) for _ in range(NUM_CANDIDATES)}
+        pool = self._draw_candidates(generator)
         for schedule, _ in sorted(observations, key=lambda pair: -pair[1])[:3]:
             pool.update(self.space.neighbours(schedule))
         # sorted, because the order of a set differs between processes
@@ -100,10 +166,11 @@ class GaussianProcessSampler:
         return candidates[int(np.argmax(improvement))], "model"
 
 
-class BinarySearchSampler:
+class BinarySearchSampler(Sampler):
     """The constrained one-parameter search of section 5.2.5: the earliest first reduction that is good enough.
 
-    Speed and performance are taken to be monotone in the first reduced layer, so a bisection finds it.
+    Speed and performance are taken to be monotone in the first reduced layer, so a bisection finds it. It is
+    sequential: while a proposal is pending there is none other.
 
     Args:
         space: What is searched.
@@ -111,11 +178,13 @@ class BinarySearchSampler:
     """
 
     def __init__(self, space: SearchSpace, required: float):
-        self.space = space
+        super().__init__(space)
         self.required = required
 
-    def ask(self, observations: Observations) -> tuple[Schedule, str] | None:
-        rewards = dict(observations)
+    def propose(self) -> tuple[Schedule, str] | None:
+        if self.pending:
+            return None
+        rewards = dict(self.rewards())
         if self.space.full not in rewards:
             return self.space.full, "reference"
         low, high = 0, self.space.num_layers  # high is feasible, what is below low is not

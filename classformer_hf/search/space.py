@@ -4,23 +4,51 @@ The thesis does not list the candidate values. Ours are 1, 2, 4, 8 and "first" (
 gamma, and 0, 2, 4, 8, 16 for eta.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True, order=True)
 class Schedule:
-    """A point of the space, as it stands in a config: one factor per layer, and eta."""
+    """A point of the space, as it stands in a config: one factor per layer, and eta.
+
+    Attributes:
+        gamma: One factor per layer.
+        eta: Number of leading tokens that stay.
+        buckets: Other schedules for shorter inputs, shortest first: pairs of the longest input in tokens and the
+            schedule. The search space has none; a length policy has.
+    """
 
     gamma: tuple[int, ...]
     eta: int = 0
+    buckets: tuple[tuple[int, "Schedule"], ...] = ()
 
     @property
     def key(self) -> str:
         """A short name that can be read and can name a folder, like `1-2-1-4-1-1_eta2`."""
-        return "-".join(map(str, self.gamma)) + f"_eta{self.eta}"
+        name = "-".join(map(str, self.gamma)) + f"_eta{self.eta}"
+        return "__".join([*(f"{limit}t_{schedule.key}" for limit, schedule in self.buckets), name])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The same as keyword arguments of a [`ClassformerConfig`]."""
+        config: dict[str, Any] = {"gamma": list(self.gamma), "eta": self.eta}
+        if self.buckets:
+            config["length_buckets"] = [{"max_tokens": limit, **schedule.config} for limit, schedule in self.buckets]
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Schedule":
+        """Read what `config` wrote."""
+        buckets = tuple(
+            (bucket["max_tokens"], cls(tuple(bucket["gamma"]), bucket["eta"]))
+            for bucket in config.get("length_buckets") or []
+        )
+        return cls(tuple(config["gamma"]), config["eta"], buckets)
 
 
 class SearchSpace:
@@ -36,6 +64,8 @@ class SearchSpace:
         eta_options: Numbers of leading tokens that may stay.
         cls_only: Whether the last layer computes position 0 only, which makes its factor irrelevant.
         first_token_gamma: The factor that stands for `"first"`: at least the longest input the model can take.
+        max_reduction: Of the longest input at least one position in so many reaches the last layer's keys; `None`
+            sets no limit.
 
     Raises:
         ValueError: An option is no positive integer, a value is missing (1 in gamma), or there is nothing to choose.
@@ -49,10 +79,12 @@ class SearchSpace:
         eta_options: Iterable[int] = (0, 2, 4, 8, 16),
         cls_only: bool = True,
         first_token_gamma: int = 512,
+        max_reduction: float | None = None,
     ):
         self.num_layers = num_layers
         self.max_tokens = max_tokens
         self.cls_only = cls_only
+        self.max_reduction = max_reduction
         self.gamma_options = sorted(
             {_parse_gamma(option, max(first_token_gamma, max_tokens)) for option in gamma_options}
         )
@@ -61,6 +93,8 @@ class SearchSpace:
             raise ValueError(f"gamma options need 1 (drop nothing) and something else, got {self.gamma_options}.")
         if not self.eta_options:
             raise ValueError("eta options are empty; give at least one number of leading tokens, such as 0.")
+        if max_reduction is not None and max_reduction <= 1:
+            raise ValueError(f"`max_reduction` must be above 1, or None for no limit, got {max_reduction}.")
 
     @property
     def full(self) -> Schedule:
@@ -95,6 +129,68 @@ class SearchSpace:
             gamma.append(factor)
         return Schedule(tuple(gamma), schedule.eta if any(factor > 1 for factor in gamma) else 0)
 
+    def is_allowed(self, schedule: Schedule) -> bool:
+        """Whether a schedule keeps enough positions for `max_reduction`."""
+        if self.max_reduction is None:
+            return True
+        num_tokens = self.max_tokens
+        for factor in schedule.gamma[:-1] if self.cls_only else schedule.gamma:
+            num_tokens = self._tokens_left(num_tokens, factor, schedule.eta)
+        return num_tokens * self.max_reduction >= self.max_tokens
+
+    @staticmethod
+    def _tokens_left(num_tokens: int, factor: int, eta: int) -> int:
+        rest = max(num_tokens - eta, 0)
+        return num_tokens - rest + -(-rest // factor)
+
+    def enumerate(self, limit: int = 200_000) -> list[Schedule]:
+        """List every canonical schedule that `max_reduction` allows, in order.
+
+        Raises:
+            ValueError: There are more than `limit`.
+        """
+        found: set[Schedule] = set()
+
+        def extend(gamma: tuple[int, ...], num_tokens: int, eta: int):
+            if len(found) > limit:
+                raise ValueError(
+                    f"the space has more than {limit:,} schedules, too many to list; lower `max_reduction` (now "
+                    f"{self.max_reduction}) or give fewer options."
+                )
+            if len(gamma) == self.num_layers:
+                found.add(self.canonical(Schedule(gamma, eta)))
+                return
+            is_last = self.cls_only and len(gamma) == self.num_layers - 1
+            for factor in [1] if is_last or num_tokens - eta <= 1 else self.gamma_options:
+                left = self._tokens_left(num_tokens, factor, eta)
+                if self.max_reduction is None or left * self.max_reduction >= self.max_tokens:
+                    extend((*gamma, factor), left, eta)
+
+        for eta in self.eta_options:
+            extend((), self.max_tokens, eta)
+        return sorted(found)
+
+    def log2_lengths(self, schedules: Sequence[Schedule], lengths: Sequence[int]) -> np.ndarray:
+        """Describe schedules by how long the sequence is behind every layer that can be shortened.
+
+        Args:
+            schedules: S schedules.
+            lengths: Input lengths in tokens that stand for the dataset.
+
+        Returns:
+            Mean over the inputs of the base-2 logarithm of the length, (S, layers); without the last layer where that
+            computes position 0 only.
+        """
+        gamma = np.array([schedule.gamma for schedule in schedules])
+        eta = np.array([schedule.eta for schedule in schedules])[:, None]
+        num_tokens = np.broadcast_to(np.asarray(lengths), (len(schedules), len(lengths)))
+        columns = []
+        for layer in range(self.num_layers - self.cls_only):
+            rest = np.maximum(num_tokens - eta, 0)
+            num_tokens = num_tokens - rest + -(-rest // gamma[:, layer : layer + 1])
+            columns.append(np.log2(num_tokens).mean(axis=1))
+        return np.stack(columns, axis=1)
+
     def encode(self, schedule: Schedule) -> list[int]:
         """Give the index of every choice, one per layer and one for eta; the order of the options is kept.
 
@@ -116,12 +212,21 @@ class SearchSpace:
         return self.canonical(Schedule(tuple(self.gamma_options[i] for i in layers), self.eta_options[eta]))
 
     def sample(self, generator: np.random.Generator) -> Schedule:
-        """Draw every choice uniformly and independently."""
+        """Draw every choice uniformly and independently; under `max_reduction`, one of the allowed schedules uniformly.
+
+        Few independent draws would be allowed: one in a thousand with 12 layers.
+        """
+        if self.max_reduction is not None:
+            return self._allowed[int(generator.integers(len(self._allowed)))]
         sizes = [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
         return self.decode(generator.integers(sizes).tolist())
 
+    @cached_property
+    def _allowed(self) -> list[Schedule]:
+        return self.enumerate()
+
     def neighbours(self, schedule: Schedule) -> list[Schedule]:
-        """List the schedules one step away in one choice."""
+        """List the allowed schedules one step away in one choice."""
         point = self.encode(schedule)
         sizes = [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
         moved = []
@@ -129,7 +234,7 @@ class SearchSpace:
             for step in (-1, 1):
                 if 0 <= point[position] + step < size:
                     moved.append(self.decode([*point[:position], point[position] + step, *point[position + 1 :]]))
-        return moved
+        return [schedule for schedule in moved if self.is_allowed(schedule)]
 
     def constrained(self, first_layer: int) -> Schedule:
         """Build the one-parameter schedule of section 5.2.5: three 2x reductions, evenly spaced to the output.

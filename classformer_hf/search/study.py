@@ -4,20 +4,17 @@ What a trial measured does not depend on the requirement. Rewards are computed f
 reuses every trial.
 """
 
-import datetime
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
+from .driver import Objective, TrialRunner
 from .journal import Journal, JournalError, Trial
-from .samplers import Sampler
-from .space import Schedule, SearchSpace
+from .samplers import Observation, Sampler
+from .space import SearchSpace
 
 logger = logging.getLogger(__name__)
-
-Objective = Callable[[Schedule], dict[str, Any]]
 
 
 def reward(performance: float, required: float, latency: float) -> float:
@@ -108,6 +105,20 @@ def find_reference(trials: list[Trial]) -> Trial | None:
     return next((trial for trial in trials if trial.origin == "reference" and trial.is_ok), None)
 
 
+def observe(trial: Trial, reference: Trial, required_performance: float, latency_name: str) -> Observation:
+    """Say what came of a trial, as a sampler wants to hear it."""
+    if not trial.is_ok:
+        return Observation(trial.schedule)
+    performance, latency = trial.score / reference.score, trial.measurement[latency_name]
+    return Observation(
+        trial.schedule,
+        performance,
+        latency,
+        reward(performance, required_performance, latency),
+        trial.measurement.get("paired_standard_error"),
+    )
+
+
 def pareto_front(trials: Iterable[Trial]) -> list[Trial]:
     """List the trials that no other one beats in score and latency at once, fastest first."""
     front: list[Trial] = []
@@ -128,58 +139,130 @@ def run_search(
     latency_name: str = "latency_ratio",
     check_reference: Callable[[Trial], None] | None = None,
     on_trial: Callable[[SearchResult], None] | None = None,
+    executor: Executor | None = None,
+    num_workers: int = 1,
+    max_retries: int = 2,
+    timing: Objective | None = None,
+    latency_executor: Executor | None = None,
 ) -> SearchResult:
     """Search until the budget is used up; finished trials of the journal count.
 
+    This process alone owns the sampler and the journal. It may die and be resumed with another number of workers.
+
     Args:
         space: The schedules to choose from.
-        objective: Evaluates a schedule; returns at least `score` and `latency_ratio`. What it raises is recorded and
-            the search goes on.
-        sampler: Proposes schedules; asked with the rewards under this requirement.
+        objective: Evaluates a schedule; returns at least `score` and `latency_ratio`, with what `timing` adds. What it
+            raises is recorded and the search goes on.
+        sampler: Proposes schedules; a fresh one, which is told the journal's trials first.
         journal: Where every finished trial is written; trials that it holds are not repeated.
         required_performance: Share of the full model's score that the result must keep.
         max_trials: Number of trials, those in the journal included.
-        is_time_up: Asked before every trial but the unreduced model's; ends the search when true.
+        is_time_up: Asked before every trial but the unreduced model's; no further one starts when true.
         latency_name: Entry of the measurement that is delta in equation 5.4.
         check_reference: Called with the trial of the unreduced model before anything else is tried; raises to stop.
         on_trial: Called after every new trial with the result so far.
+        executor: Where the objective runs; `None`: in this process, one trial after the other.
+        num_workers: Trials that the executor runs at once.
+        max_retries: How often a trial is started again whose worker died, before it counts as failed.
+        timing: Measures a schedule after the objective; its entries join the measurement.
+        latency_executor: Where `timing` runs, a machine that trains nothing; `None`: in this process, while nothing
+            else runs.
 
     Returns:
         The best trial and all others. Ctrl-C ends the search and returns what there is.
 
     Raises:
-        JournalError: The unreduced model failed, or the journal cannot be written.
-        ValueError: The requirement is not above 0 and at most 1, or fewer than one trial is allowed.
+        JournalError: The unreduced model failed, the journal cannot be written, or another process drives this search.
+        ExecutorError: The executor takes no more work.
+        ValueError: The requirement is not above 0 and at most 1, fewer than one trial is allowed, several workers have
+            no executor, or the sampler repeats itself.
     """
     check_limits(required_performance, max_trials)
-    try:
-        reference = find_reference(journal.trials)
-        is_new = reference is None
-        if reference is None:
-            reference = _evaluate_reference(space, objective, journal)
-        if check_reference is not None:
-            check_reference(reference)
-        if is_new and on_trial is not None:
-            on_trial(summarise(journal.trials, required_performance, latency_name))
-        while len(journal.trials) < max_trials:
+    runner = TrialRunner(objective, executor, num_workers, max_retries, timing, latency_executor)
+
+    def judge(interrupted: bool = False) -> SearchResult:
+        return summarise(journal.trials, required_performance, latency_name, interrupted)
+
+    with journal.lock():
+        try:
+            reference = find_reference(journal.trials)
+            is_new = reference is None
+            if reference is None:
+                reference = _evaluate_reference(space, runner, journal)
+            if check_reference is not None:
+                check_reference(reference)
+            result = judge()
+            if is_new and on_trial is not None:
+                on_trial(result)
+            for trial in journal.trials:
+                sampler.tell(observe(trial, reference, required_performance, latency_name))
+            for trial in _try_proposals(runner, sampler, journal, max_trials, is_time_up):
+                sampler.tell(observe(trial, reference, required_performance, latency_name))
+                if on_trial is not None:
+                    on_trial(judge())
+        except KeyboardInterrupt:
+            if journal.is_writer:
+                # it may have come while a line was written
+                journal.read()
+            for run in runner.abandon():
+                journal.append(run.to_trial(journal.next_number))
+            if find_reference(journal.trials) is None:
+                raise
+            logger.warning("stopped by hand after %d trials; the same command goes on.", len(journal.trials))
+            return judge(interrupted=True)
+        finally:
+            runner.abandon()
+        return judge()
+
+
+def _try_proposals(
+    runner: TrialRunner,
+    sampler: Sampler,
+    journal: Journal,
+    max_trials: int,
+    is_time_up: Callable[[], bool] | None,
+) -> Iterator[Trial]:
+    """Keep the workers busy with what the sampler proposes; write and give the trials as they finish.
+
+    Raises:
+        ValueError: The sampler proposes what was tried or is running.
+    """
+    is_over = False
+    while True:
+        while not is_over and runner.has_room and len(journal.trials) + len(runner.schedules) < max_trials:
             if is_time_up is not None and is_time_up():
                 logger.info("time budget used up after %d trials.", len(journal.trials))
+                is_over = True
                 break
-            result = summarise(journal.trials, required_performance, latency_name)
-            schedules = [trial.schedule for trial in result.trials]
-            proposal = sampler.ask(list(zip(schedules, result.rewards, strict=True)))
+            proposal = sampler.ask()
             if proposal is None:
-                logger.info("nothing left to try after %d trials.", len(journal.trials))
+                # it may have more to say when it knows what comes of those that run
                 break
-            journal.append(evaluate(objective, *proposal, number=len(journal.trials)))
-            if on_trial is not None:
-                on_trial(summarise(journal.trials, required_performance, latency_name))
-    except KeyboardInterrupt:
-        if find_reference(journal.trials) is None:
-            raise
-        logger.warning("stopped by hand after %d trials; the same command goes on.", len(journal.trials))
-        return summarise(journal.trials, required_performance, latency_name, interrupted=True)
-    return summarise(journal.trials, required_performance, latency_name)
+            if proposal[0] in [*runner.schedules, *(trial.schedule for trial in journal.trials)]:
+                raise ValueError(
+                    f"{type(sampler).__name__} proposes {proposal[0].key} again; it must not repeat itself."
+                )
+            runner.start(*proposal)
+        if not runner.schedules:
+            if not is_over and len(journal.trials) < max_trials:
+                logger.info("nothing left to try after %d trials.", len(journal.trials))
+            return
+        journal.append(runner.wait().to_trial(journal.next_number))
+        yield journal.trials[-1]
+
+
+def _evaluate_reference(space: SearchSpace, runner: TrialRunner, journal: Journal) -> Trial:
+    """Evaluate the unreduced model, alone; one that failed in an earlier run is tried again.
+
+    Raises:
+        JournalError: It failed.
+    """
+    runner.start(space.full, "reference")
+    trial = runner.wait().to_trial(journal.next_number)
+    journal.append(trial)
+    if not trial.is_ok:
+        raise JournalError(f"the unreduced model was not evaluated ({trial.error}), so that no trial can be judged.")
+    return trial
 
 
 def check_limits(required_performance: float, max_trials: int):
@@ -195,38 +278,3 @@ def check_limits(required_performance: float, max_trials: int):
         )
     if max_trials < 1:
         raise ValueError(f"`max_trials` must be at least 1, got {max_trials}.")
-
-
-def _evaluate_reference(space: SearchSpace, objective: Objective, journal: Journal) -> Trial:
-    """Evaluate the unreduced model; one that failed in an earlier run is tried again.
-
-    Raises:
-        JournalError: It failed.
-    """
-    trial = evaluate(objective, space.full, "reference", number=len(journal.trials))
-    journal.append(trial)
-    if not trial.is_ok:
-        raise JournalError(f"the unreduced model was not evaluated ({trial.error}), so that no trial can be judged.")
-    return trial
-
-
-def evaluate(objective: Objective, schedule: Schedule, origin: str, number: int) -> Trial:
-    """Run the objective once; a failure is a trial too."""
-    started = time.monotonic()
-    measurement, error = {}, None
-    try:
-        measurement = objective(schedule)
-    except Exception as exception:  # any failure of a trial is data: NaN loss, out of memory, ...
-        error = f"{type(exception).__name__}: {exception}"
-        logger.warning("trial %d (%s) failed: %s", number, schedule.key, error)
-        logger.debug("where it failed", exc_info=True)
-    return Trial(
-        number=number,
-        schedule=schedule,
-        origin=origin,
-        status="failed" if error else "ok",
-        measurement=measurement,
-        error=error,
-        seconds=round(time.monotonic() - started, 3),
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )

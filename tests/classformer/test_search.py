@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from classformer_hf.search import (
     reward,
     run_search,
 )
+from classformer_hf.search.samplers import Observation
 
 IDENTITY = {"dataset": "formula"}
 
@@ -80,11 +82,11 @@ def test_first_trial_is_the_full_model_and_nothing_repeats(space, tmp_path):
 def test_initial_designs_leave_half_of_the_trials_to_the_model(num_layers, max_trials, origins):
     space = SearchSpace(num_layers, 128)
     sampler = GaussianProcessSampler(space, max_trials)
-    seen, counts = [], {"reference": 0, "seeded": 0, "random": 0, "model": 0}
+    counts = {"reference": 0, "seeded": 0, "random": 0, "model": 0}
     for _ in range(sum(origins.values()) + 1):
-        schedule, origin = sampler.ask(seen)
+        schedule, origin = sampler.ask()
         counts[origin] += 1
-        seen.append((schedule, 1.0))
+        sampler.tell(Observation(schedule, 1.0, 1.0, 1.0))
     assert counts == {"reference": 1, **origins}
     first_layers = [next(i for i, f in enumerate(s.gamma) if f > 1) for s, o in sampler.initial if o == "seeded"]
     assert first_layers == sorted(first_layers, reverse=True), "progressively earlier"
@@ -260,7 +262,9 @@ def test_torn_last_line_is_dropped(space, journal_path):
         journal_path.write_bytes(content[:-cut])
         journal = Journal(journal_path, IDENTITY)
         assert len(journal.trials) == 2
-        assert journal_path.read_bytes().endswith(b"\n")
+        assert journal_path.read_bytes() == content[:-cut], "another process may be writing it"
+        assert len(search(space, journal_path, max_trials=3).trials) == 3
+        assert Journal(journal_path, IDENTITY).trials == search(space, journal_path, max_trials=3).trials
 
 
 def test_damaged_line_is_named_and_kept(journal_path):
@@ -273,6 +277,45 @@ def test_damaged_line_is_named_and_kept(journal_path):
 def test_journal_of_another_dataset_is_refused(journal_path):
     with pytest.raises(JournalError, match="its dataset is 'formula', now it is 'other'.*--output_dir"):
         Journal(journal_path, {"dataset": "other"})
+
+
+def test_changed_checkpoint_is_refused_and_nothing_lost(journal_path):
+    content = journal_path.read_bytes()
+    header = json.dumps({"type": "study", "identity": {**IDENTITY, "checkpoint": "aaa"}}).encode()
+    journal_path.write_bytes(header + content[content.index(b"\n") :])
+    before = journal_path.read_bytes()
+    with pytest.raises(JournalError, match="its checkpoint is 'aaa', now it is 'bbb'"):
+        Journal(journal_path, {**IDENTITY, "checkpoint": "bbb"})
+    assert journal_path.read_bytes() == before
+
+
+def test_line_of_garbage_is_named(journal_path):
+    lines = journal_path.read_bytes().splitlines(keepends=True)
+    journal_path.write_bytes(lines[0] + lines[1] + b"\xff\x00\n" + lines[2])
+    with pytest.raises(JournalError, match="line 3 cannot be read"):
+        Journal(journal_path, IDENTITY)
+
+
+def test_numbers_stay_unique_where_a_line_was_deleted(space, journal_path):
+    lines = journal_path.read_bytes().splitlines(keepends=True)
+    journal_path.write_bytes(lines[0] + lines[1] + lines[3])
+    assert [trial.number for trial in search(space, journal_path, max_trials=4).trials] == [0, 2, 3, 4]
+
+
+def test_disk_that_fills_up_within_a_line_loses_only_that_line(space, journal_path):
+    journal = Journal(journal_path, IDENTITY)
+    content = journal_path.read_bytes()
+    trial = Trial(3, Schedule((9,)), "random", "ok", {"score": 1.0, "latency_ratio": 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 30, limits[1]))
+    try:
+        with pytest.raises(JournalError, match="File too large.*earlier trials are safe"):
+            journal.append(trial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal_path.read_bytes() == content and len(journal.trials) == 3
+    journal.append(trial)
+    assert Journal(journal_path, IDENTITY).trials[3] == trial
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")

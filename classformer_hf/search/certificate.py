@@ -1,0 +1,221 @@
+"""Certificates: a fast model keeps at least a share of the full model's score, judged once on unseen examples.
+
+The tests are in `paired`. A certificate is issued from one reading of examples that neither training nor search
+saw, with what is left of 1 - confidence for each candidate judged on them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from .paired import (
+    EXTRA_DISAGREEMENTS,
+    PairedCounts,
+    bootstrap_p_value,
+    count_pairs,
+    exact_p_value,
+    largest_p_value,
+    resample_scores,
+)
+
+POWER = 0.8  # of the number of examples needed
+LARGEST_EXACT_SEARCH = 20_000  # examples; beyond, the normal approximation of that number serves
+BOUND_STEPS = 10_000  # the lower bound is rounded down to 1 / 10,000
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The answer to "does the candidate keep at least `required_performance` of the full model's score?".
+
+    Args:
+        is_issued: Whether the p-value is at most (1 - confidence) / num_candidates.
+        metric_name: One of `classformer_hf.metrics.METRICS`.
+        required_performance: Share r of the full model's score.
+        confidence: Of all certificates together that are issued from this reading of the examples.
+        num_examples: Examples that both models were judged on.
+        num_candidates: Candidates judged on them.
+        method: "exact" or "bootstrap".
+        p_value: Of this candidate alone.
+        full_score: Of the full model.
+        candidate_score: Of the candidate.
+        performance: Candidate score over full score.
+        performance_lower_bound: The largest requirement, at most 1 and rounded down to 0.0001, that would be certified.
+        num_examples_needed: Where refused, how many examples it takes about for 80 % power, if the rates seen are the
+            true ones; `None` where the performance seen is not above the requirement.
+    """
+
+    is_issued: bool
+    metric_name: str
+    required_performance: float
+    confidence: float
+    num_examples: int
+    num_candidates: int
+    method: str
+    p_value: float
+    full_score: float
+    candidate_score: float
+    performance: float
+    performance_lower_bound: float
+    num_examples_needed: int | None
+
+    @property
+    def sentence(self) -> str:
+        """The certificate, or the refusal, in one sentence."""
+        test = "exact paired test" if self.method == "exact" else "paired bootstrap"
+        others = f", corrected for {self.num_candidates} candidates" if self.num_candidates > 1 else ""
+        kept = f"{100 * self.required_performance:.6g} % of the full model's {self.metric_name}"
+        evidence = (
+            f"({self.candidate_score:.4f} against {self.full_score:.4f} on {self.num_examples:,} examples, "
+            f"{test}, p = {self.p_value:.2g}{others})"
+        )
+        confidence = f"{100 * self.confidence:.6g} % confidence"
+        if self.is_issued:
+            return f"The candidate keeps at least {kept} with {confidence} {evidence}."
+        bound = f"only {100 * self.performance_lower_bound:.2f} % is certain enough"
+        if self.num_examples_needed is None:
+            way_out = f"it kept {100 * self.performance:.2f} %, so more examples are no help"
+        else:
+            way_out = f"at the rates seen it would take about {self.num_examples_needed:,} examples"
+        return (
+            f"No certificate that the candidate keeps at least {kept} with {confidence} {evidence}: {bound}; {way_out}."
+        )
+
+
+def certify(
+    metric_name: str,
+    full_predictions: ArrayLike,
+    candidate_predictions: ArrayLike,
+    references: ArrayLike,
+    required_performance: float,
+    confidence: float = 0.95,
+    num_candidates: int = 1,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Certificate:
+    """Certify, or refuse to, that a candidate keeps a share of the full model's score.
+
+    The examples must have had no part in training or choosing either model, and be read once: whoever reads them again
+    after a refusal, or picks one of several candidates by them, must count all readings in `num_candidates`.
+
+    Args:
+        metric_name: One of `classformer_hf.metrics.METRICS`.
+        full_predictions: As in `classformer_hf.metrics.compute_score`, (N,) or (N, K).
+        candidate_predictions: Of the same examples in the same order.
+        references: Labels of the same shape.
+        required_performance: Share r of the full model's score, above 0 and at most 1.
+        confidence: Probability, at least, that no certificate is issued wrongly.
+        num_candidates: Candidates that are judged on these examples; each gets an equal share of 1 - confidence
+            (Bonferroni), so that all claims hold together.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        ValueError: As `compute_score`, or a number is out of its range, or the full model's score is not positive.
+    """
+    # metrics imports datasets, and importing the search must not
+    from ..metrics import compute_score
+
+    check_request(required_performance, confidence, num_candidates, num_resamples)
+    full, candidate, references = (np.asarray(x) for x in (full_predictions, candidate_predictions, references))
+    full_score = compute_score(metric_name, full, references)
+    candidate_score = compute_score(metric_name, candidate, references)
+    if full_score <= 0:
+        raise ValueError(
+            f"a share can be kept of a positive score only, got {metric_name} {full_score:.4f} of the full model; "
+            "train it longer or choose another metric."
+        )
+    alpha = (1 - confidence) / num_candidates
+    gap = candidate_score - required_performance * full_score
+    needed = None
+    if metric_name == "accuracy":
+        counts = count_pairs(full, candidate, references)
+        p_value = exact_p_value(counts, required_performance, alpha)
+        bound = _lower_bound(
+            lambda r: exact_p_value(counts, r, alpha, is_decision=True) <= alpha, required_performance, p_value <= alpha
+        )
+        if p_value > alpha and gap > 0:
+            needed = _exact_examples_needed(counts, required_performance, alpha)
+    else:
+        if metric_name != "spearmanr":
+            full, candidate, references = (x.astype(np.int64) for x in (full, candidate, references))
+        scores = resample_scores(metric_name, full, candidate, references, num_resamples, seed)
+        p_value = bootstrap_p_value(*scores, required_performance)
+        bound = _lower_bound(lambda r: bootstrap_p_value(*scores, r) <= alpha, required_performance, p_value <= alpha)
+        if p_value > alpha and gap > 0:
+            sd = float(np.std(scores[1] - required_performance * scores[0])) * math.sqrt(len(full))
+            needed = max(_normal_examples_needed(gap, sd, alpha), len(full) + 1)
+    return Certificate(
+        is_issued=p_value <= alpha,
+        metric_name=metric_name,
+        required_performance=required_performance,
+        confidence=confidence,
+        num_examples=len(full),
+        num_candidates=num_candidates,
+        method="exact" if metric_name == "accuracy" else "bootstrap",
+        p_value=p_value,
+        full_score=full_score,
+        candidate_score=candidate_score,
+        performance=candidate_score / full_score,
+        performance_lower_bound=bound,
+        num_examples_needed=needed,
+    )
+
+
+def _lower_bound(is_certified: Callable[[float], bool], required: float, is_issued: bool) -> float:
+    """Find the largest r on the grid of `BOUND_STEPS` that a test certifies, by bisection from the answer known."""
+    step = round(required * BOUND_STEPS, 6)
+    low, high = (math.floor(step), BOUND_STEPS + 1) if is_issued else (0, math.ceil(step))
+    while high - low > 1:
+        middle = (low + high) // 2
+        if is_certified(middle / BOUND_STEPS):
+            low = middle
+        else:
+            high = middle
+    return low / BOUND_STEPS
+
+
+def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int:
+    """Find how many examples certify, at the rates seen, in 80 % of samples."""
+    both, only_full, only_candidate = (count / counts.num_examples for count in counts[:3])
+    gap = (1 - r) * both + only_candidate - r * only_full
+    sd = math.sqrt((1 - r) ** 2 * both + only_candidate + r**2 * only_full - gap**2)
+    needed = max(_normal_examples_needed(gap, sd, alpha), counts.num_examples + 1)
+    # where disagreements are few the normal approximation is too low: go up until the sample in reach passes
+    while needed <= LARGEST_EXACT_SEARCH:
+        expected = PairedCounts(both * needed, only_full * needed, only_candidate * needed, needed)
+        reached = needed * gap - stats.norm.ppf(POWER) * math.sqrt(needed) * sd
+        z = reached / math.sqrt(r * (expected.only_full + expected.only_candidate + EXTRA_DISAGREEMENTS))
+        if z > 0 and (r == 1 or largest_p_value(expected, z, r, alpha, is_decision=True) <= alpha):
+            break
+        needed = math.ceil(1.02 * needed)
+    return needed
+
+
+def _normal_examples_needed(gap: float, sd: float, alpha: float) -> int:
+    """How many examples lift the mean `gap` of a variable over 0 at level `alpha` with 80 % power."""
+    return math.ceil(((stats.norm.isf(alpha) + stats.norm.ppf(POWER)) * sd / gap) ** 2)
+
+
+def check_request(
+    required_performance: float, confidence: float, num_candidates: int, num_resamples: int = 10_000
+) -> None:
+    if not 0 < required_performance <= 1:
+        raise ValueError(
+            f"`required_performance` must be above 0 and at most 1, got {required_performance}; 0.99 asks for 99 %."
+        )
+    if not 0.5 <= confidence < 1:
+        raise ValueError(f"`confidence` must be at least 0.5 and below 1, got {confidence}; 0.95 is usual.")
+    if num_candidates < 1:
+        raise ValueError(f"`num_candidates` must be at least 1, got {num_candidates}; count every model judged.")
+    if num_resamples * (1 - confidence) / num_candidates < 10:
+        raise ValueError(
+            f"`num_resamples` must be at least 10 * num_candidates / (1 - confidence), got {num_resamples} for "
+            f"{num_candidates} candidates and confidence {confidence}; take more resamples."
+        )

@@ -1,0 +1,277 @@
+"""Paired tests of "the candidate's score is at most a share r of the full model's", on the same examples.
+
+Accuracy gets an exact test. With p_a both models right, p_b only the full one, p_c only the candidate, the hypothesis
+to refute reads (1 - r) p_a + p_c <= r p_b. On its boundary the variance of one example's (1 - r) a + c - r b is
+r (p_b + p_c), so tables are ordered by
+
+    z = ((1 - r) a + c - r b) / sqrt(r (b + c + 4)),
+
+for r = 1 McNemar's statistic but for the 4, which keeps few disagreements from looking certain. z only orders: the
+p-value is the multinomial probability of a z at least as large, summed over the tables and maximised over a confidence
+region of (p_a, p_b, p_c) within the hypothesis (Berger and Boos 1994, JASA 89, "P values maximized over a confidence
+set for the nuisance parameter"). For r = 1 it is the exact McNemar test. Other metrics get a paired bootstrap.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+from scipy.special import betaincinv
+
+EXTRA_DISAGREEMENTS = 4  # in z; no further example in the candidate's favour lowers a z of at most 4
+REGION_SHARE = 0.02  # of alpha, spent on the confidence region
+OMITTED_SHARE = 1e-4  # of alpha, bound of each of the probabilities that sums leave out (they are added back)
+MANY_DISAGREEMENTS = 100  # from here on the tail hardly depends on where in the region it is taken
+
+
+class PairedCounts(NamedTuple):
+    """Examples on which both models are right, only the full one, only the candidate; and all examples.
+
+    Expected counts may be fractions.
+    """
+
+    both: float
+    only_full: float
+    only_candidate: float
+    num_examples: int
+
+
+def count_pairs(full: np.ndarray, candidate: np.ndarray, references: np.ndarray) -> PairedCounts:
+    """Count who is right where; a row of several labels is right in all of them or not at all."""
+    full_right, candidate_right = (
+        (predictions == references).reshape(len(references), -1).all(axis=1) for predictions in (full, candidate)
+    )
+    return PairedCounts(
+        both=int((full_right & candidate_right).sum()),
+        only_full=int((full_right & ~candidate_right).sum()),
+        only_candidate=int((~full_right & candidate_right).sum()),
+        num_examples=len(references),
+    )
+
+
+def exact_p_value(counts: PairedCounts, required_performance: float, alpha: float, is_decision: bool = False) -> float:
+    """Test on paired counts whether the candidate's accuracy is at most a share of the full model's.
+
+    Args:
+        counts: Of the examples.
+        required_performance: Share r of the full model's accuracy, above 0 and at most 1.
+        alpha: What the p-value will be compared with; a share of it goes to the confidence region.
+        is_decision: Stop as soon as it is clear whether the p-value is at most `alpha`, and return what is known of it.
+
+    Returns:
+        The p-value; 1.0 where the share seen is not above the requirement.
+    """
+    if required_performance == 1:
+        # given the number of disagreements, the candidate wins each with a probability of at most 1 / 2
+        num_disagreements = counts.only_full + counts.only_candidate
+        return float(stats.binom.sf(counts.only_candidate - 1, num_disagreements, 0.5))
+    gap = (1 - required_performance) * counts.both + counts.only_candidate - required_performance * counts.only_full
+    # for r below 1 the same as "at most r of the full accuracy", but for rounding
+    if gap <= 1e-9 * counts.num_examples:
+        return 1.0
+    z = gap / math.sqrt(required_performance * (counts.only_full + counts.only_candidate + EXTRA_DISAGREEMENTS))
+    return largest_p_value(counts, z, required_performance, alpha, is_decision)
+
+
+def largest_p_value(counts: PairedCounts, z: float, r: float, alpha: float, is_decision: bool = False) -> float:
+    """Maximise P(Z >= z) over the hypothesis within a confidence region, and add what the region costs.
+
+    Only the hypothesis' boundary is searched: towards it, every move (from only the full model right to both or none,
+    from none to both or only the candidate) raises z up to 4.
+    """
+    region = _NullRegion(counts, r, REGION_SHARE * alpha)
+    omitted = OMITTED_SHARE * alpha
+    cost = REGION_SHARE * alpha
+    if region.b_low > region.b_high:
+        return cost
+    is_flat = counts.only_full + counts.only_candidate > MANY_DISAGREEMENTS
+    if is_decision:
+        middle = region.points(np.array([(region.b_low + region.b_high) / 2]), np.array([0.5]))
+        first = float(_tail(*middle, counts.num_examples, r, z, omitted)[0])
+        if first + cost > alpha or (1.5 if is_flat else 5) * first + cost <= alpha:
+            return first + cost
+    num_levels, num_shares = (9, 3) if is_flat else (25, 5)
+    levels, shares = region.levels(num_levels), np.linspace(0, 1, num_shares)
+    largest = 0.0
+    for _ in range(1 if is_flat else 3):  # few disagreements give jags: twice more around the largest so far
+        tails = _tail(*region.points(levels, shares), counts.num_examples, r, z, omitted)
+        largest = max(largest, float(tails.max()))
+        level, share = divmod(int(tails.argmax()), len(shares))
+        levels = np.linspace(levels[max(level - 1, 0)], levels[min(level + 1, len(levels) - 1)], 5)
+        shares = np.linspace(shares[max(share - 1, 0)], shares[min(share + 1, len(shares) - 1)], 5)
+    return min(1.0, largest + cost)
+
+
+class _NullRegion:
+    """Boundary of the hypothesis, (1 - r) p_a + p_c = r p_b, within Clopper-Pearson intervals of p_a, p_b and p_c.
+
+    Args:
+        counts: Centre of the region.
+        r: The requirement.
+        miss: Probability, at most, that the region misses the truth.
+    """
+
+    def __init__(self, counts: PairedCounts, r: float, miss: float) -> None:
+        self.r = r
+        self.both, full, self.candidate = (
+            _clopper_pearson(count, counts.num_examples, miss / 3) for count in counts[:3]
+        )
+        (a_low, a_high), (c_low, c_high) = self.both, self.candidate
+        slope = r / (1 - r) + (1 + r) / r
+        self.b_low = max(full[0], (c_low + (1 - r) * a_low) / r)
+        self.b_high = min(
+            full[1],
+            (c_high + (1 - r) * a_high) / r,
+            (1 - r * a_low) / (1 + r),
+            (1 / r + c_high / (1 - r)) / slope,
+        )
+        # between the corners the range of p_a is linear in p_b, and maxima like to sit in corners
+        corners = np.array(
+            [
+                (1 / r + c_low / (1 - r)) / slope,
+                (c_low + (1 - r) * a_high) / r,
+                (1 - r * a_high) / (1 + r),
+                (c_high + (1 - r) * a_low) / r,
+            ]
+        )
+        self.corners = corners[(corners > self.b_low) & (corners < self.b_high)]
+
+    def levels(self, num_levels: int) -> np.ndarray:
+        """Values of p_b from the lowest to the highest that the region has, its corners among them."""
+        return np.unique(np.concatenate([np.linspace(self.b_low, self.b_high, num_levels), self.corners]))
+
+    def points(self, levels: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """p_a, p_b and p_c, each (B * S,): at every level of p_b, p_a that share of the way through its range."""
+        low, high = self._range_of_both(levels)
+        a = np.clip(low[:, None] + (high - low)[:, None] * shares, 0, 1)
+        b = np.broadcast_to(levels[:, None], a.shape)
+        return a.ravel(), b.ravel(), np.maximum(self.r * b - (1 - self.r) * a, 0).ravel()
+
+    def _range_of_both(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r, (a_low, a_high), (c_low, c_high) = self.r, self.both, self.candidate
+        low = np.maximum(a_low, (r * b - c_high) / (1 - r))
+        high = np.minimum(np.minimum(a_high, (r * b - c_low) / (1 - r)), (1 - (1 + r) * b) / r)
+        return low, np.maximum(low, high)  # at an end of the levels they are equal but for rounding
+
+
+def _clopper_pearson(count: float, num_examples: int, miss: float) -> tuple[float, float]:
+    low = betaincinv(count, num_examples - count + 1, miss / 2) if count > 0 else 0.0
+    high = betaincinv(count + 1, num_examples - count, 1 - miss / 2) if count < num_examples else 1.0
+    return float(low), float(high)
+
+
+def _tail(
+    p_both: np.ndarray,
+    p_full: np.ndarray,
+    p_candidate: np.ndarray,
+    num_examples: int,
+    r: float,
+    z: float,
+    omitted: float,
+) -> np.ndarray:
+    """Sum P(Z >= z) at G points, from above: what is left out is counted as if it were in.
+
+    For b and c given, Z >= z where a is large enough. That is (nearly) sure above some c and (nearly) impossible below
+    another, so the sum over a, a binomial tail, is computed between the two only.
+
+    Returns:
+        Upper bounds, (G,), at most about three times `omitted` above the probabilities.
+    """
+    a, b_probability, c_probability = p_both[:, None], p_full[:, None], p_candidate[:, None]
+    b_low = np.maximum(stats.binom.ppf(omitted, num_examples, p_full), 0).astype(int)
+    b_high = np.maximum(stats.binom.isf(omitted, num_examples, p_full), 0).astype(int)
+    b = np.minimum(b_low[:, None] + np.arange((b_high - b_low).max() + 1), num_examples)  # (G, B)
+    weights = np.where(b <= b_high[:, None], stats.binom.pmf(b, num_examples, b_probability), 0)
+    a_share, c_share = (np.minimum(p / (1 - b_probability), 1) for p in (a, c_probability))
+    a_low, a_high = (quantile(omitted, num_examples - b, a_share) for quantile in (stats.binom.ppf, stats.binom.isf))
+    c_low = np.floor(_smallest_c(b, (1 - r) * a_high, r, z)).astype(int)
+    c_sure = np.ceil(_smallest_c(b, (1 - r) * a_low, r, z)).astype(int)
+    sure = np.minimum(stats.binom.sf(c_sure - 1, num_examples - b, c_share) + omitted, 1)
+    totals = (weights * sure).sum(axis=1) + np.maximum(0, 1 - weights.sum(axis=1))
+    c = c_low[..., None] + np.arange(max(1, (c_sure - c_low).max()))  # (G, B, C)
+    is_open = (c < c_sure[..., None]) & (c <= (num_examples - b)[..., None]) & (weights[..., None] > 0)
+    point, i, j = np.nonzero(is_open)
+    b, c, weights = b[point, i], c[point, i, j], weights[point, i]
+    weights = weights * stats.binom.pmf(c, num_examples - b, c_share[point, 0])
+    # many cells together weigh nothing
+    is_light = weights < 1e-3 * omitted
+    totals += np.bincount(point[is_light], weights[is_light], len(totals))
+    point, b, c, weights = (values[~is_light] for values in (point, b, c, weights))
+    a_needed = np.ceil((z * np.sqrt(r * (b + c + EXTRA_DISAGREEMENTS)) + r * b - c) / (1 - r) - 1e-6)
+    a_share = np.minimum(p_both[point] / (1 - p_full[point] - p_candidate[point]), 1)
+    tails = stats.binom.sf(a_needed - 1, num_examples - b - c, a_share)
+    return totals + np.bincount(point, weights * tails, len(totals))
+
+
+def _smallest_c(b: np.ndarray, gain: np.ndarray, r: float, z: float) -> np.ndarray:
+    """The smallest c, at least 0, with z sqrt(r (b + c + 4)) <= gain + c - r b, by the quadratic formula."""
+    constant = (1 + r) * b + EXTRA_DISAGREEMENTS - gain
+    discriminant = z * z * r + 4 * constant
+    root = (z * math.sqrt(r) + np.sqrt(np.maximum(discriminant, 0))) / 2
+    return np.where(discriminant < 0, 0, np.maximum(root**2 - b - EXTRA_DISAGREEMENTS, 0))
+
+
+def resample_scores(
+    metric_name: str, full: np.ndarray, candidate: np.ndarray, references: np.ndarray, num_resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score both models on the same R resamples of the examples; each (R,)."""
+    # metrics imports datasets, and importing the search must not
+    from ..metrics import _scores_of_counts
+
+    generator = np.random.default_rng(seed)
+    num_examples = len(references)
+    if metric_name == "spearmanr":
+        scores = []
+        for _ in range(num_resamples):
+            counts = np.bincount(generator.integers(num_examples, size=num_examples), minlength=num_examples)
+            scores.append([_spearman_of_counts(predictions, references, counts) for predictions in (full, candidate)])
+        full_scores, candidate_scores = np.array(scores).T
+        return full_scores, candidate_scores
+    # only how often a (full, candidate, reference) triple is drawn matters, and those counts are multinomial
+    triples, counts = np.unique(np.stack([full, candidate, references], axis=1), axis=0, return_counts=True)
+    classes = np.unique([*np.unique(full), *np.unique(candidate), *np.unique(references), 0, 1])
+    extra_triples, extra_counts = _extra_disagreements(references, classes)
+    triples, weights = np.concatenate([triples, extra_triples]), np.concatenate([counts, extra_counts])
+    drawn = generator.multinomial(num_examples, weights / weights.sum(), size=num_resamples)
+    full_scores, candidate_scores = (
+        _scores_of_counts(metric_name, triples[:, model], triples[:, 2], drawn) for model in (0, 1)
+    )
+    return full_scores, candidate_scores
+
+
+def _spearman_of_counts(predictions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> float:
+    """Correlate the mid-ranks that examples have when each occurs `counts` times."""
+    ranks = []
+    for values in (predictions, references):
+        _, group = np.unique(values, return_inverse=True)
+        group_counts = np.bincount(group, counts)
+        middle = (np.cumsum(group_counts) - group_counts / 2)[group]
+        ranks.append(middle - np.average(middle, weights=counts))
+    covariance, *variances = (counts @ (x * y) for x, y in (ranks, ranks[:1] * 2, ranks[1:] * 2))
+    return float(covariance / math.sqrt(variances[0] * variances[1])) if min(variances) > 0 else 0.0
+
+
+def _extra_disagreements(references: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Disagreements of weight 4 per class, or per label, won by either model alike.
+
+    Without them few disagreements that all went one way, or none, would look certain. A wrong prediction is any other
+    class, or a row with that label changed.
+    """
+    values, counts = np.unique(references, axis=0, return_counts=True)
+    if references.ndim == 2:
+        num_labels = references.shape[1]
+        right = np.repeat(values, num_labels, axis=0)
+        wrong = right ^ np.tile(np.eye(num_labels, dtype=right.dtype), (len(values), 1))
+        weights = np.repeat(counts / len(references), num_labels)
+    else:
+        pairs = np.array([(value, other) for value in values for other in classes if other != value])
+        right, wrong = pairs[:, 0], pairs[:, 1]
+        weights = np.full(len(pairs), 1 / (len(classes) - 1))
+    triples = np.concatenate([np.stack([right, wrong, right], axis=1), np.stack([wrong, right, right], axis=1)])
+    return triples, EXTRA_DISAGREEMENTS / 2 * np.tile(weights, 2)
+
+
+def bootstrap_p_value(full_scores: np.ndarray, candidate_scores: np.ndarray, r: float) -> float:
+    """Share of the resamples, and one more, in which the candidate does not keep more than r of the full score."""
+    return float((1 + (candidate_scores <= r * full_scores).sum()) / (1 + len(full_scores)))

@@ -1,0 +1,198 @@
+"""What a trial with a supernet costs and gives: a validation, and a latency from a table.
+
+An earlier study's trials carry over to another target here, because what they measured does not depend on the machine.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from ..data import Task
+from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
+from ..modeling_classformer import ClassformerForSequenceClassification
+from .journal import Journal, JournalError, Trial
+from .objective import FineTuneObjective
+from .space import Schedule
+from .supernet import predict_schedules
+
+logger = logging.getLogger(__name__)
+
+REUSE_SECONDS = 40.0
+
+
+class SupernetObjective:
+    """Scores a schedule with the supernet's weights and looks its latency up; nothing is trained or timed.
+
+    Args:
+        folder: The supernet.
+        task: Tokenised task; "validation" is used.
+        tokenizer: Pads the batches.
+        milliseconds: Predicted latency of every schedule that may come.
+        full: The unreduced schedule.
+        output: Predictions are kept in its folder `predictions`.
+        device: Where validation runs.
+        dtype: Of the weights while validating: what the result will run in.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        milliseconds: Mapping[Schedule, float],
+        full: Schedule,
+        output: Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.folder, self.task, self.tokenizer, self.full = folder, task, tokenizer, full
+        self.milliseconds = dict(milliseconds)
+        self.predictions = output / "predictions"
+        self.device, self.dtype = device, dtype
+        self.model: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker loads the weights itself
+        return {**vars(self), "model": None}
+
+    def __call__(self, schedule: Schedule) -> dict[str, Any]:
+        """Validate a schedule.
+
+        Returns:
+            Plain data for the journal: `score`, `standard_error`, `paired_standard_error` (of the score divided by the
+            full model's), `latency_ratio` and `latency_milliseconds` by the table, ...
+        """
+        missing = [one for one in dict.fromkeys([self.full, schedule]) if not self._path(one).exists()]
+        self.predict(missing)
+        return self.describe(schedule)
+
+    def predict(self, schedules: Sequence[Schedule], on_batch: Callable[[int], Any] | None = None):
+        """Compute and keep the predictions of several schedules; those that begin alike share their first layers."""
+        if not schedules:
+            return
+        split = self.task.splits["validation"]
+        logits = predict_schedules(self.load(), schedules, split, self.tokenizer, on_batch=on_batch)
+        self.predictions.mkdir(parents=True, exist_ok=True)
+        for schedule, single in zip(schedules, logits, strict=True):
+            partial = self._path(schedule).with_suffix(".partial")
+            with open(partial, "wb") as file:
+                np.save(file, predictions_from_logits(self.task.problem_type, single))
+            partial.rename(self._path(schedule))
+
+    def limit_examples(self, schedules: Sequence[Schedule], seconds: float):
+        """Validate from now on with as many examples, drawn at random, as some schedules need so long for."""
+        split = self.task.splits["validation"].shuffle(seed=0)
+        first = split.select(range(min(64, len(split))))
+        started = time.monotonic()
+        predict_schedules(self.load(), schedules, first, self.tokenizer)
+        affordable = int(len(first) * seconds / max(time.monotonic() - started, 1e-9))
+        if affordable < len(split):
+            logger.info("validating with %d of %d examples, to answer in time.", affordable, len(split))
+            splits = DatasetDict({**self.task.splits, "validation": split.select(range(max(affordable, len(first))))})
+            self.task = replace(self.task, splits=splits)
+
+    def load(self) -> Any:
+        """Load the weights, once."""
+        if self.model is None:
+            self.model = ClassformerForSequenceClassification.from_pretrained(self.folder, dtype=self.dtype)
+            self.model.to(self.device)
+        return self.model
+
+    def describe(self, schedule: Schedule) -> dict[str, Any]:
+        """Put what is known of a schedule into plain data."""
+        name, references = self.task.metric_name, np.asarray(self.task.splits["validation"]["labels"])
+        predictions, full = self.load_predictions(schedule), self.load_predictions(self.full)
+        return {
+            "score": compute_score(name, predictions, references),
+            "standard_error": standard_error(name, predictions, references),
+            "paired_standard_error": paired_standard_error(name, predictions, full, references),
+            "metric_name": name,
+            "num_examples": len(references),
+            "latency_ratio": self.milliseconds[schedule] / self.milliseconds[self.full],
+            "latency_milliseconds": self.milliseconds[schedule],
+            "latency_source": "table",
+        }
+
+    def load_predictions(self, schedule: Schedule) -> np.ndarray:
+        """Read the predictions of a validated schedule, (N,) or (N, K)."""
+        return np.load(self._path(schedule))
+
+    def _path(self, schedule: Schedule) -> Path:
+        return self.predictions / f"{schedule.key}.npy"
+
+
+def check_study(study: Path, objective: FineTuneObjective):
+    """Refuse to reuse a study of another checkpoint or dataset.
+
+    Raises:
+        JournalError: It is, or it has no supernet or no finished trial.
+    """
+    try:
+        found = json.loads((study / "supernet" / "supernet.json").read_text())["identity"]
+    except OSError as error:
+        raise JournalError(
+            f"{study} holds no supernet (supernet/supernet.json); --reuse takes the --output_dir of a finished search "
+            "with --evaluation supernet."
+        ) from error
+    for name in ("checkpoint", "dataset"):
+        if found[name] != objective.identity()[name]:
+            raise JournalError(
+                f"{study} was made with another {name} ({found[name]!r}, now {objective.identity()[name]!r}); "
+                "--reuse needs the same one."
+            )
+    if not Journal(study / "trials.jsonl", {}, is_writer=False).trials:
+        raise JournalError(f"{study} has no finished trial to reuse; finish its search first.")
+
+
+def reuse_trials(study: Path, journal: Journal, objective: SupernetObjective, required: float) -> bool:
+    """Carry the trials of an earlier study over to another target, with the latencies of this one.
+
+    Scores do not depend on the machine, so they are taken over. Under another dtype they may differ: then the full
+    model and the candidates that look best are validated anew, on as many examples as fit in `REUSE_SECONDS`.
+
+    Args:
+        study: Folder of the earlier study.
+        journal: Of this study; empty, or what an interrupted call left.
+        objective: Of this study.
+        required: Share of the full model's score that is asked.
+
+    Returns:
+        Whether the earlier study validated in the same dtype.
+    """
+    earlier_journal = Journal(study / "trials.jsonl", {}, is_writer=False)
+    with open(earlier_journal.path) as file:
+        identity = json.loads(file.readline())["identity"]
+    is_same_dtype = identity["latency"]["dtype"] == str(objective.dtype)
+    earlier = [trial for trial in earlier_journal.trials if trial.is_ok]
+    earlier = [trial for trial in earlier if trial.schedule in objective.milliseconds]
+    if is_same_dtype:
+        shutil.copytree(study / "predictions", objective.predictions, dirs_exist_ok=True)
+    else:
+        earlier = _most_promising(earlier, objective, required)
+        objective.limit_examples([trial.schedule for trial in earlier], REUSE_SECONDS)
+        objective.predict([trial.schedule for trial in earlier])
+    done = {trial.schedule for trial in journal.trials}
+    for trial in earlier:
+        if trial.schedule not in done:
+            origin = "reference" if trial.schedule == objective.full else "reused"
+            measurement = objective.describe(trial.schedule)
+            journal.append(Trial(journal.next_number, trial.schedule, origin, "ok", measurement))
+    return is_same_dtype
+
+
+def _most_promising(trials: list[Trial], objective: SupernetObjective, required: float, number: int = 3) -> list[Trial]:
+    """List the full model's trial, then the fastest ones on the new target that met the requirement."""
+    reference = next(trial for trial in trials if trial.schedule == objective.full)
+    feasible = [t for t in trials if t is not reference and t.score >= required * reference.score]
+    feasible.sort(key=lambda trial: objective.milliseconds[trial.schedule])
+    return [reference, *feasible[:number]]

@@ -1,0 +1,139 @@
+"""Compare a schedule per length bucket with the best single schedule at equal accuracy, from the same weights.
+
+Example, with predictions that scripts/build_benchmark.py kept:
+
+    python scripts/study_length_policy.py --validation runs/imdb/validation.npz --test runs/imdb/test.npz \
+        --latency_table runs/imdb/latency_table.json --results_file results/length_policy_imdb.json
+
+Both are chosen on the validation predictions: the fastest single schedule that keeps the requirement, then the policy
+that is at least as accurate there. Their expected latency over the texts' lengths and their accuracy are then read off
+the test predictions, which nothing was chosen on.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.latency import LatencyTable
+from classformer_hf.metrics import compute_score, paired_standard_error
+from classformer_hf.search.oneshot import predict_policy
+from classformer_hf.search.policy import choose_policy
+from classformer_hf.search.space import Schedule
+
+
+@dataclass
+class PolicyArguments:
+    validation: str = field(metadata={"help": "npz file of predictions to choose on."})
+    test: str = field(metadata={"help": "npz file of predictions of the same schedules to report on."})
+    latency_table: str = field(metadata={"help": "latency_table.json of the machine."})
+    limits: list[int] = field(
+        default_factory=lambda: [16, 32, 48, 64, 96], metadata={"help": "Longest inputs of the buckets, in tokens."}
+    )
+    required_performance: list[float] = field(
+        default_factory=lambda: [0.95, 0.97, 0.99], metadata={"help": "Shares of the full model's score."}
+    )
+    metric_name: str = field(default="accuracy", metadata={"help": "Metric of the task."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+
+
+def read_schedule(key: str) -> Schedule:
+    gamma, eta = key.split("_eta")
+    return Schedule(tuple(map(int, gamma.split("-"))), int(eta))
+
+
+class Predictions:
+    """What every schedule predicts for the texts of one split."""
+
+    def __init__(self, path: str, metric_name: str):
+        with np.load(path) as data:
+            self.schedules = [read_schedule(str(key)) for key in data["keys"]]
+            self.predictions, self.references = data["predictions"], data["references"]
+            self.lengths = data["lengths"].astype(int)
+        self.metric_name = metric_name
+        self.full = next(i for i, schedule in enumerate(self.schedules) if max(schedule.gamma) == 1)
+
+    def predict(self, policy: Schedule) -> np.ndarray:
+        """Give the predictions of a schedule or of a policy."""
+        rows = np.full(len(self.lengths), self.schedules.index(Schedule(policy.gamma, policy.eta)))
+        for limit, schedule in reversed(policy.buckets):
+            rows[self.lengths <= limit] = self.schedules.index(schedule)
+        return self.predictions[rows, np.arange(len(rows))]
+
+    def describe(self, policy: Schedule, table: LatencyTable) -> dict:
+        """Score and expected latency, relative to the full model."""
+        predictions, full = self.predict(policy), self.predictions[self.full]
+        scores = [compute_score(self.metric_name, one, self.references) for one in (predictions, full)]
+        full_schedule = self.schedules[self.full]
+        time = predict_policy(table, policy, self.lengths) / predict_policy(table, full_schedule, self.lengths)
+        return {
+            "key": policy.key,
+            "score": scores[0],
+            "performance": scores[0] / scores[1],
+            "paired_standard_error": paired_standard_error(self.metric_name, predictions, full, self.references),
+            "latency_ratio": time,
+        }
+
+
+def compare(
+    required: float, limits: list[int], validation: Predictions, test: Predictions, table: LatencyTable
+) -> dict:
+    """Choose both on the validation predictions and describe them on both splits."""
+    scores = np.array(
+        [compute_score(validation.metric_name, one, validation.references) for one in validation.predictions]
+    )
+    times = table.predict_many(validation.schedules, validation.lengths)
+    feasible = np.flatnonzero(scores >= required * scores[validation.full])
+    single = feasible[np.argmin(times[feasible])]
+    policy = choose_policy(
+        validation.schedules,
+        validation.predictions,
+        validation.references,
+        validation.lengths,
+        table.predict_many,
+        limits,
+        validation.metric_name,
+        scores[single],
+    )
+    chosen = {"single": validation.schedules[single], "policy": policy}
+    record: dict = {"required_performance": required}
+    for name, schedule in chosen.items():
+        record[name] = {"validation": validation.describe(schedule, table), "test": test.describe(schedule, table)}
+    for split in ("validation", "test"):
+        ratio = record["policy"][split]["latency_ratio"] / record["single"][split]["latency_ratio"]
+        record[f"{split}_latency_change"] = ratio - 1
+    return record
+
+
+def main():
+    (arguments,) = parse_arguments([PolicyArguments], __doc__)
+    table = LatencyTable.load(arguments.latency_table)
+    validation = Predictions(arguments.validation, arguments.metric_name)
+    test = Predictions(arguments.test, arguments.metric_name)
+    if validation.schedules != test.schedules:
+        raise ValueError("--validation and --test hold predictions of different schedules; build both alike.")
+    rows = [compare(r, arguments.limits, validation, test, table) for r in arguments.required_performance]
+    for row in rows:
+        single, policy = row["single"]["test"], row["policy"]["test"]
+        print(
+            f"{100 * row['required_performance']:g} %: single {single['latency_ratio']:.3f} of the full time at "
+            f"{100 * single['performance']:.1f} %, policy {policy['latency_ratio']:.3f} at "
+            f"{100 * policy['performance']:.1f} %: {100 * row['test_latency_change']:+.1f} % latency"
+        )
+    if arguments.results_file is not None:
+        record = {
+            "command": describe_command(),
+            "limits_tokens": arguments.limits,
+            "num_validation_examples": len(validation.references),
+            "num_test_examples": len(test.references),
+            "length_quantiles_tokens": np.percentile(test.lengths, [5, 25, 50, 75, 95]).tolist(),
+            "hardware": table.hardware,
+            "requirements": rows,
+        }
+        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,221 @@
+"""Compare supernet accuracy with individual fine-tuning, schedule by schedule.
+
+Example:
+
+    python scripts/study_supernet.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --dataset_name sst2 \
+        --max_train_samples 10000 --max_validation_samples 2000 --num_train_epochs 2 --output_dir runs/supernet-sst2 \
+        --results_file results/supernet_sst2.json
+
+Schedules evenly spaced in operations are fine-tuned one by one with two seeds, and evaluated with the weights of one
+supernet. Reported: Kendall's tau of supernet against individual scores, its ceiling (seed against seed), and the cost.
+Every finished training is kept in OUTPUT_DIR; the same command goes on where it was stopped, and --stage lets two
+processes share the work.
+"""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import kendalltau
+from tqdm import tqdm
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint, sample_inputs
+from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
+from classformer_hf.search.objective import FineTuneObjective
+from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules, train_supernet
+from classformer_hf.training import ClassformerTrainingArguments, fine_tune
+
+
+@dataclass
+class StudyArguments:
+    model_name_or_path: str = field(metadata={"help": "RoBERTa- or BERT-family checkpoint."})
+    num_schedules: int = field(default=12, metadata={"help": "Shortened schedules to fine-tune, beside the full one."})
+    seeds: list[int] = field(default_factory=lambda: [42, 43], metadata={"help": "Seeds of individual fine-tuning."})
+    max_reduction: float = field(default=16, metadata={"help": "Cap of the space: longest input to shortest state."})
+    stage: str = field(
+        default="all",
+        metadata={"help": "What to do now.", "choices": ["all", "supernet", "individual", "report"]},
+    )
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for the report."})
+
+
+class Study:
+    """What both sides share: task, space and the schedules that are compared."""
+
+    def __init__(self, study: StudyArguments, task_arguments: TaskArguments, training: ClassformerTrainingArguments):
+        self.arguments, self.training = study, training
+        self.output = Path(str(training.output_dir))
+        tokenizer = load_tokenizer(study.model_name_or_path)
+        task = load_task(task_arguments).without_test()
+        self.task = tokenize(task, tokenizer, task_arguments.max_length)
+        self.tokenizer = tokenizer
+        self.objective = FineTuneObjective(study.model_name_or_path, self.task, tokenizer, training)
+        shape = AutoConfig.from_pretrained(study.model_name_or_path)
+        longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
+        self.space = SearchSpace(shape.num_hidden_layers, longest, max_reduction=study.max_reduction)
+        self.schedules = self.space.enumerate()
+        self.lengths = [row["input_ids"].shape[1] for row in sample_inputs(self.task.splits["validation"])]
+        config = self.objective.load(self.space.full).config
+        self.flops = mean_flops(config, self.schedules, self.lengths)
+        self.sampler = FlopsUniformSampler(self.schedules, self.flops)
+
+    def chosen(self) -> list[Schedule]:
+        """The full model and one schedule from each of equal intervals of operations, drawn with a fixed seed."""
+        generator = np.random.default_rng(0)
+        edges = np.linspace(self.flops.min(), self.flops.max(), self.arguments.num_schedules + 1)
+        edges[-1] = self.flops.max() - 1  # the full model is there anyway
+        drawn = []
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            members = np.flatnonzero((self.flops >= low) & (self.flops < high))
+            if len(members):
+                drawn.append(self.schedules[int(generator.choice(members))])
+        return [self.space.full, *drawn]
+
+    def journal(self, seed: int) -> Journal:
+        identity = {**self.objective.identity(), "seed": seed, "space": vars(self.space)}
+        return Journal(self.output / f"individual-{seed}.jsonl", identity)
+
+    def train_individually(self):
+        """Fine-tune what is missing, seed by seed."""
+        for seed in self.arguments.seeds:
+            self.objective.arguments = arguments = copy.copy(self.training)
+            arguments.seed = seed
+            journal = self.journal(seed)
+            done = {trial.schedule for trial in journal.trials}
+            for schedule in tqdm(self.chosen(), desc=f"fine-tune, seed {seed}", unit="schedule"):
+                if schedule in done:
+                    continue
+                arguments.output_dir = str(self.output / f"current-{seed}")
+                result = fine_tune(self.objective.load(schedule), self.task, self.tokenizer, arguments)
+                shutil.rmtree(arguments.output_dir, ignore_errors=True)
+                measurement = {
+                    "score": result.score,
+                    "predictions": np.asarray(result.predictions).tolist(),
+                    "num_epochs": result.num_epochs,
+                }
+                journal.append(
+                    Trial(len(journal.trials), schedule, "individual", "ok", measurement, seconds=result.seconds)
+                )
+
+    def train_supernet(self):
+        folder = self.output / "supernet"
+        if not (folder / "model.safetensors").exists():
+            model = self.objective.load(self.space.full)
+            arguments = copy.copy(self.training)
+            arguments.output_dir = str(self.output / "supernet-checkpoints")
+            seconds = train_supernet(model, self.task, self.tokenizer, arguments, self.sampler)
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            (folder / "training.json").write_text(json.dumps({"seconds": seconds}))
+            shutil.rmtree(arguments.output_dir, ignore_errors=True)
+        return folder
+
+    def supernet_logits(self, schedules: list[Schedule]) -> np.ndarray:
+        """Outputs of the supernet on the validation split, (S, N, K)."""
+        from classformer_hf import ClassformerForSequenceClassification
+
+        model = ClassformerForSequenceClassification.from_pretrained(self.train_supernet())
+        split = self.task.splits["validation"]
+        with tqdm(total=len(split), desc=f"{len(schedules)} schedules", unit="text") as bar:
+            return predict_schedules(model, schedules, split, self.tokenizer, on_batch=bar.update)
+
+    def cost(self) -> dict:
+        """Training operations of the supernet against 50 fine-tunings of random schedules, same epochs each."""
+        full = self.flops[self.schedules.index(self.space.full)]
+        drawn = np.mean([self.flops[bin_].mean() for bin_ in self.sampler.bins])
+        smallest = self.flops.min()
+        return {
+            "supernet_step_in_full_steps": float((full + smallest + 2 * drawn) / full),
+            "fraction_of_50_trials": float((full + smallest + 2 * drawn) / (50 * drawn)),
+            "smallest": self.sampler.smallest.key,
+        }
+
+
+def tau_with_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict:
+    """Kendall's tau-b of paired scores with a bootstrap interval over the schedules (95 %, percentiles)."""
+    generator = np.random.default_rng(seed)
+    taus = []
+    for _ in range(2000):
+        rows = generator.integers(len(first), size=len(first))
+        if len(set(first[rows])) > 1 and len(set(second[rows])) > 1:
+            taus.append(kendalltau(first[rows], second[rows]).statistic)
+    low, high = np.percentile(taus, [2.5, 97.5])
+    return {"tau": float(kendalltau(first, second).statistic), "low": float(low), "high": float(high)}
+
+
+def report(study: Study) -> dict:
+    """Put both sides next to each other.
+
+    Raises:
+        ValueError: A training is missing.
+    """
+    chosen, task = study.chosen(), study.task
+    references = np.asarray(task.splits["validation"]["labels"])
+    individual = []
+    for seed in study.arguments.seeds:
+        scores = {trial.schedule: trial.score for trial in study.journal(seed).trials}
+        missing = [schedule.key for schedule in chosen if schedule not in scores]
+        if missing:
+            raise ValueError(f"seed {seed} has not been fine-tuned with {missing}; run --stage individual first.")
+        individual.append([scores[schedule] for schedule in chosen])
+    logits = study.supernet_logits(chosen)
+    predictions = [predictions_from_logits(task.problem_type, single) for single in logits]
+    supernet = np.array([compute_score(task.metric_name, single, references) for single in predictions])
+    table = np.array(individual)
+    return {
+        "command": describe_command(),
+        "dataset": task.name,
+        "metric_name": task.metric_name,
+        "num_train_examples": len(task.splits["train"]),
+        "num_evaluation_examples": len(references),
+        "majority_score": majority_score(task),
+        "seeds": study.arguments.seeds,
+        "recipe": study.training.describe_recipe(),
+        "hardware": hardware_fingerprint(),
+        "num_schedules_in_space": len(study.schedules),
+        "schedules": [
+            {
+                "key": schedule.key,
+                "flops_ratio": float(flops / study.flops.max()),
+                "supernet": float(supernet[index]),
+                "standard_error": standard_error(task.metric_name, predictions[index], references),
+                "individual": table[:, index].tolist(),
+            }
+            for index, schedule in enumerate(chosen)
+            for flops in [study.flops[study.schedules.index(schedule)]]
+        ],
+        "tau_supernet_individual": tau_with_interval(supernet, table.mean(axis=0)),
+        "tau_supernet_each_seed": [tau_with_interval(supernet, row) for row in table],
+        "tau_ceiling": tau_with_interval(table[0], table[1]),
+        "cost": study.cost(),
+    }
+
+
+def main():
+    types = (StudyArguments, TaskArguments, ClassformerTrainingArguments)
+    arguments, task_arguments, training = parse_arguments(types, __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    training.disable_tqdm = True
+    study = Study(arguments, task_arguments, training)
+    if arguments.stage in ("all", "supernet"):
+        study.train_supernet()
+    if arguments.stage in ("all", "individual"):
+        study.train_individually()
+    if arguments.stage in ("all", "report"):
+        record = report(study)
+        print(json.dumps({name: record[name] for name in record if name.startswith(("tau", "cost"))}, indent=2))
+        if arguments.results_file is not None:
+            Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

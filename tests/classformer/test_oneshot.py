@@ -1,0 +1,257 @@
+"""The search with one training, stage by stage, on a tiny model and task."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.data import load_tokenizer, tokenize
+from classformer_hf.latency import LatencyTable
+from classformer_hf.search import JournalError, Schedule, SearchSpace
+from classformer_hf.search.objective import FineTuneObjective
+from classformer_hf.search.oneshot import OneShotSettings, QueueSampler, measure_directly, search_with_supernet
+from classformer_hf.search.samplers import Observation
+from classformer_hf.search.validation import SupernetObjective
+from classformer_hf.training import ClassformerTrainingArguments
+
+REQUIRED = 0.6
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """A rough latency table is enough here."""
+    monkeypatch.setattr("classformer_hf.search.oneshot.TABLE_ROUNDS", 1)
+
+
+@pytest.fixture
+def build(tiny_roberta_folder, tiny_text_file, tiny_task):
+    """Build an objective in a folder; keyword arguments go to it."""
+
+    def make(folder, task=None, **settings):
+        arguments = ClassformerTrainingArguments(
+            output_dir=str(folder),
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+            num_train_epochs=1,
+            learning_rate=1e-3,
+            save_strategy="no",
+            eval_strategy="no",
+            load_best_model_at_end=False,
+        )
+        tokenizer = load_tokenizer(str(tiny_roberta_folder))
+        task = tokenize((task or tiny_task).without_test(), tokenizer, 64)
+        return FineTuneObjective(str(tiny_roberta_folder), task, tokenizer, arguments, latency_rounds=2, **settings)
+
+    return make
+
+
+@pytest.fixture
+def space():
+    return SearchSpace(3, 40, (1, 2, 4), (0, 2), max_reduction=16)
+
+
+def search(objective, space, **settings):
+    settings = {"strategy": "random", "required_performance": REQUIRED, "max_trials": 5, "num_winners": 1, **settings}
+    stages = []
+
+    def start_progress(name, max_trials, num_before):
+        stages.append((name, num_before))
+        return lambda result: None
+
+    executors = settings.pop("executors", None)
+    found = search_with_supernet(objective, space, OneShotSettings(**settings), start_progress, executors=executors)
+    return found, stages
+
+
+@pytest.fixture(scope="session")
+def finished():
+    """Where the first test leaves a finished search for the others."""
+    return {}
+
+
+@pytest.fixture
+def study(build, space, tmp_path, tmp_path_factory, finished):
+    """A finished search of the test's own."""
+    if not finished:
+        folder = tmp_path_factory.mktemp("study")
+        search(build(folder), space)
+        finished["folder"] = folder
+    return shutil.copytree(finished["folder"], tmp_path / "study")
+
+
+def rows(path):
+    return [row for row in map(json.loads, path.read_text().splitlines()) if row["type"] == "trial"]
+
+
+def test_every_stage_leaves_its_file(study):
+    found = {path.name for path in study.iterdir()}
+    assert found >= {"supernet", "latency_table.json", "trials.jsonl", "predictions", "winners"}
+    assert "supernet_checkpoints" not in found and "supernet.partial" not in found
+    trials = rows(study / "trials.jsonl")
+    assert len(trials) == 5 and trials[0]["origin"] == "reference"
+    assert all(trial["measurement"]["latency_source"] == "table" for trial in trials)
+    assert trials[0]["measurement"]["paired_standard_error"] == 0
+    record = json.loads((study / "supernet" / "supernet.json").read_text())
+    assert 0 < record["flops_of_50_trials_ratio"] < 1
+    winners = rows(study / "winners" / "trials.jsonl")
+    assert winners[0]["origin"] == "reference" and winners[0]["measurement"]["score_as_is"] == pytest.approx(
+        trials[0]["measurement"]["score"]
+    ), "a winner starts from the supernet"
+
+
+def test_trials_have_the_scores_of_the_supernet(build, study, space):
+    model = ClassformerForSequenceClassification.from_pretrained(study / "supernet")
+    objective = build(study)
+    from classformer_hf.search.supernet import use_schedule
+    from classformer_hf.training import predict
+
+    split = objective.task.splits["validation"]
+    for row in rows(study / "trials.jsonl"):
+        with use_schedule(model, Schedule.from_config(row["schedule"])):
+            predictions = predict(model, split, objective.tokenizer).argmax(axis=1)
+        assert row["measurement"]["score"] == pytest.approx(np.mean(predictions == np.array(split["labels"])))
+        np.testing.assert_array_equal(np.load(study / "predictions" / f"{row['key']}.npy"), predictions)
+
+
+def test_finished_search_repeats_nothing(build, study, space, monkeypatch):
+    monkeypatch.setattr(FineTuneObjective, "__call__", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("classformer_hf.search.oneshot.build_latency_table", lambda *_, **__: pytest.fail("timed"))
+    before = (study / "trials.jsonl").read_bytes()
+    found, stages = search(build(study), space)
+    assert (study / "trials.jsonl").read_bytes() == before
+    assert [number for _, number in stages] == [5, len(rows(study / "winners" / "trials.jsonl"))]
+    assert found.result.best.schedule.key in {row["key"] for row in rows(study / "winners" / "trials.jsonl")}
+
+
+def test_supernet_of_another_recipe_is_refused(build, study, space):
+    objective = build(study)
+    objective.arguments.learning_rate = 1e-5
+    with pytest.raises(JournalError, match="trained for another study: its recipe"):
+        search(objective, space)
+
+
+def test_workers_share_the_supernet(build, study, space, tmp_path):
+    shutil.copytree(study / "supernet", tmp_path / "other" / "supernet")
+    with ThreadPoolExecutor(2) as executor:
+        search(build(tmp_path / "other"), space, executors={"executor": executor, "num_workers": 2}, max_trials=7)
+    trials = rows(tmp_path / "other" / "trials.jsonl")
+    assert len({trial["key"] for trial in trials}) == 7
+    assert {trial["status"] for trial in trials} == {"ok"}
+
+
+def test_reuse_trains_only_the_winners_and_keeps_the_old_study(build, study, space, tmp_path, monkeypatch):
+    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", lambda *_: pytest.fail("trained"))
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    objective = build(tmp_path / "new")
+    objective.use_lengths([40] * 8)
+    search(objective, space, reuse=study, required_performance=0.3)
+    assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    old, new = rows(study / "trials.jsonl"), rows(tmp_path / "new" / "trials.jsonl")
+    assert [trial["key"] for trial in new] == [trial["key"] for trial in old]
+    assert [trial["measurement"]["score"] for trial in new] == [trial["measurement"]["score"] for trial in old]
+    assert new[1]["origin"] == "reused"
+    assert new[1]["measurement"]["latency_ratio"] != old[1]["measurement"]["latency_ratio"]
+
+
+def test_reuse_under_another_dtype_validates_again(build, study, space, tmp_path):
+    search(build(tmp_path / "bf16", dtype=torch.bfloat16), space, reuse=study, required_performance=0.3)
+    new = rows(tmp_path / "bf16" / "trials.jsonl")
+    assert 1 <= len(new) <= 4
+    model = ClassformerForSequenceClassification.from_pretrained(
+        tmp_path / "bf16" / "winners" / "models" / new[0]["key"]
+    )
+    assert model.dtype == torch.bfloat16
+    table = LatencyTable.load(tmp_path / "bf16" / "latency_table.json")
+    assert table.hardware["dtype"] == "bfloat16"
+
+
+def test_table_of_another_machine_is_answered_without_timing_here(build, study, space, tmp_path, monkeypatch):
+    table = LatencyTable.load(study / "latency_table.json")
+    foreign = dataclasses.replace(table, hardware={**table.hardware, "cpu": "another", "device_name": "another"})
+    foreign.save(tmp_path / "foreign.json")
+    monkeypatch.setattr(FineTuneObjective, "measure", lambda *_: pytest.fail("timed here"))
+    objective = build(tmp_path / "new")
+    found, _ = search(objective, space, reuse=study, latency_table=str(tmp_path / "foreign.json"))
+    assert found.result.best.measurement["latency_source"] == "table"
+    assert found.result.best.measurement["hardware"]["cpu"] == "another"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda study: shutil.rmtree(study / "supernet"), "holds no supernet"),
+        (lambda study: (study / "trials.jsonl").unlink(), "no finished trial to reuse"),
+    ],
+)
+def test_what_cannot_be_reused_is_refused(build, study, space, tmp_path, break_it, message):
+    break_it(study)
+    with pytest.raises(JournalError, match=message):
+        search(build(tmp_path / "new"), space, reuse=study)
+
+
+def test_reuse_of_another_dataset_is_refused(build, study, space, tmp_path, tiny_task):
+    shorter = dataclasses.replace(
+        tiny_task,
+        splits=type(tiny_task.splits)({**tiny_task.splits, "train": tiny_task.splits["train"].select(range(9))}),
+    )
+    with pytest.raises(JournalError, match="another dataset"):
+        search(build(tmp_path / "new", task=shorter), space, reuse=study)
+
+
+def test_length_policy_is_judged_first(build, study, space, tmp_path, monkeypatch):
+    policy = Schedule((4, 1, 1), 0, ((18, Schedule((2, 1, 1))),))
+    monkeypatch.setattr("classformer_hf.search.oneshot.choose_policy", lambda *_: policy)
+    settings = {"required_performance": 0.3, "latency_table": str(study / "latency_table.json")}
+    found, _ = search(build(tmp_path / "new"), space, reuse=study, length_buckets=(18,), **settings)
+    winners = rows(tmp_path / "new" / "winners" / "trials.jsonl")
+    assert Schedule.from_config(found.about["length_policy"]) == policy
+    assert winners[1]["key"] == policy.key
+    model = ClassformerForSequenceClassification.from_pretrained(tmp_path / "new" / "winners" / "models" / policy.key)
+    assert Schedule.from_config(vars(model.config)) == policy
+
+
+def test_objectives_can_be_sent_to_workers(build, study):
+    objective = pickle.loads(pickle.dumps(build(study)))
+    assert objective.task.fingerprint == build(study).task.fingerprint
+    tokenizer, task = objective.tokenizer, objective.task
+    supernet = SupernetObjective(study / "supernet", task, tokenizer, {objective.full: 1.0}, objective.full, study)
+    supernet.load()
+    assert pickle.loads(pickle.dumps(supernet))(objective.full) == supernet(objective.full)
+
+
+def test_direct_measurement_runs_every_schedule_on_one_model(build, tmp_path):
+    objective = build(tmp_path)
+    short = Schedule((4, 4, 1))
+    latency = measure_directly(objective, [short], objective.full)
+    assert set(latency) == {objective.full, short}
+    assert latency[objective.full].ratio == 1
+
+
+class TestQueue:
+    """The order in which candidates are fine-tuned."""
+
+    candidates = [(Schedule((4, 1, 1)), 0.90), (Schedule((2, 1, 1)), 0.905), (Schedule((1, 2, 1)), 0.95)]
+
+    def observe(self, schedule, performance):
+        return Observation(schedule, performance, 0.5, performance)
+
+    def test_stops_at_the_first_that_is_good_enough(self, space):
+        sampler = QueueSampler(space, self.candidates, 0.9)
+        assert sampler.ask() == (self.candidates[0][0], "winner")
+        sampler.tell(self.observe(self.candidates[0][0], 0.9))
+        assert sampler.ask() is None
+
+    def test_skips_what_did_not_promise_enough_more(self, space):
+        sampler = QueueSampler(space, self.candidates, 0.9)
+        sampler.tell(self.observe(self.candidates[0][0], 0.88))
+        assert sampler.ask() == (self.candidates[2][0], "winner")
+        sampler.tell(self.observe(self.candidates[2][0], 0.8))
+        assert sampler.ask() is None

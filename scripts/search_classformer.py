@@ -316,6 +316,10 @@ class Search:
             "num_validation_examples": len(self.task.splits["validation"]),
             "truncated": self.task.truncated,
             "majority_score": majority_score(self.task),
+            "input_tokens": {
+                "median": sorted(self.objective.lengths)[len(self.objective.lengths) // 2],
+                "longest": longest,
+            },
         }
         self.deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
 
@@ -434,7 +438,11 @@ class Search:
             PartialState().print(f"training {result.best.schedule.key} again: its weights are gone")
             self.objective(result.best.schedule)
         if self.is_main:
-            write_result_folder(result, model_folder, journal, self.output / "best", self.about)
+            files = {"latency_table.json": self.output / "latency_table.json"}
+            if self.arguments.evaluation == "supernet":
+                files["search_trials.jsonl"] = self.output / "trials.jsonl"
+                files["direct_latency.json"] = self.output / "direct_latency.json"
+            write_result_folder(result, model_folder, journal, self.output / "best", self.about, files)
 
 
 def read_lengths(path: Path) -> list[int]:
@@ -478,15 +486,17 @@ def main() -> int | None:
 
 def print_summary(folder: Path, result: SearchResult):
     data = json.loads((folder / "search.json").read_text())
-    low, high = data["speedup_schedule_only_quartiles"]
+    speed = f"{data['speedup_schedule_only']:.2f}x by the schedule alone"
+    if data["speedup_against_stock"] is not None:
+        low, high = data["speedup_schedule_only_quartiles"]
+        speed += f" [{low:.2f} {high:.2f}], {data['speedup_against_stock']:.2f}x against the stock model"
     print(
         f"asked: {100 * result.required_performance:g} % of the full model's "
         f"{data['metric_name']} {data['full_score']:.3f}\n"
         f"found: gamma {data['gamma']}, eta {data['eta']}: {data['score']:.3f} (standard error "
         f"{result.best.measurement['standard_error']:.3f}, n = {result.best.measurement['num_examples']}), "
         f"{100 * data['performance']:.1f} %\n"
-        f"speed-up: {data['speedup_schedule_only']:.2f}x [{low:.2f} {high:.2f}] by the schedule alone, "
-        f"{data['speedup_against_stock']:.2f}x against the stock model\n"
+        f"speed-up: {speed}\n"
         f"model: {folder}"
     )
 

@@ -57,7 +57,7 @@ def search_flags(checkpoint, dataset, output, *more) -> list:
         *("--model_name_or_path", checkpoint, "--dataset_name", dataset, "--output_dir", output, "--use_cpu"),
         *("--num_train_epochs", 1, "--max_trials", 3, "--latency_rounds", 2, "--learning_rate", 1e-3),
         *(*CARVED, "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "True"),
-        *("--load_best_model_at_end", "False", "--force", *more),
+        *("--load_best_model_at_end", "False", "--force", "--strategy", "thesis", *more),
     ]
 
 

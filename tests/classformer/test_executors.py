@@ -438,6 +438,17 @@ def test_unreachable_scheduler_is_one_sentence(monkeypatch):
         dask_executors("tcp://127.0.0.1:1")
 
 
+def test_lost_scheduler_is_one_sentence(tmp_path):
+    class Client:
+        status = "closed"
+
+        def get_executor(self, **settings):
+            return ThreadPoolExecutor(1)
+
+    with pytest.raises(ExecutorError, match="connection to the scheduler is lost"):
+        search(tmp_path / "trials.jsonl", executor=executors.DaskExecutor(Client()))
+
+
 @pytest.fixture
 def dask_cluster(tmp_path):
     """A scheduler with two workers, and one for latency on what counts as another host."""

@@ -436,9 +436,9 @@ def test_certificate_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("cannot open /work/a b/x.txt", "cannot open path/to/a b/x.txt"),
+        ("cannot open /srv/a b/x.txt", "cannot open path/to/a b/x.txt"),
         (
-            "[Errno 2] No such file: '/home/me/runs/model.safetensors'",
+            "[Errno 2] No such file: '/srv/runs/model.safetensors'",
             "[Errno 2] No such file: 'path/to/model.safetensors'",
         ),
         ("1/2 of runs/x and score 3 / 4", "1/2 of runs/x and score 3 / 4"),

@@ -72,8 +72,7 @@ def export_graphs(model: ClassformerForSequenceClassification, folder: str | Pat
 
 def _with_schedule(model: Any, gamma: list[int], eta: int) -> Any:
     """Give the same weights a fixed schedule."""
-    single = copy.copy(model)
-    single._modules = copy.deepcopy(model, {id(p): p for p in model.parameters()})._modules
+    single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     config = copy.deepcopy(model.config)
     config.gamma, config.eta, config.length_buckets = list(gamma), eta, None
     # the exporter follows eager attention at every length

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from classformer_hf import ClassformerForSequenceClassification
@@ -30,7 +29,7 @@ from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_in
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable, build_latency_table, compare_latencies, count_steps
 from classformer_hf.search.space import Schedule, SearchSpace
-from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, set_schedule
+from classformer_hf.search.supernet import FlopsUniformSampler, ScheduledModel, mean_flops
 
 NUM_INPUTS = 16
 SHORTEST_TOKENS = 8
@@ -68,18 +67,6 @@ class TableArguments:
             raise ValueError(f"`--check_rounds` must be >= {NUM_BLOCKS}, got {self.check_rounds}.")
 
 
-class Scheduled(nn.Module):
-    """A classifier that runs with a schedule; many of them share one model."""
-
-    def __init__(self, model: ClassformerForSequenceClassification, schedule: Schedule):
-        super().__init__()
-        self.model, self.schedule = model, schedule
-
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        set_schedule(self.model, self.schedule)
-        return self.model(**inputs)
-
-
 def make_inputs(arguments: TableArguments, task_arguments: TaskArguments) -> list[dict[str, torch.Tensor]]:
     """Take the lengths of a data set's validation split, or evenly spaced ones where none is named."""
     if task_arguments.dataset_name is not None:
@@ -114,7 +101,7 @@ def measure_twice(arguments: TableArguments, model: Any, schedules: list[Schedul
     """
     model = model.to(arguments.device, getattr(torch, arguments.dtype))
     full = Schedule((1,) * model.config.num_hidden_layers)
-    models = {schedule.key: Scheduled(model, schedule) for schedule in [full, *schedules]}
+    models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
     rounds = arguments.check_rounds // NUM_BLOCKS
     ratios = np.zeros((NUM_BLOCKS, len(schedules)))
     with tqdm(total=NUM_BLOCKS * rounds + 1, desc="direct", unit="round") as progress:

@@ -18,7 +18,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,12 +267,6 @@ class Progress:
         self.bar.update()
         if self.is_main:
             self.bar.write(f"{text} | {best_text} | {seconds / 60:.0f} minutes left")
-
-    @contextmanager
-    def steps(self, name: str, total: int) -> Iterator[Callable[[], Any]]:
-        """Show a bar of its own for a stage without trials."""
-        with tqdm(total=total, desc=name, disable=self.bar.disable) as bar:
-            yield bar.update
 
 
 class Search:

@@ -25,11 +25,12 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint, sample_inputs
+from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
 from classformer_hf.search.objective import FineTuneObjective
+from classformer_hf.search.oneshot import describe_space
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules, train_supernet
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
@@ -62,9 +63,7 @@ class Study:
         longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
         self.space = SearchSpace(shape.num_hidden_layers, longest, max_reduction=study.max_reduction)
         self.schedules = self.space.enumerate()
-        self.lengths = [row["input_ids"].shape[1] for row in sample_inputs(self.task.splits["validation"])]
-        config = self.objective.load(self.space.full).config
-        self.flops = mean_flops(config, self.schedules, self.lengths)
+        self.flops = mean_flops(self.objective.config, self.schedules, self.objective.lengths)
         self.sampler = FlopsUniformSampler(self.schedules, self.flops)
 
     def chosen(self) -> list[Schedule]:
@@ -80,7 +79,7 @@ class Study:
         return [self.space.full, *drawn]
 
     def journal(self, seed: int) -> Journal:
-        identity = {**self.objective.identity(), "seed": seed, "space": vars(self.space)}
+        identity = {**self.objective.identity(), "seed": seed, "space": describe_space(self.space)}
         return Journal(self.output / f"individual-{seed}.jsonl", identity)
 
     def train_individually(self):
@@ -129,12 +128,9 @@ class Study:
 
     def cost(self) -> dict:
         """Training operations of the supernet against 50 fine-tunings of random schedules, same epochs each."""
-        full = self.flops[self.schedules.index(self.space.full)]
-        drawn = np.mean([self.flops[bin_].mean() for bin_ in self.sampler.bins])
-        smallest = self.flops.min()
         return {
-            "supernet_step_in_full_steps": float((full + smallest + 2 * drawn) / full),
-            "fraction_of_50_trials": float((full + smallest + 2 * drawn) / (50 * drawn)),
+            "supernet_step_in_full_steps": self.sampler.flops_per_step / float(self.flops.max()),
+            "fraction_of_50_trials": self.sampler.share_of_fine_tunings(50),
             "smallest": self.sampler.smallest.key,
         }
 

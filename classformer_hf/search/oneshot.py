@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from tqdm import tqdm
 
 from ..cost import Latency, measure_latency
 from ..latency import LatencyTable, build_latency_table, count_steps, drift
@@ -31,7 +31,7 @@ from .samplers import Sampler
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler
 from .study import SearchResult, run_search
-from .supernet import FlopsUniformSampler, mean_flops, set_schedule, train_supernet
+from .supernet import FlopsUniformSampler, ScheduledModel, mean_flops, train_supernet
 from .validation import SupernetObjective, check_study, reuse_trials
 
 logger = logging.getLogger(__name__)
@@ -295,14 +295,12 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     objective.tokenizer.save_pretrained(partial)
-    drawn = float(np.mean([flops[members].mean() for members in sampler.bins]))
     record = {
         "identity": identity,
         "train_seconds": round(seconds, 1),
         "smallest": sampler.smallest.key,
         "num_schedules": len(schedules),
-        # a step trains the full model, the smallest schedule and two random ones
-        "flops_of_50_trials_ratio": (flops.max() + flops.min() + 2 * drawn) / (50 * drawn),
+        "flops_of_50_trials_ratio": sampler.share_of_fine_tunings(50),
     }
     (partial / "supernet.json").write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -320,18 +318,6 @@ def read_supernet(folder: Path) -> dict[str, Any]:
 def describe_space(space: SearchSpace) -> dict[str, Any]:
     """List what makes one space differ from another, for a journal's identity."""
     return {name: value for name, value in vars(space).items() if not name.startswith("_")}
-
-
-class ScheduledModel(nn.Module):
-    """A model that sets its schedule before every call, so that many schedules share one set of weights."""
-
-    def __init__(self, model: Any, schedule: Schedule):
-        super().__init__()
-        self.model, self.schedule = model, schedule
-
-    def forward(self, **inputs):
-        set_schedule(self.model, self.schedule)
-        return self.model(**inputs)
 
 
 def measure_directly(
@@ -388,11 +374,7 @@ class QueueSampler(Sampler):
 
 
 def prepare_table(
-    objective: FineTuneObjective,
-    space: SearchSpace,
-    path: Path,
-    given: str | None = None,
-    on_start: Callable[[int], Callable[[], Any]] | None = None,
+    objective: FineTuneObjective, space: SearchSpace, path: Path, given: str | None = None
 ) -> LatencyTable:
     """Load the latency table of the target, or build it on this machine.
 
@@ -401,7 +383,6 @@ def prepare_table(
         space: Says how long the inputs are.
         path: Where the table of this search is, or will be.
         given: A table from elsewhere: another machine's, or an earlier search's.
-        on_start: Called with the number of steps before a table is built; returns what is called after each.
 
     Raises:
         ValueError: The table is damaged, of another model or too short.
@@ -418,16 +399,17 @@ def prepare_table(
         if is_ours and table.max_tokens >= longest:
             return table
         logger.info("%s is of another machine, dtype, number of threads or length; building it anew.", path)
-    on_step = None if on_start is None else on_start(count_steps(longest, TABLE_ROUNDS))
-    table = build_latency_table(
-        objective.config,
-        longest,
-        objective.device,
-        objective.dtype,
-        objective.latency_threads,
-        TABLE_ROUNDS,
-        on_step=on_step,
-    )
+    total, is_hidden = count_steps(longest, TABLE_ROUNDS), bool(objective.arguments.disable_tqdm)
+    with tqdm(total=total, desc="latency table", disable=is_hidden) as bar:
+        table = build_latency_table(
+            objective.config,
+            longest,
+            objective.device,
+            objective.dtype,
+            objective.latency_threads,
+            TABLE_ROUNDS,
+            on_step=bar.update,
+        )
     table.save(path)
     return table
 

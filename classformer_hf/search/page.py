@@ -21,7 +21,7 @@ from .space import Schedule, SearchSpace
 from .study import SearchResult, observe, summarise
 
 TEMPLATE = Path(__file__).parent / "search_report.html"
-EXAMPLE_LENGTH = 512  # tokens, where the length of the texts is not told
+EXAMPLE_LENGTH = 512  # tokens, as in thesis table 5.3, where the length of the texts is not told
 NUM_REPORTED = 15  # trials in the table
 ONE_SHOT = "a validation with weights that were trained once for all schedules (a supernet); its latency is looked up"
 NUM_DRAWN = 3  # schedules beside the full model in the picture of lengths

@@ -12,12 +12,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
 from .figures import draw_pareto, latency_quartiles, latency_source, layer_lengths, speedup_against_stock
-from .page import write_report
+from .page import EXAMPLE_LENGTH, write_report
 from .study import SearchResult, pareto_front
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_LENGTH = 512  # the input length of thesis table 5.3
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 TABLE_LEGEND = """as is, tuned: validation score of the checkpoint's weights (where its head is the task's) and after
 fine-tuning; latency: batch 1, relative to the full model in the same rounds; x full: speed-up by the schedule alone,
@@ -55,11 +54,6 @@ def format_table(result: SearchResult) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def plot_pareto(result: SearchResult, path: Path, majority_score: float):
-    """Draw score against relative latency: all trials, the front, the requirement, the floor and the choice."""
-    draw_pareto(path, result, majority_score)
 
 
 def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +156,7 @@ def write_result_folder(
             shutil.copy(path, staging / name)
     data = summary(result, about)
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
-    plot_pareto(result, staging / "pareto.png", about["majority_score"])
+    draw_pareto(staging / "pareto.png", result, about["majority_score"])
     write_card(data, staging)
     # at no moment is there neither the old nor the new one
     old = output.with_name(output.name + ".old")
@@ -204,7 +198,6 @@ def write_card(data: dict[str, Any], folder: Path):
 __all__ = [
     "TABLE_LEGEND",
     "format_table",
-    "plot_pareto",
     "prune_models",
     "summary",
     "write_card",

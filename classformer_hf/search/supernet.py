@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import get_last_checkpoint
@@ -26,6 +27,7 @@ from .space import Schedule
 
 TEMPERATURE = 2.0
 NUM_BINS = 24
+NUM_RANDOM = 2
 
 
 def mean_flops(config: ClassformerConfig, schedules: Sequence[Schedule], lengths: Sequence[int]) -> np.ndarray:
@@ -64,6 +66,13 @@ class FlopsUniformSampler:
         bins = np.clip(np.searchsorted(edges, flops, side="right") - 1, 0, NUM_BINS - 1)
         self.bins = [np.flatnonzero(bins == index) for index in range(NUM_BINS) if (bins == index).any()]
         self.smallest = self.schedules[int(np.argmin(flops))]
+        drawn = float(np.mean([flops[members].mean() for members in self.bins]))
+        # a step trains the full model, the smallest schedule and two random ones
+        self.flops_per_step, self.flops_drawn = float(flops.max() + flops.min() + NUM_RANDOM * drawn), drawn
+
+    def share_of_fine_tunings(self, num_trials: int = 50) -> float:
+        """Give the operations of a supernet's training as a share of so many fine-tunings of drawn schedules."""
+        return self.flops_per_step / (num_trials * self.flops_drawn)
 
     def sample(self, generator: np.random.Generator) -> Schedule:
         """Draw a bin of operations, then a schedule in it."""
@@ -85,6 +94,18 @@ def use_schedule(model: PreTrainedModel, schedule: Schedule) -> Iterator[PreTrai
         yield model
     finally:
         set_schedule(model, before)
+
+
+class ScheduledModel(nn.Module):
+    """A model that sets its schedule before every call, so that many schedules share one set of weights."""
+
+    def __init__(self, model: Any, schedule: Schedule):
+        super().__init__()
+        self.model, self.schedule = model, schedule
+
+    def forward(self, **inputs):
+        set_schedule(self.model, self.schedule)
+        return self.model(**inputs)
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, problem_type: str) -> torch.Tensor:
@@ -118,7 +139,6 @@ class SupernetTrainer(Trainer):
 
     schedules: FlopsUniformSampler
     problem_type: str
-    num_random: int = 2
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         if not model.training:
@@ -126,7 +146,7 @@ class SupernetTrainer(Trainer):
         core = self.accelerator.unwrap_model(model)
         # of the step, so that a resumed training draws what the uninterrupted one would have
         generator = np.random.default_rng([self.args.seed, self.state.global_step])
-        drawn = [self.schedules.sample(generator) for _ in range(self.num_random)]
+        drawn = [self.schedules.sample(generator) for _ in range(NUM_RANDOM)]
         outputs = model(**inputs)
         losses = [outputs.loss]
         for schedule in [self.schedules.smallest, *drawn]:

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ class SupernetObjective:
         self.predict(missing)
         return self.describe(schedule)
 
-    def predict(self, schedules: Sequence[Schedule], on_batch: Callable[[int], Any] | None = None):
+    def predict(self, schedules: Sequence[Schedule]):
         """Compute and keep the predictions of several schedules; those that begin alike share their first layers."""
         if not schedules:
             return
         split = self.task.splits["validation"]
-        logits = predict_schedules(self.load(), schedules, split, self.tokenizer, on_batch=on_batch)
+        logits = predict_schedules(self.load(), schedules, split, self.tokenizer)
         self.predictions.mkdir(parents=True, exist_ok=True)
         for schedule, single in zip(schedules, logits, strict=True):
             partial = self._path(schedule).with_suffix(".partial")

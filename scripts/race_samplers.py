@@ -32,24 +32,18 @@ from tqdm import tqdm
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.search.benchmark import TabularBenchmark, analytic_benchmark, read_benchmark
-from classformer_hf.search.race import (
-    SAMPLERS,
-    build_sampler,
-    evaluations_to_reach,
-    run_race,
-    summarise_evaluations,
-)
+from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
 
-PROCESSES = ("skopt", "optuna_gp", "constrained")
+PROCESSES = ("thesis", "gp", "constrained")
 LABELS = {
     "constrained": "constrained (ours)",
-    "skopt": "scikit-optimize GP",
-    "optuna_gp": "Optuna GP",
+    "thesis": "scikit-optimize GP",
+    "gp": "Optuna GP",
     "tpe": "TPE (Optuna)",
     "evolution": "evolution",
     "random": "random",
 }
-THESIS = ("skopt", "tpe", "random")
+THESIS = ("thesis", "tpe", "random")
 SHARES = (0.99, 0.95)
 
 
@@ -64,7 +58,7 @@ class RaceArguments:
     required: list[float] = field(
         default_factory=lambda: [0.97], metadata={"help": "Shares of the full model's score that are asked."}
     )
-    samplers: list[str] = field(default_factory=lambda: list(LABELS), metadata={"help": f"Of {sorted(SAMPLERS)}."})
+    samplers: list[str] = field(default_factory=lambda: list(LABELS), metadata={"help": f"Of {sorted(LABELS)}."})
     max_trials: int = field(default=50, metadata={"help": "Evaluations after the unreduced model's."})
     num_seeds: int = field(default=200, metadata={"help": "Runs of each sampler that is no Gaussian process."})
     num_process_seeds: int = field(default=30, metadata={"help": "Runs of each Gaussian process."})
@@ -76,8 +70,8 @@ class RaceArguments:
     def __post_init__(self):
         if bool(self.benchmark) == bool(self.analytic):
             raise ValueError("give either `--benchmark FILE.parquet` or `--analytic 12`.")
-        if unknown := sorted(set(self.samplers) - set(SAMPLERS)):
-            raise ValueError(f"unknown samplers {unknown}; choose among {sorted(SAMPLERS)}.")
+        if unknown := sorted(set(self.samplers) - set(LABELS)):
+            raise ValueError(f"unknown samplers {unknown}; choose among {sorted(LABELS)}.")
         if min(self.max_trials, self.num_seeds, self.num_process_seeds, self.jobs, self.analytic_tables) < 1:
             raise ValueError("trials, seeds, tables and jobs must be >= 1.")
 
@@ -110,8 +104,7 @@ def race(arguments: RaceArguments, required: float, name: str, seed: int) -> dic
     torch.set_num_threads(1)
     benchmark, started = arguments.load(seed), time.process_time()
     with threadpool_limits(1):
-        sampler = build_sampler(name, benchmark, required, arguments.max_trials, seed)
-        curves = run_race(benchmark, sampler, required, arguments.max_trials)
+        curves = run_race(benchmark, name, required, arguments.max_trials, seed)
     return {
         **{"sampler": name, "seed": seed, "required": required, "max_trials": arguments.max_trials},
         "best_speedup": benchmark.best_speedup(required),

@@ -49,7 +49,7 @@ from classformer_hf.search.report import (
     write_result_folder,
     write_results_file,
 )
-from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler
+from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
 from classformer_hf.training import ClassformerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -343,11 +343,10 @@ class Search:
     def by_fine_tuning(self) -> SearchResult:
         """Fine-tune every trial (thesis section 5.1.2)."""
         search, journal = self.arguments, Journal(self.output / "trials.jsonl", self.objective.identity(), self.is_main)
-        milliseconds = None
+        known = None
         if search.strategy == "constrained":
             table = prepare_table(self.objective, self.space, self.output / "latency_table.json", search.latency_table)
-            schedules = self.space.enumerate()
-            milliseconds = dict(zip(schedules, table.predict_many(schedules, self.objective.lengths), strict=True))
+            known = list_known_costs(self.objective, self.space, table)
         sampler = build_sampler(
             search.strategy,
             self.space,
@@ -355,8 +354,7 @@ class Search:
             search.max_trials,
             self.training.seed,
             search.initial_designs,
-            milliseconds,
-            self.objective.lengths,
+            known,
         )
         remaining = search.max_trials - len(journal.trials)
         if remaining > 0:

@@ -8,8 +8,9 @@ Example:
 
 Schedules evenly spaced in operations are fine-tuned one by one with two seeds, and evaluated with the weights of one
 supernet. Reported: Kendall's tau of supernet against individual scores, its ceiling (seed against seed), and the cost.
-Every finished training is kept in OUTPUT_DIR; the same command goes on where it was stopped, and --stage lets two
-processes share the work.
+Where OUTPUT_DIR also holds a finished search (scripts/search_classformer.py, same settings; the supernet is shared),
+its winner is fine-tuned individually as well, and the gap to this twin is reported. Every finished training is kept in
+OUTPUT_DIR; the same command goes on where it was stopped, and --stage and --seeds let processes share the work.
 """
 
 import copy
@@ -27,11 +28,18 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.metrics import (
+    compute_score,
+    majority_score,
+    paired_standard_error,
+    predictions_from_logits,
+    standard_error,
+)
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
-from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.oneshot import describe_space
-from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules, train_supernet
+from classformer_hf.search.objective import PREDICTIONS, FineTuneObjective
+from classformer_hf.search.oneshot import describe_space, prepare_supernet
+from classformer_hf.search.study import summarise
+from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
 
@@ -80,6 +88,7 @@ class Study:
 
     def journal(self, seed: int) -> Journal:
         identity = {**self.objective.identity(), "seed": seed, "space": describe_space(self.space)}
+        del identity["latency"]  # nothing is timed here
         return Journal(self.output / f"individual-{seed}.jsonl", identity)
 
     def train_individually(self):
@@ -89,7 +98,9 @@ class Study:
             arguments.seed = seed
             journal = self.journal(seed)
             done = {trial.schedule for trial in journal.trials}
-            for schedule in tqdm(self.chosen(), desc=f"fine-tune, seed {seed}", unit="schedule"):
+            winner = self.winner()
+            schedules = self.chosen() + ([] if winner is None else [winner.schedule])
+            for schedule in tqdm(dict.fromkeys(schedules), desc=f"fine-tune, seed {seed}", unit="schedule"):
                 if schedule in done:
                     continue
                 arguments.output_dir = str(self.output / f"current-{seed}")
@@ -104,24 +115,22 @@ class Study:
                     Trial(len(journal.trials), schedule, "individual", "ok", measurement, seconds=result.seconds)
                 )
 
-    def train_supernet(self):
-        folder = self.output / "supernet"
-        if not (folder / "model.safetensors").exists():
-            model = self.objective.load(self.space.full)
-            arguments = copy.copy(self.training)
-            arguments.output_dir = str(self.output / "supernet-checkpoints")
-            seconds = train_supernet(model, self.task, self.tokenizer, arguments, self.sampler)
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            (folder / "training.json").write_text(json.dumps({"seconds": seconds}))
-            shutil.rmtree(arguments.output_dir, ignore_errors=True)
-        return folder
+    def winner(self) -> Trial | None:
+        """The fastest feasible candidate of a search in the same folder, after its own fine-tuning."""
+        path = self.output / "winners" / "trials.jsonl"
+        if not path.exists():
+            return None
+        trials = Journal(path, {}, is_writer=False).trials
+        required = json.loads((self.output / "best" / "search.json").read_text())["required_performance"]
+        best = summarise(trials, required, "latency_ratio").best
+        return None if best.schedule == self.space.full else best
 
     def supernet_logits(self, schedules: list[Schedule]) -> np.ndarray:
         """Outputs of the supernet on the validation split, (S, N, K)."""
         from classformer_hf import ClassformerForSequenceClassification
 
-        model = ClassformerForSequenceClassification.from_pretrained(self.train_supernet())
+        folder = prepare_supernet(self.objective, self.space)
+        model = ClassformerForSequenceClassification.from_pretrained(folder)
         split = self.task.splits["validation"]
         with tqdm(total=len(split), desc=f"{len(schedules)} schedules", unit="text") as bar:
             return predict_schedules(model, schedules, split, self.tokenizer, on_batch=bar.update)
@@ -192,6 +201,41 @@ def report(study: Study) -> dict:
         "tau_supernet_each_seed": [tau_with_interval(supernet, row) for row in table],
         "tau_ceiling": tau_with_interval(table[0], table[1]),
         "cost": study.cost(),
+        "winner": compare_winner(study, references),
+    }
+
+
+def compare_winner(study: Study, references: np.ndarray) -> dict | None:
+    """Put the search's winner beside the same schedule fine-tuned individually; `None` where nothing was searched.
+
+    Raises:
+        ValueError: The twin's training is missing.
+    """
+    winner, name = study.winner(), study.task.metric_name
+    if winner is None:
+        return None
+    ours = np.load(study.output / "winners" / "models" / winner.schedule.key / PREDICTIONS)
+    twins = [
+        trial
+        for seed in study.arguments.seeds
+        for trial in study.journal(seed).trials
+        if trial.schedule == winner.schedule
+    ]
+    if len(twins) < len(study.arguments.seeds):
+        raise ValueError(f"the twin of {winner.schedule.key} is missing; run --stage individual first.")
+    # of ours divided by the twin's, here in units of the score
+    errors = [
+        paired_standard_error(name, ours, np.asarray(twin.measurement["predictions"]), references) * twin.score
+        for twin in twins
+    ]
+    return {
+        "key": winner.schedule.key,
+        "latency_ratio": winner.latency_ratio,
+        "num_epochs": winner.measurement["num_epochs"],
+        "score": winner.score,
+        "twins": [twin.score for twin in twins],
+        "gap": float(np.mean([twin.score for twin in twins]) - winner.score),
+        "standard_error": float(np.mean(errors)),
     }
 
 
@@ -203,7 +247,7 @@ def main():
     training.disable_tqdm = True
     study = Study(arguments, task_arguments, training)
     if arguments.stage in ("all", "supernet"):
-        study.train_supernet()
+        prepare_supernet(study.objective, study.space)
     if arguments.stage in ("all", "individual"):
         study.train_individually()
     if arguments.stage in ("all", "report"):

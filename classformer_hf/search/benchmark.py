@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .constrained import KnownCosts
 from .samplers import Observation
 from .space import Schedule, SearchSpace
 from .study import reward
@@ -63,7 +64,7 @@ class TabularBenchmark:
         standard_error: Of the performance, paired with the full model's predictions, (N,).
         latency: Relative to the full model, (N,).
         flops: Relative to the full model, (N,).
-        lengths: Mean log2 length of every layer, (N, L).
+        lengths: Mean log2 length of every layer, (N, L); without a last layer that computes position 0 only.
     """
 
     name: str
@@ -80,12 +81,13 @@ class TabularBenchmark:
         return {schedule: index for index, schedule in enumerate(self.space.enumerate())}
 
     @cached_property
-    def latencies(self) -> dict[Schedule, float]:
-        return {schedule: float(self.latency[index]) for schedule, index in self.row.items()}
-
-    @cached_property
-    def features(self) -> dict[Schedule, Sequence[float]]:
-        return {schedule: self.lengths[index].tolist() for schedule, index in self.row.items()}
+    def known(self) -> KnownCosts:
+        """What a sampler may know before the first evaluation."""
+        return KnownCosts(
+            {schedule: float(self.latency[index]) for schedule, index in self.row.items()},
+            {schedule: self.lengths[index].tolist() for schedule, index in self.row.items()},
+            {schedule: float(self.flops[index]) for schedule, index in self.row.items()},
+        )
 
     def observe(self, schedule: Schedule, required: float) -> Observation:
         """Look up what an evaluation would give."""
@@ -141,14 +143,6 @@ def read_benchmark(path: str | Path) -> TabularBenchmark:
     )
 
 
-def layer_lengths(schedule: Schedule, max_tokens: int) -> list[int]:
-    """Count the tokens that leave every layer, the last one's as if it kept all positions that its factor keeps."""
-    lengths = [max_tokens]
-    for factor in schedule.gamma:
-        lengths.append(SearchSpace._tokens_left(lengths[-1], factor, schedule.eta))
-    return lengths[1:]
-
-
 def analytic_benchmark(
     num_layers: int,
     loss_at_cap: float = 0.12,
@@ -184,12 +178,11 @@ def analytic_benchmark(
     everything = SearchSpace(num_layers, MAX_TOKENS, (1, 2, 4, 8), (0, 2), max_reduction=16).enumerate()
     space = TableSpace(everything, MAX_TOKENS)
     generator = np.random.default_rng(seed)
-    lengths = np.array([layer_lengths(schedule, MAX_TOKENS) for schedule in everything], float)
-    is_full = (lengths == MAX_TOKENS).all(axis=1)
+    log2_lengths = space.log2_lengths(everything, [MAX_TOKENS])
+    drops = np.log2(MAX_TOKENS) - log2_lengths
+    is_full = (drops == 0).all(axis=1)
     weights = np.linspace(1, late_share, num_layers - 1) * generator.uniform(0.5, 1.5, num_layers - 1)
     weights /= weights.sum()
-    # the last layer computes position 0 only and drops nothing of its own
-    drops = np.log2(MAX_TOKENS / lengths[:, :-1])
     loss = loss_at_cap / 4 * (drops @ weights + interaction * (drops**2 @ weights) / 4) / (1 + interaction)
     loss *= np.where([schedule.eta > 0 for schedule in everything], 1 - eta_gain, 1.0)
     performance = 1 - loss + np.where(is_full, 0.0, generator.normal(0, deviation, len(everything)))
@@ -197,7 +190,7 @@ def analytic_benchmark(
     disagreement = np.abs(1 - performance) + 0.02 * (1 - np.exp(-drops.sum(axis=1)))
     standard_error = np.sqrt(disagreement / num_examples) if num_examples else np.zeros(len(everything))
     performance = performance + generator.normal(size=len(everything)) * np.where(is_full, 0.0, standard_error)
-    flops = _layer_flops(lengths)
+    flops = _layer_flops(2**log2_lengths)
     flops /= flops[is_full]
     return TabularBenchmark(
         f"analytic, {num_layers} layers",
@@ -206,13 +199,13 @@ def analytic_benchmark(
         np.where(is_full, 0.0, standard_error),
         FIXED_SHARE + (1 - FIXED_SHARE) * flops,
         flops,
-        np.log2(lengths),
+        log2_lengths,
     )
 
 
 def _layer_flops(lengths: np.ndarray) -> np.ndarray:
-    """Multiply-adds of all layers, (N,), from the tokens that leave each, (N, L); the last computes position 0 only."""
-    entering = np.column_stack([np.full(len(lengths), MAX_TOKENS), lengths[:, :-1]])
-    leaving = np.column_stack([lengths[:, :-1], np.ones(len(lengths))])
+    """Multiply-adds of all layers, (N,), from the tokens that leave all but the last, which computes position 0."""
+    entering = np.column_stack([np.full(len(lengths), MAX_TOKENS), lengths])
+    leaving = np.column_stack([lengths, np.ones(len(lengths))])
     keys = 2 * entering * HIDDEN_SIZE**2 + 2 * entering * leaving * HIDDEN_SIZE
     return (keys + leaving * (2 * HIDDEN_SIZE**2 + 2 * HIDDEN_SIZE * INTERMEDIATE_SIZE)).sum(axis=1)

@@ -28,6 +28,21 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
+class KnownCosts:
+    """What is known of every schedule before it is evaluated.
+
+    Attributes:
+        latency: Of a text, in any unit.
+        features: Mean log2 length of every layer over the dataset.
+        flops: Operations relative to the full model's: what an evaluation costs.
+    """
+
+    latency: Mapping[Schedule, float]
+    features: Mapping[Schedule, Sequence[float]]
+    flops: Mapping[Schedule, float]
+
+
+@dataclass(frozen=True)
 class MonotonicityAudit:
     """How often a shorter schedule was significantly better than a longer one.
 
@@ -94,11 +109,9 @@ class ConstrainedSampler(Sampler):
 
     Args:
         space: What is searched; the unreduced model is proposed first.
-        latencies: Known latency of every schedule that may be proposed.
-        features: Mean log2 length of every layer over the dataset, for the same schedules.
+        known: Latency, features and cost of every schedule that may be proposed.
         required: Share of the full model's performance that is asked.
         seed: Of the first proposals.
-        costs: Expected cost of an evaluation, such as relative FLOPs; the same for all by default.
 
     Raises:
         ValueError: A schedule with a latency has no features or no cost, or the unreduced model has no latency.
@@ -107,25 +120,23 @@ class ConstrainedSampler(Sampler):
     def __init__(
         self,
         space: SearchSpace,
-        latencies: Mapping[Schedule, float],
-        features: Mapping[Schedule, Sequence[float]],
+        known: KnownCosts,
         required: float,
         seed: int = 42,
-        costs: Mapping[Schedule, float] | None = None,
     ):
         super().__init__(space, seed)
-        self.schedules = sorted(latencies)
-        if space.full not in latencies:
+        self.schedules = sorted(known.latency)
+        if space.full not in known.latency:
             raise ValueError(f"the unreduced model {space.full.key} has no latency; time it with the others.")
-        for name, values in (("features", features), ("costs", costs)):
-            missing = [schedule.key for schedule in self.schedules if values is not None and schedule not in values]
+        for name, values in (("features", known.features), ("flops", known.flops)):
+            missing = [schedule.key for schedule in self.schedules if schedule not in values]
             if missing:
                 raise ValueError(f"{len(missing)} schedules with a latency have no {name}, {missing[0]} among them.")
         self.required = required
-        self.features = features
-        self.latency = np.array([latencies[schedule] for schedule in self.schedules], float)
-        self.cost = np.array([costs[schedule] if costs else 1.0 for schedule in self.schedules], float)
-        self.lengths = np.array([features[schedule] for schedule in self.schedules], float)
+        self.features = known.features
+        self.latency = np.array([known.latency[schedule] for schedule in self.schedules], float)
+        self.cost = np.array([known.flops[schedule] for schedule in self.schedules], float)
+        self.lengths = np.array([known.features[schedule] for schedule in self.schedules], float)
         self._row = {schedule: row for row, schedule in enumerate(self.schedules)}
         self._full = self._row[space.full]
         eta = np.array([schedule.eta for schedule in self.schedules], float)

@@ -29,7 +29,7 @@ from .objective import FineTuneObjective
 from .policy import choose_policy
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
-from .strategies import build_sampler
+from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
 from .supernet import FlopsUniformSampler, ScheduledModel, mean_flops, train_supernet
 from .validation import SupernetObjective, check_study, reuse_trials
@@ -113,13 +113,12 @@ def search_with_supernet(
         check_study(settings.reuse, objective)
         folder = settings.reuse / "supernet"
     table = prepare_table(objective, space, output / "latency_table.json", settings.latency_table)
-    schedules = space.enumerate()
-    milliseconds = dict(zip(schedules, table.predict_many(schedules, objective.lengths), strict=True))
+    known = list_known_costs(objective, space, table)
     supernet = SupernetObjective(
         folder,
         objective.task,
         objective.tokenizer,
-        milliseconds,
+        known.latency,
         space.full,
         output,
         str(objective.arguments.device),
@@ -139,8 +138,7 @@ def search_with_supernet(
             required,
             max_trials,
             objective.arguments.seed,
-            milliseconds=milliseconds,
-            lengths=objective.lengths,
+            known=known,
         ),
         journal,
         required,

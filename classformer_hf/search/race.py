@@ -4,82 +4,52 @@ Figure 5.4 of Bidart 2023 (University of Waterloo): each search has 50 evaluatio
 model, which the others are a share of, is told for free.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from .baselines import EvolutionSampler, OptunaSampler, RandomSampler
 from .benchmark import TabularBenchmark
-from .constrained import ConstrainedSampler
-from .samplers import GaussianProcessSampler, Sampler
+from .strategies import build_sampler
 
 # a run has reached the optimum when its speed-up is this share of the best possible one
 NEARLY = 0.99
 
 
-def build_sampler(name: str, benchmark: TabularBenchmark, required: float, max_trials: int, seed: int) -> Sampler:
-    """Build a sampler for a race, without an initial set beyond what it needs.
-
-    Args:
-        name: One of `SAMPLERS`.
-        benchmark: What is searched.
-        required: Share of the full model's performance that is asked.
-        max_trials: Evaluations after the unreduced model's.
-        seed: Of the sampler.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
-    if name not in SAMPLERS:
-        raise ValueError(f'unknown sampler "{name}"; choose among {sorted(SAMPLERS)}.')
-    return SAMPLERS[name](benchmark, required, max_trials, seed)
-
-
-SAMPLERS: dict[str, Callable[[TabularBenchmark, float, int, int], Sampler]] = {
-    "random": lambda benchmark, required, max_trials, seed: RandomSampler(benchmark.space, seed),
-    "evolution": lambda benchmark, required, max_trials, seed: EvolutionSampler(benchmark.space, seed),
-    "tpe": lambda benchmark, required, max_trials, seed: OptunaSampler(benchmark.space, "tpe", seed),
-    "optuna_gp": lambda benchmark, required, max_trials, seed: OptunaSampler(benchmark.space, "gp", seed),
-    "skopt": lambda benchmark, required, max_trials, seed: GaussianProcessSampler(
-        benchmark.space, max_trials, "none", seed
-    ),
-    "constrained": lambda benchmark, required, max_trials, seed: ConstrainedSampler(
-        benchmark.space,
-        benchmark.latencies,
-        benchmark.features,
-        required,
-        seed,
-    ),
-}
-
-
-def run_race(benchmark: TabularBenchmark, sampler: Sampler, required: float, max_trials: int) -> dict[str, list[float]]:
-    """Let one sampler search the table.
+def run_race(
+    benchmark: TabularBenchmark, strategy: str, required: float, max_trials: int, seed: int
+) -> dict[str, list[float]]:
+    """Let one strategy search the table, without an initial set beyond what it needs.
 
     Args:
         benchmark: What is searched.
-        sampler: New, told nothing.
+        strategy: One of `STRATEGIES`.
         required: Share of the full model's performance that is asked.
         max_trials: Evaluations after the unreduced model's.
+        seed: Of the strategy.
 
     Returns:
         After each evaluation the best `reward` (equation 5.4) and the best feasible `speedup` so far, both counting the
-        unreduced model. A sampler that ends early keeps its last values.
+        unreduced model, and the `cost` so far: operations in evaluations of the unreduced model, which is free. A
+        strategy that ends early keeps its last values.
     """
+    sampler = build_sampler(strategy, benchmark.space, required, max_trials, seed, "none", benchmark.known)
     sampler.tell(benchmark.observe(benchmark.space.full, required))
     # the full model is feasible, and so is whatever has the best reward from then on
     best = benchmark.row[benchmark.space.full]
-    latency, rewards, speedups = benchmark.latency, [], []
+    latency, cost = benchmark.latency, 0.0
+    curves: dict[str, list[float]] = {"reward": [], "speedup": [], "cost": []}
     for _ in range(max_trials):
         proposal = sampler.ask()
         if proposal is not None:
             sampler.tell(benchmark.observe(proposal[0], required))
             row = benchmark.row[proposal[0]]
+            cost += float(benchmark.flops[row])
             if benchmark.performance[row] >= required and latency[row] < latency[best]:
                 best = row
-        rewards.append(required + 1 / float(latency[best]))
-        speedups.append(1 / float(latency[best]))
-    return {"reward": rewards, "speedup": speedups}
+        curves["reward"].append(required + 1 / float(latency[best]))
+        curves["speedup"].append(1 / float(latency[best]))
+        curves["cost"].append(cost)
+    return curves
 
 
 def evaluations_to_reach(speedups: Sequence[float], best_speedup: float, share: float = NEARLY) -> int | None:

@@ -1,9 +1,11 @@
 """Search strategies by name, as a command line has them."""
 
-from collections.abc import Mapping, Sequence
-
+from ..latency import LatencyTable
+from .constrained import ConstrainedSampler, KnownCosts
+from .objective import FineTuneObjective
 from .samplers import BinarySearchSampler, GaussianProcessSampler, Sampler
-from .space import Schedule, SearchSpace
+from .space import SearchSpace
+from .supernet import mean_flops
 
 STRATEGIES = ("constrained", "thesis", "tpe", "gp", "random", "evolution", "binary")
 # these come from the thesis, whose every trial is a fine-tuning
@@ -17,8 +19,7 @@ def build_sampler(
     max_trials: int,
     seed: int = 42,
     initial_designs: str = "thesis",
-    milliseconds: Mapping[Schedule, float] | None = None,
-    lengths: Sequence[int] = (),
+    known: KnownCosts | None = None,
 ) -> Sampler:
     """Build the sampler of a strategy.
 
@@ -29,20 +30,15 @@ def build_sampler(
         max_trials: Planned number of trials.
         seed: Makes it reproducible.
         initial_designs: First trials of "thesis".
-        milliseconds: Known latency of every schedule; "constrained" needs it.
-        lengths: Token lengths that stand for the dataset; "constrained" needs them.
+        known: Latency, features and cost of every schedule; "constrained" needs them.
 
     Raises:
-        ValueError: There is no such strategy.
+        ValueError: There is no such strategy, or what it needs is missing.
     """
     if strategy == "constrained":
-        from .constrained import ConstrainedSampler
-
-        if milliseconds is None:
+        if known is None:
             raise ValueError('the strategy "constrained" needs the latency of every schedule: give a latency table.')
-        schedules = list(milliseconds)
-        features = dict(zip(schedules, space.log2_lengths(schedules, lengths), strict=True))
-        return ConstrainedSampler(space, milliseconds, features, required_performance, seed)
+        return ConstrainedSampler(space, known, required_performance, seed)
     if strategy == "thesis":
         return GaussianProcessSampler(space, max_trials, initial_designs, seed)
     if strategy == "binary":
@@ -56,3 +52,14 @@ def build_sampler(
     if strategy == "evolution":
         return EvolutionSampler(space, seed)
     raise ValueError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
+
+
+def list_known_costs(objective: FineTuneObjective, space: SearchSpace, table: LatencyTable) -> KnownCosts:
+    """Predict for every schedule of a space, on the objective's input lengths, what needs no evaluation."""
+    schedules, lengths = space.enumerate(), objective.lengths
+    flops = mean_flops(objective.config, schedules, lengths)
+    return KnownCosts(
+        dict(zip(schedules, table.predict_many(schedules, lengths), strict=True)),
+        dict(zip(schedules, space.log2_lengths(schedules, lengths), strict=True)),
+        dict(zip(schedules, flops / flops.max(), strict=True)),
+    )

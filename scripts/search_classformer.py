@@ -180,6 +180,10 @@ def check_arguments(search: SearchArguments):
     needs_supernet = [name for name in ("reuse", "length_buckets") if getattr(search, name)]
     if search.evaluation == "finetune" and needs_supernet:
         raise ValueError(f"--{needs_supernet[0]} needs --evaluation supernet.")
+    defaults = SearchArguments()
+    needs_finetune = [n for n in ("initial_designs", "reward_latency") if getattr(search, n) != getattr(defaults, n)]
+    if search.evaluation == "supernet" and needs_finetune:
+        raise ValueError(f"--{needs_finetune[0]} needs --evaluation finetune.")
     if PartialState().num_processes > 1 and (search.workers > 1 or search.dask):
         raise ValueError(
             "--workers and --dask run trials side by side, torchrun runs each in several processes: not both."
@@ -266,7 +270,7 @@ class Progress:
         self.bar.set_postfix_str(best_text)
         self.bar.update()
         if self.is_main:
-            self.bar.write(f"{text} | {best_text} | {seconds / 60:.0f} minutes left")
+            self.bar.write(f"{text} | {best_text} | at most {seconds / 60:.0f} minutes left")
 
 
 class Search:
@@ -366,7 +370,7 @@ class Search:
             progress(result)
             if self.is_main:
                 prune_models(self.output / "models", result)
-            self.write(result, journal.path)
+            self.write(result, self.objective)
 
         with self.executors() as executors:
             result = run_search(
@@ -384,7 +388,7 @@ class Search:
                 **executors,
             )
         progress.bar.close()
-        self.write(result, journal.path)
+        self.write(result, self.objective)
         return result
 
     def with_supernet(self) -> SearchResult:
@@ -419,16 +423,16 @@ class Search:
         for progress in bars:
             progress.bar.close()
         self.about |= found.about
-        self.write(found.result, found.journal)
+        self.write(found.result, found.winners)
         return found.result
 
-    def write(self, result: SearchResult, journal: Path):
-        """Bring OUTPUT_DIR/best up to date."""
-        model_folder = journal.parent / "models" / result.best.schedule.key
+    def write(self, result: SearchResult, objective: FineTuneObjective):
+        """Bring OUTPUT_DIR/best up to date, with the model that the objective trained."""
+        model_folder, journal = objective.model_folder(result.best.schedule), objective.output / "trials.jsonl"
         (is_kept,) = broadcast_object_list([model_folder.exists()])
         if not is_kept:
             PartialState().print(f"training {result.best.schedule.key} again: its weights are gone")
-            self.objective(result.best.schedule)
+            objective(result.best.schedule)
         if self.is_main:
             files = {"latency_table.json": self.output / "latency_table.json"}
             if self.arguments.evaluation == "supernet":

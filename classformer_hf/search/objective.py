@@ -128,7 +128,12 @@ class FineTuneObjective:
             "checkpoint": checkpoint_fingerprint(self.checkpoint),
             "dataset": self.task.fingerprint,
             "recipe": self.arguments.describe_recipe(),
-            "latency": {"device": self.device, "threads": self.latency_threads, "dtype": str(self.dtype)},
+            "latency": {
+                "device": self.device,
+                "threads": self.latency_threads,
+                "dtype": str(self.dtype),
+                "mean_tokens": sum(self.lengths) / len(self.lengths),
+            },
         }
 
     @cached_property

@@ -14,6 +14,7 @@ import datetime
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..latency import LatencyTable, build_latency_table, count_steps, drift
 from .journal import Journal, JournalError, Trial
 from .objective import FineTuneObjective
 from .policy import choose_policy
+from .report import prune_models
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
@@ -67,10 +69,10 @@ class OneShotSettings:
 
 @dataclass(frozen=True)
 class OneShotResult:
-    """What a search with a supernet gives: the judged winners, their journal, and what the stages found."""
+    """What a search with a supernet gives: the judged winners, what fine-tuned them, and what the stages found."""
 
     result: SearchResult
-    journal: Path
+    winners: FineTuneObjective
     about: dict[str, Any]
 
 
@@ -124,7 +126,9 @@ def search_with_supernet(
         str(objective.arguments.device),
         objective.dtype,
     )
-    journal = Journal(output / "trials.jsonl", {**objective.identity(), "space": describe_space(space)})
+    # stands for the latency table and the lengths, on which every trial's latency depends
+    target = {"full_model_milliseconds": round(known.latency[space.full], 4)}
+    journal = Journal(output / "trials.jsonl", {**objective.identity(), "space": describe_space(space), **target})
     max_trials = settings.max_trials
     if settings.reuse is not None:
         is_same_dtype = reuse_trials(settings.reuse, journal, supernet, required)
@@ -167,29 +171,34 @@ def search_with_supernet(
         if policy is not None:
             about["length_policy"] = policy[0].config
             queue.insert(0, policy)
-    judged = judge_winners(objective, space, folder, queue, settings, table if not is_here else None, start_progress)
-    return OneShotResult(judged, output / "winners" / "trials.jsonl", about)
+    winners = prepare_winners(objective, folder, settings)
+    judged = judge_winners(winners, space, queue, settings, table if not is_here else None, start_progress)
+    prune_models(winners.output / "models", judged)
+    return OneShotResult(judged, winners, about)
+
+
+def prepare_winners(objective: FineTuneObjective, supernet: Path, settings: OneShotSettings) -> FineTuneObjective:
+    """Give what fine-tunes candidates shortly from a supernet, in a folder of its own."""
+    arguments = copy.copy(objective.arguments)
+    arguments.output_dir = str(objective.output / "winners")
+    arguments.num_train_epochs = settings.winner_epochs
+    return objective.for_checkpoint(str(supernet), arguments)
 
 
 def judge_winners(
-    objective: FineTuneObjective,
+    winners: FineTuneObjective,
     space: SearchSpace,
-    folder: Path,
     queue: Sequence[tuple[Schedule, float]],
     settings: OneShotSettings,
     foreign_table: LatencyTable | None,
     start_progress: StartProgress,
 ) -> SearchResult:
     """Fine-tune the full model and the candidates shortly from the supernet, until one keeps the requirement."""
-    arguments = copy.copy(objective.arguments)
-    arguments.output_dir = str(objective.output / "winners")
-    arguments.num_train_epochs = settings.winner_epochs
-    winners = objective.for_checkpoint(str(folder), arguments)
     timing = winners.measure
     if foreign_table is not None:
 
         def timing(schedule: Schedule) -> dict[str, Any]:
-            return predicted_timing(foreign_table, schedule, objective.full, objective.lengths)
+            return predicted_timing(foreign_table, schedule, winners.full, winners.lengths)
 
     journal = Journal(winners.output / "trials.jsonl", winners.identity())
     max_trials = len(journal.trials) + settings.num_winners + (not journal.trials)
@@ -430,10 +439,12 @@ def remeasure(
         record = json.loads(path.read_text())
         if {schedule.key for schedule in candidates} <= set(record["latency"]):
             return record
+    started = time.monotonic()
     latency = measure_directly(objective, candidates, objective.full)
     errors = drift(table, {schedule: value.ratio for schedule, value in latency.items()}, objective.lengths)
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
         "latency": {schedule.key: vars(value) for schedule, value in latency.items()},
         "drift": errors,
     }

@@ -72,12 +72,12 @@ class SupernetObjective:
             Plain data for the journal: `score`, `standard_error`, `paired_standard_error` (of the score divided by the
             full model's), `latency_ratio` and `latency_milliseconds` by the table, ...
         """
-        missing = [one for one in dict.fromkeys([self.full, schedule]) if not self._path(one).exists()]
-        self.predict(missing)
+        self.predict([self.full, schedule])
         return self.describe(schedule)
 
     def predict(self, schedules: Sequence[Schedule]):
-        """Compute and keep the predictions of several schedules; those that begin alike share their first layers."""
+        """Compute and keep the predictions that are missing; schedules that begin alike share their first layers."""
+        schedules = [one for one in dict.fromkeys(schedules) if not self._path(one).exists()]
         if not schedules:
             return
         split = self.task.splits["validation"]
@@ -90,16 +90,24 @@ class SupernetObjective:
             partial.rename(self._path(schedule))
 
     def limit_examples(self, schedules: Sequence[Schedule], seconds: float):
-        """Validate from now on with as many examples, drawn at random, as some schedules need so long for."""
+        """Validate from now on with as many examples, drawn at random, as some schedules need so long for.
+
+        Where an interrupted call has left predictions, their number stays.
+        """
         split = self.task.splits["validation"].shuffle(seed=0)
-        first = split.select(range(min(64, len(split))))
-        started = time.monotonic()
-        predict_schedules(self.load(), schedules, first, self.tokenizer)
-        affordable = int(len(first) * seconds / max(time.monotonic() - started, 1e-9))
+        kept = next(self.predictions.glob("*.npy"), None)
+        if kept is not None:
+            affordable = len(np.load(kept))
+        else:
+            first = split.select(range(min(64, len(split))))
+            started = time.monotonic()
+            predict_schedules(self.load(), schedules, first, self.tokenizer)
+            affordable = int(len(first) * seconds / max(time.monotonic() - started, 1e-9))
+            affordable = min(max(affordable, len(first)), len(split))
         if affordable < len(split):
             logger.info("validating with %d of %d examples, to answer in time.", affordable, len(split))
-            splits = DatasetDict({**self.task.splits, "validation": split.select(range(max(affordable, len(first))))})
-            self.task = replace(self.task, splits=splits)
+        splits = DatasetDict({**self.task.splits, "validation": split.select(range(affordable))})
+        self.task = replace(self.task, splits=splits)
 
     def load(self) -> Any:
         """Load the weights, once."""

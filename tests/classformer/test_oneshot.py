@@ -138,6 +138,21 @@ def test_supernet_of_another_recipe_is_refused(build, study, space):
         search(objective, space)
 
 
+def test_other_lengths_in_the_same_folder_are_refused(build, study, space):
+    objective = build(study)
+    objective.use_lengths([40] * 8)
+    with pytest.raises(JournalError, match="its latency is"):
+        search(objective, space)
+
+
+def test_other_latencies_in_the_same_folder_are_refused(build, study, space, tmp_path):
+    table = LatencyTable.load(study / "latency_table.json")
+    other = dataclasses.replace(table, entries=tuple(entry._replace(ms=2 * entry.ms) for entry in table.entries))
+    other.save(tmp_path / "other.json")
+    with pytest.raises(JournalError, match="its full_model_milliseconds is"):
+        search(build(study), space, latency_table=str(tmp_path / "other.json"))
+
+
 def test_workers_share_the_supernet(build, study, space, tmp_path):
     shutil.copytree(study / "supernet", tmp_path / "other" / "supernet")
     with ThreadPoolExecutor(2) as executor:
@@ -184,6 +199,18 @@ def test_table_of_another_machine_is_answered_without_timing_here(build, study, 
     assert found.result.best.measurement["hardware"]["cpu"] == "another"
 
 
+def test_interrupted_validation_goes_on_with_the_same_examples(build, study, space, tmp_path, monkeypatch):
+    objective = build(tmp_path / "new", dtype=torch.bfloat16)
+    task, tokenizer, full = objective.task, objective.tokenizer, objective.full
+    other = Schedule((2, 1, 1))
+    supernet = SupernetObjective(study / "supernet", task, tokenizer, {full: 1.0, other: 0.5}, full, tmp_path)
+    supernet.predictions.mkdir()
+    np.save(supernet.predictions / f"{full.key}.npy", np.zeros(5, int))
+    supernet.limit_examples([full, other], 1e9)
+    supernet.predict([full, other])
+    assert len(supernet.load_predictions(other)) == supernet.describe(other)["num_examples"] == 5
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -209,6 +236,7 @@ def test_reuse_of_another_dataset_is_refused(build, study, space, tmp_path, tiny
 def test_length_policy_is_judged_first(build, study, space, tmp_path, monkeypatch):
     policy = Schedule((4, 1, 1), 0, ((18, Schedule((2, 1, 1))),))
     monkeypatch.setattr("classformer_hf.search.oneshot.choose_policy", lambda *_: policy)
+    monkeypatch.setattr("classformer_hf.search.oneshot.prune_models", lambda *_: None)
     settings = {"required_performance": 0.3, "latency_table": str(study / "latency_table.json")}
     found, _ = search(build(tmp_path / "new"), space, reuse=study, length_buckets=(18,), **settings)
     winners = rows(tmp_path / "new" / "winners" / "trials.jsonl")

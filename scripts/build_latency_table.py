@@ -86,7 +86,8 @@ def draw_schedules(model: ClassformerForSequenceClassification, lengths: list[in
     known = [schedule for schedule in space.enumerate() if schedule != space.full]
     if len(known) < count:
         raise ValueError(f"`--check` must be at most {len(known)}, the number of schedules, got {count}.")
-    sampler, generator = FlopsUniformSampler(known, mean_flops(config, known, lengths)), np.random.default_rng(seed)
+    flops, log2_lengths = mean_flops(config, known, lengths), space.log2_lengths(known, lengths)
+    sampler, generator = FlopsUniformSampler(known, flops, log2_lengths), np.random.default_rng(seed)
     drawn: dict[Schedule, None] = {}
     while len(drawn) < count:
         drawn[sampler.sample(generator)] = None

@@ -318,6 +318,7 @@ class Search:
                 "median": sorted(self.objective.lengths)[len(self.objective.lengths) // 2],
                 "longest": longest,
             },
+            "timed_lengths": sorted(self.objective.lengths),
         }
         self.deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
 

@@ -72,7 +72,8 @@ class Study:
         self.space = SearchSpace(shape.num_hidden_layers, longest, max_reduction=study.max_reduction)
         self.schedules = self.space.enumerate()
         self.flops = mean_flops(self.objective.config, self.schedules, self.objective.lengths)
-        self.sampler = FlopsUniformSampler(self.schedules, self.flops)
+        log2_lengths = self.space.log2_lengths(self.schedules, self.objective.lengths)
+        self.sampler = FlopsUniformSampler(self.schedules, self.flops, log2_lengths)
 
     def chosen(self) -> list[Schedule]:
         """The full model and one schedule from each of equal intervals of operations, drawn with a fixed seed."""
@@ -87,7 +88,8 @@ class Study:
         return [self.space.full, *drawn]
 
     def journal(self, seed: int) -> Journal:
-        identity = {**self.objective.identity(), "seed": seed, "space": describe_space(self.space)}
+        identity = {**self.objective.identity(), "space": describe_space(self.space)}
+        identity["recipe"]["seed"] = str(seed)
         del identity["latency"]  # nothing is timed here
         return Journal(self.output / f"individual-{seed}.jsonl", identity)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ..cost import Latency, measure_latency
@@ -34,7 +35,7 @@ from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
 from .supernet import FlopsUniformSampler, ScheduledModel, mean_flops, train_supernet
-from .validation import SupernetObjective, check_study, reuse_trials
+from .validation import REUSE_SECONDS, SupernetObjective, check_study, reuse_trials
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def search_with_supernet(
         check_study(settings.reuse, objective)
         folder = settings.reuse / "supernet"
     table = prepare_table(objective, space, output / "latency_table.json", settings.latency_table)
+    started = time.monotonic()
     known = list_known_costs(objective, space, table)
     supernet = SupernetObjective(
         folder,
@@ -133,6 +135,13 @@ def search_with_supernet(
     if settings.reuse is not None:
         is_same_dtype = reuse_trials(settings.reuse, journal, supernet, required)
         max_trials = max_trials if is_same_dtype else len(journal.trials)
+
+    def is_over() -> bool:
+        # one clock for all processes
+        is_late = settings.reuse is not None and time.monotonic() > started + REUSE_SECONDS
+        (is_late,) = broadcast_object_list([is_late])
+        return is_late or (is_time_up is not None and is_time_up())
+
     result = run_search(
         space,
         supernet,
@@ -147,7 +156,7 @@ def search_with_supernet(
         journal,
         required,
         max_trials,
-        is_time_up,
+        is_over,
         check_reference=check_reference,
         on_trial=start_progress("validate with the supernet", max_trials, len(journal.trials)),
         **(executors or {}),
@@ -159,7 +168,8 @@ def search_with_supernet(
     about: dict[str, Any] = {"supernet": read_supernet(folder), "num_search_trials": len(result.trials)}
     ratios = {trial.schedule: trial.latency_ratio for trial in candidates}
     if is_here and candidates:
-        record = remeasure(objective, table, list(ratios), output / "direct_latency.json")
+        seconds = None if settings.reuse is None else REUSE_SECONDS
+        record = remeasure(objective, table, list(ratios), output / "direct_latency.json", seconds)
         about["drift"] = record["drift"]
         ratios = {schedule: record["latency"][schedule.key]["ratio"] for schedule in ratios}
     elif not is_here:
@@ -171,6 +181,7 @@ def search_with_supernet(
         if policy is not None:
             about["length_policy"] = policy[0].config
             queue.insert(0, policy)
+    about |= {"is_reused": settings.reuse is not None, "answer_seconds": round(time.monotonic() - started, 1)}
     winners = prepare_winners(objective, folder, settings)
     judged = judge_winners(winners, space, queue, settings, table if not is_here else None, start_progress)
     prune_models(winners.output / "models", judged)
@@ -294,7 +305,7 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     schedules = space.enumerate()
     model: Any = objective.load(space.full)
     flops = mean_flops(model.config, schedules, objective.lengths)
-    sampler = FlopsUniformSampler(schedules, flops)
+    sampler = FlopsUniformSampler(schedules, flops, space.log2_lengths(schedules, objective.lengths))
     arguments = copy.copy(objective.arguments)
     arguments.output_dir = str(objective.output / "supernet_checkpoints")
     seconds = train_supernet(model, objective.task, objective.tokenizer, arguments, sampler)
@@ -328,19 +339,21 @@ def describe_space(space: SearchSpace) -> dict[str, Any]:
 
 
 def measure_directly(
-    objective: FineTuneObjective, schedules: Sequence[Schedule], full: Schedule
+    objective: FineTuneObjective, schedules: Sequence[Schedule], rounds: int, warmup: int = 5
 ) -> dict[Schedule, Latency]:
     """Time schedules side by side on the dataset's lengths, relative to the full model.
 
     Args:
         objective: Says on what device, with how many threads, on which inputs.
         schedules: What to time.
-        full: The unreduced schedule.
+        rounds: Timed passes over the inputs.
+        warmup: Untimed passes before them.
     """
+    full = objective.full
     with objective.ready_to_time() as (build, inputs):
         model = build(full)
         models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
-        latency = measure_latency(models, inputs, reference=full.key, rounds=objective.latency_rounds)
+        latency = measure_latency(models, inputs, full.key, rounds, warmup)
     return {schedule: latency[schedule.key] for schedule in [full, *schedules]}
 
 
@@ -422,7 +435,11 @@ def prepare_table(
 
 
 def remeasure(
-    objective: FineTuneObjective, table: LatencyTable, candidates: Sequence[Schedule], path: Path
+    objective: FineTuneObjective,
+    table: LatencyTable,
+    candidates: Sequence[Schedule],
+    path: Path,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Time the best candidates directly and compare with the table; takes what an earlier call has measured.
 
@@ -431,6 +448,7 @@ def remeasure(
         table: What predicted.
         candidates: At most ten or so.
         path: Where the record is kept.
+        seconds: About how long it may take; fewer rounds, at least three, are timed then.
 
     Returns:
         The record: statistics per schedule, and the table's drift.
@@ -439,8 +457,13 @@ def remeasure(
         record = json.loads(path.read_text())
         if {schedule.key for schedule in candidates} <= set(record["latency"]):
             return record
+    rounds, warmup = objective.latency_rounds, 5
+    if seconds is not None:
+        milliseconds = table.predict_many([objective.full, *candidates], objective.lengths).sum()
+        warmup = 1
+        rounds = int(np.clip(1000 * seconds / (milliseconds * len(objective.lengths)) - warmup, 3, rounds))
     started = time.monotonic()
-    latency = measure_directly(objective, candidates, objective.full)
+    latency = measure_directly(objective, candidates, rounds, warmup)
     errors = drift(table, {schedule: value.ratio for schedule, value in latency.items()}, objective.lengths)
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

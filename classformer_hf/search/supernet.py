@@ -28,6 +28,7 @@ from .space import Schedule
 TEMPERATURE = 2.0
 NUM_BINS = 24
 NUM_RANDOM = 2
+SMALLEST_MEAN_LENGTH = 2
 
 
 def mean_flops(config: ClassformerConfig, schedules: Sequence[Schedule], lengths: Sequence[int]) -> np.ndarray:
@@ -58,17 +59,22 @@ class FlopsUniformSampler:
     Args:
         schedules: What may be drawn.
         flops: Their operations, (S,).
+        log2_lengths: Mean log2 length of every layer over the dataset, (S, L). The smallest schedule, which every step
+            trains, keeps two positions in the geometric mean, where one does: on position 0 alone, early on, a model
+            hardly learns, and its gradients spoil the others that end there.
     """
 
-    def __init__(self, schedules: Sequence[Schedule], flops: np.ndarray):
+    def __init__(self, schedules: Sequence[Schedule], flops: np.ndarray, log2_lengths: np.ndarray):
         self.schedules = list(schedules)
         edges = np.linspace(flops.min(), flops.max(), NUM_BINS + 1)
         bins = np.clip(np.searchsorted(edges, flops, side="right") - 1, 0, NUM_BINS - 1)
         self.bins = [np.flatnonzero(bins == index) for index in range(NUM_BINS) if (bins == index).any()]
-        self.smallest = self.schedules[int(np.argmin(flops))]
+        learns = log2_lengths.min(axis=1) >= min(np.log2(SMALLEST_MEAN_LENGTH), log2_lengths.min(axis=1).max())
+        smallest = int(np.argmin(np.where(learns, flops, np.inf)))
+        self.smallest = self.schedules[smallest]
         drawn = float(np.mean([flops[members].mean() for members in self.bins]))
         # a step trains the full model, the smallest schedule and two random ones
-        self.flops_per_step, self.flops_drawn = float(flops.max() + flops.min() + NUM_RANDOM * drawn), drawn
+        self.flops_per_step, self.flops_drawn = float(flops.max() + flops[smallest] + NUM_RANDOM * drawn), drawn
 
     def share_of_fine_tunings(self, num_trials: int = 50) -> float:
         """Give the operations of a supernet's training as a share of so many fine-tunings of drawn schedules."""

@@ -27,7 +27,8 @@ from .supernet import predict_schedules
 
 logger = logging.getLogger(__name__)
 
-REUSE_SECONDS = 40.0
+# a study that reuses another validates for about so long, then times its candidates for about so long
+REUSE_SECONDS = 20.0
 
 
 class SupernetObjective:

@@ -39,7 +39,8 @@ def model(tiny_settings, tiny_task):
 @pytest.fixture
 def drawn(space, model):
     schedules = space.enumerate()
-    return FlopsUniformSampler(schedules, mean_flops(model.config, schedules, [10, 30]))
+    flops = mean_flops(model.config, schedules, [10, 30])
+    return FlopsUniformSampler(schedules, flops, space.log2_lengths(schedules, [10, 30]))
 
 
 def recipe(folder, **settings):
@@ -64,13 +65,22 @@ def test_flops_are_those_of_the_config(model):
 def test_operations_are_drawn_evenly():
     # forty short schedules and one each at three, six and nine tenths
     schedules = [Schedule((number,)) for number in range(1, 44)]
-    sampler = FlopsUniformSampler(schedules, np.array([*np.linspace(0, 0.01, 40), 0.3, 0.6, 0.9]))
+    sampler = FlopsUniformSampler(schedules, np.array([*np.linspace(0, 0.01, 40), 0.3, 0.6, 0.9]), np.ones((43, 1)))
     generator = np.random.default_rng(0)
     drawn = [sampler.sample(generator) for _ in range(4000)]
     shares = [drawn.count(schedule) / 4000 for schedule in schedules[-3:]]
     assert shares == pytest.approx([0.25] * 3, abs=0.03)
     assert len(set(drawn)) == 43
     assert sampler.smallest == schedules[0]
+
+
+def test_smallest_schedule_keeps_two_positions_on_average():
+    schedules = [Schedule((number,)) for number in range(1, 5)]
+    flops = np.array([4.0, 3.0, 2.0, 1.0])
+    sampler = FlopsUniformSampler(schedules, flops, np.array([[3.0, 3.0], [3.0, 2.0], [3.0, 1.0], [3.0, 0.9]]))
+    assert sampler.smallest == schedules[2]
+    # where none does, the longest has to do
+    assert FlopsUniformSampler(schedules, flops, np.array([[0.5], [0.4], [0.3], [0.2]])).smallest == schedules[0]
 
 
 def test_own_schedule_comes_back(model):

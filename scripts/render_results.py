@@ -1,7 +1,7 @@
 """Render the JSON files in results/ into the documents, so that no number is typed by hand.
 
 A document marks a place with `<!-- results: NAME.json VIEW -->` and `<!-- end -->`; what stands between is replaced.
-Views: search_table, search_headline, evaluation_table, evaluation_headline and load_table.
+Views are the functions in `VIEWS`.
 
     python scripts/render_results.py           # write
     python scripts/render_results.py --check   # change nothing, exit 1 if a document differs
@@ -15,13 +15,15 @@ from pathlib import Path
 
 from classformer_hf.command import parse_arguments, run_command
 
+TAUS = ("tau_supernet_individual", "tau_ceiling")
 BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass
 class RenderArguments:
     documents: list[str] = field(
-        default_factory=lambda: ["README.md", "docs/thesis.md"], metadata={"help": "Documents with marked places."}
+        default_factory=lambda: ["README.md", "docs/thesis.md", "docs/search.md"],
+        metadata={"help": "Documents with marked places."},
     )
     results: str = field(default="results", metadata={"help": "Folder of the JSON files."})
     check: bool = field(default=False, metadata={"help": "Write nothing; fail if a document differs."})
@@ -132,12 +134,183 @@ def load_table(record: dict) -> str:
     return table(header, rows) + "\n" + note
 
 
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def supernet_table(record: dict) -> str:
+    """Supernet against individual fine-tuning, schedule by schedule, then tau, its ceiling, the winner and the cost."""
+    header = ["schedule", "operations", "supernet", *(f"individual, seed {seed}" for seed in record["seeds"])]
+    rows = [
+        [
+            f"`{row['key']}`",
+            f"{row['flops_ratio']:.2f}",
+            f"{row['supernet']:.3f}",
+            *(f"{value:.3f}" for value in row["individual"]),
+        ]
+        for row in record["schedules"]
+    ]
+    taus = [interval(*(record[name][key] for key in ("tau", "low", "high"))) for name in TAUS]
+    each = " and ".join(f"{one['tau']:.2f}" for one in record["tau_supernet_each_seed"])
+    winner = record["winner"]
+    note = (
+        f"{record['dataset'].upper()}, {record['metric_name']} on {record['num_evaluation_examples']} examples "
+        f"(majority {record['majority_score']:.3f}), {record['num_train_examples']} training examples, the same epochs "
+        f"on both sides. **Kendall's tau, supernet against individual: {taus[0]}** ({each} with single seeds); its "
+        f"ceiling, seed against seed: {taus[1]}; intervals: bootstrap over the schedules, 95 %. A supernet costs the "
+        f"training operations of {percent(record['cost']['fraction_of_50_trials'])} % of 50 fine-tunings. "
+    )
+    if winner is not None:
+        twins = " and ".join(f"{score:.3f}" for score in winner["twins"])
+        note += (
+            f"The search's winner `{winner['key']}`, after {winner['num_epochs']:g} epoch of its own, has "
+            f"{winner['score']:.3f}; fine-tuned individually {twins}: **gap {percent(winner['gap'], 2)} points** "
+            f"(standard error {percent(winner['standard_error'], 2)}). "
+        )
+    return table(header, rows) + f"\n{note}Command: `{record['command']}`\n"
+
+
+def latency_check(record: dict) -> str:
+    """One row: the table against direct measurement beside direct against direct."""
+    ours, direct = record["table_against_direct"], record["direct_against_direct"]
+    rows = [
+        [
+            name,
+            percent(one["mean_relative_error"]),
+            percent(one["max_relative_error"]),
+            f"{one['kendall_tau']:.3f}",
+            str(one["num_pairs"]),
+        ]
+        for name, one in (("table against direct", ours), ("direct against direct", direct))
+    ]
+    header = ["comparison", "mean error, %", "largest error, %", "Kendall's tau", "pairs"]
+    note = (
+        f"{len(record['schedules'])} schedules, {record['busy_processes']} busy processes beside (load average before: "
+        f"{record['load_average_before'][0]:.1f}), table built in {record['table']['build_seconds']:.0f} s; pairs "
+        f"whose latencies differ by more than 5 %; {record['hardware']['device_name']}, "
+        f"{record['hardware']['threads']} thread, {record['hardware']['dtype']}. Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def race_table(record: dict) -> str:
+    """Evaluations to 99 % of the optimum, by sampler and requirement."""
+    rows = []
+    for required, result in record["required"].items():
+        for name, summary in result["samplers"].items():
+            reach = summary["evaluations_to_99%"]
+            numbers = ["more" if reach[key] is None else f"{reach[key]:.0f}" for key in ("median", "low", "high")]
+            rows.append(
+                [
+                    f"{percent(float(required), 0)} %",
+                    name,
+                    f"{numbers[0]} [{numbers[1]}, {numbers[2]}]",
+                    percent(reach["reached"], 0),
+                    str(reach["runs"]),
+                    f"{summary['reward']['median'][9]:.3f}",
+                    f"{summary['reward']['median'][-1]:.3f}",
+                ]
+            )
+    header = [
+        "keep",
+        "sampler",
+        "evaluations to 99 % of the optimum",
+        "runs there, %",
+        "runs",
+        "reward at 10",
+        "at the end",
+    ]
+    sizes = [one["schedules"] for result in record["required"].values() for one in result["tables"]]
+    note = (
+        f"{record['table']}: {sizes[0]} schedules; median and 95 % interval over runs, `more` is more than "
+        f"{record['max_trials']}; reward of equation 5.4, median. Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def certificate_table(record: dict) -> str:
+    """How often the plain rule's choice is wrong, and how often a wrong one gets its certificate."""
+    rows = [
+        [
+            f"{percent(row['required_performance'], 0)} %",
+            f"{row['margin']:g}",
+            str(row["num_holdout"]),
+            percent(row["choice_violates_rate"]),
+            percent(row["issued_rate"]),
+            interval(*(100 * value for value in (row["issued_wrongly_rate"], *row["issued_wrongly_interval"]))),
+            f"{row['issued_wrongly_p_value']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    header = ["keep", "margin", "holdout", "choice violates, %", "issued, %", "issued wrongly, % [95 %]", "p above 5 %"]
+    note = (
+        f"{record['num_resamples']} resamples of a population of {record['num_population']} texts and "
+        f"{len(record['schedules'])} schedules, {record['num_search']} texts to choose on. "
+        f"Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def cross_table(record: dict) -> str:
+    """Speed-up of the winner for one target, timed on another."""
+    names = list(record["ratios"])
+    rows = []
+    for target in record["targets"]:
+        cells = []
+        for other in names:
+            one = record["ratios"][target["name"]][other]
+            cells.append(interval(*(1 / one[key] for key in ("ratio", "high", "low"))))
+        rows.append([target["name"], f"`{target['winner']}`", f"{target['answer_seconds']:.0f}", *cells])
+    note = (
+        f"Speed-up over the full model on that target, median and quartiles of {record['rounds']} rounds in which all "
+        "winners took turns; answered: seconds from the latency table to the candidates, before their fine-tuning. "
+        f"{record['hardware']['device_name']}. Command: `{record['command']}`\n"
+    )
+    return table(["winner for", "schedule", "answered, s", *(f"timed on {name}" for name in names)], rows) + "\n" + note
+
+
+def policy_table(record: dict) -> str:
+    """A schedule per length bucket against the best single one."""
+    rows = []
+    for row in record["requirements"]:
+        single, policy = row["single"]["test"], row["policy"]["test"]
+        rows.append(
+            [
+                f"{percent(row['required_performance'], 0)} %",
+                f"`{single['key']}`",
+                f"{single['latency_ratio']:.3f}",
+                percent(single["performance"]),
+                f"`{policy['key']}`",
+                f"{policy['latency_ratio']:.3f}",
+                percent(policy["performance"]),
+                f"{100 * row['test_latency_change']:+.1f}",
+            ]
+        )
+    header = ["keep", "single", "latency", "kept, %", "by length", "latency", "kept, %", "change, %"]
+    quantiles = " / ".join(f"{value:.0f}" for value in record["length_quantiles_tokens"])
+    note = (
+        f"Chosen on {record['num_validation_examples']} texts, reported on {record['num_test_examples']} others; "
+        f"latency by the table, relative to the full model; lengths at 5/25/50/75/95 %: {quantiles} tokens. "
+        f"Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
 VIEWS: dict[str, Callable[[dict], str]] = {
-    "search_table": search_table,
-    "search_headline": search_headline,
-    "evaluation_headline": evaluation_headline,
-    "evaluation_table": evaluation_table,
-    "load_table": load_table,
+    view.__name__: view
+    for view in (
+        search_table,
+        search_headline,
+        evaluation_headline,
+        evaluation_table,
+        load_table,
+        supernet_table,
+        latency_check,
+        race_table,
+        certificate_table,
+        cross_table,
+        policy_table,
+    )
 }
 
 

@@ -69,7 +69,12 @@ class Study:
         self.objective = FineTuneObjective(study.model_name_or_path, self.task, tokenizer, training)
         shape = AutoConfig.from_pretrained(study.model_name_or_path)
         longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
-        self.space = SearchSpace(shape.num_hidden_layers, longest, max_reduction=study.max_reduction)
+        self.space = SearchSpace(
+            shape.num_hidden_layers,
+            longest,
+            first_token_gamma=shape.max_position_embeddings,
+            max_reduction=study.max_reduction,
+        )
         self.schedules = self.space.enumerate()
         self.flops = mean_flops(self.objective.config, self.schedules, self.objective.lengths)
         log2_lengths = self.space.log2_lengths(self.schedules, self.objective.lengths)
@@ -96,8 +101,8 @@ class Study:
     def train_individually(self):
         """Fine-tune what is missing, seed by seed."""
         for seed in self.arguments.seeds:
-            self.objective.arguments = arguments = copy.copy(self.training)
-            arguments.seed = seed
+            objective, arguments = copy.copy(self.objective), copy.copy(self.training)
+            objective.arguments, arguments.seed = arguments, seed
             journal = self.journal(seed)
             done = {trial.schedule for trial in journal.trials}
             winner = self.winner()
@@ -106,7 +111,7 @@ class Study:
                 if schedule in done:
                     continue
                 arguments.output_dir = str(self.output / f"current-{seed}")
-                result = fine_tune(self.objective.load(schedule), self.task, self.tokenizer, arguments)
+                result = fine_tune(objective.load(schedule), self.task, self.tokenizer, arguments)
                 shutil.rmtree(arguments.output_dir, ignore_errors=True)
                 measurement = {
                     "score": result.score,
@@ -147,13 +152,19 @@ class Study:
 
 
 def tau_with_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict:
-    """Kendall's tau-b of paired scores with a bootstrap interval over the schedules (95 %, percentiles)."""
+    """Kendall's tau-b of paired scores with a bootstrap interval over the schedules (95 %, percentiles).
+
+    Raises:
+        ValueError: One side does not tell the schedules apart.
+    """
     generator = np.random.default_rng(seed)
     taus = []
     for _ in range(2000):
         rows = generator.integers(len(first), size=len(first))
         if len(set(first[rows])) > 1 and len(set(second[rows])) > 1:
             taus.append(kendalltau(first[rows], second[rows]).statistic)
+    if not taus:
+        raise ValueError(f"all {len(first)} schedules score the same, so they have no order to compare; train longer.")
     low, high = np.percentile(taus, [2.5, 97.5])
     return {"tau": float(kendalltau(first, second).statistic), "low": float(low), "high": float(high)}
 

@@ -3,7 +3,9 @@
 import atexit
 import os
 import random
+import runpy
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from classformer_hf import ClassformerConfig, ClassformerForSequenceClassificati
 
 torch.set_num_threads(1)
 
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 # large initial weights, because at 0.02 the logits hardly depend on the input and every comparison would pass
 TINY = {
     "vocab_size": 300,
@@ -122,3 +125,36 @@ def tiny_task(tiny_text_file):
     from classformer_hf.data import TaskArguments, load_task
 
     return load_task(TaskArguments(dataset_name=str(tiny_text_file), validation_fraction=0.25))
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta_two_labels(tmp_path_factory, tiny_settings, tiny_tokenizer):
+    """A saved stock classifier with the labels of `tiny_text_file`, so that it can be judged before training too."""
+    names = ["negative", "positive"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    folder = tmp_path_factory.mktemp("two-labels")
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(RobertaConfig(**{**tiny_settings, "num_labels": 2, **labels})).save_pretrained(
+        folder
+    )
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a script in this process; returns its exit code, its output and its last words on stderr."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        except SystemExit as exit_:
+            code = exit_.code
+        output = capsys.readouterr()
+        if isinstance(code, str):
+            return 1, output.out, code
+        return code or 0, output.out, output.err
+
+    return call

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,39 +16,6 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
-
-
-@pytest.fixture(scope="session")
-def tiny_roberta_two_labels(tmp_path_factory, tiny_settings, tiny_tokenizer):
-    """A saved stock classifier with the labels of `tiny_text_file`, so that it can be judged before training too."""
-    names = ["negative", "positive"]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    folder = tmp_path_factory.mktemp("two-labels")
-    torch.manual_seed(0)
-    RobertaForSequenceClassification(RobertaConfig(**{**tiny_settings, "num_labels": 2, **labels})).save_pretrained(
-        folder
-    )
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a script in this process; returns its exit code, its output and its last words on stderr."""
-
-    def call(name: str, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, arguments)])
-        code: int | str | None = 0
-        try:
-            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
-        except SystemExit as exit_:
-            code = exit_.code
-        output = capsys.readouterr()
-        if isinstance(code, str):
-            return 1, output.out, code
-        return code or 0, output.out, output.err
-
-    return call
 
 
 def search_flags(checkpoint, dataset, output, *more) -> list:

@@ -93,7 +93,8 @@ class Account:
         judged = len([trial for trial in self.result.trials if trial is not self.result.reference])
         return (
             f"With the supernet's weights {len(kept)} of {len(self.search.trials)} trials kept the requirement, the "
-            f"full model among them; {judged} were then fine-tuned on their own and judged, as was the full model."
+            f"full model among them; {judged} {'was' if judged == 1 else 'were'} then fine-tuned individually and "
+            "judged, as was the full model."
         )
 
     @property

@@ -1,0 +1,101 @@
+"""The scripts that study a search with a supernet, one after the other on one tiny search."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.slow
+CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
+REQUIRED = 0.3
+
+
+@pytest.fixture
+def flags(tiny_roberta_two_labels, tiny_text_file):
+    return [
+        *("--model_name_or_path", tiny_roberta_two_labels, "--dataset_name", tiny_text_file, "--use_cpu"),
+        *("--num_train_epochs", 1, "--learning_rate", 1e-3, *CARVED, "--save_strategy", "no", "--eval_strategy", "no"),
+        *("--load_best_model_at_end", "False", "--disable_tqdm", "True"),
+    ]
+
+
+@pytest.fixture
+def search(run, flags, monkeypatch):
+    monkeypatch.setattr("classformer_hf.search.oneshot.TABLE_ROUNDS", 1)
+    few = ("--required_performance", REQUIRED, "--max_trials", 6, "--latency_rounds", 1, "--force")
+
+    def call(folder, *more):
+        return run("search_classformer", *flags, *few, "--output_dir", folder, *more)
+
+    return call
+
+
+@pytest.fixture
+def found(search, tmp_path):
+    code, _, words = search(tmp_path / "one")
+    assert code == 0, words
+    return tmp_path / "one"
+
+
+def test_winners_are_timed_on_each_other_s_targets(run, search, found, tmp_path):
+    other, results = tmp_path / "bf16", tmp_path / "cross.json"
+    code, _, words = search(other, "--reuse", found, "--dtype", "bfloat16")
+    assert code == 0, words
+    code, printed, words = run(
+        *("cross_targets", "--folders", found, other, "--latency_rounds", 1, "--results_file", results)
+    )
+    assert code == 0 and "timed on (column)" in printed, words
+    record = json.loads(results.read_text())
+    assert set(record["ratios"]) == set(record["ratios"]["one"]) == {"one", "bf16"}
+    first, second = record["targets"]
+    assert not first["is_reused"] and second["is_reused"] and second["dtype"] == "bfloat16"
+    assert second["answer_seconds"] < 60
+    assert run("cross_targets", "--folders", found, found)[2].startswith("error: the folders need different names")
+    shutil.rmtree(other / "best")
+    assert "holds no finished search" in run("cross_targets", "--folders", found, other)[2]
+
+
+def test_table_of_every_schedule_feeds_the_policy_study(run, found, tiny_text_file, tmp_path):
+    parquet, predictions = tmp_path / "table.parquet", tmp_path / "validation.npz"
+    code, _, words = run(
+        *("build_benchmark", "--supernet", found / "supernet", "--latency_table", found / "latency_table.json"),
+        *("--dataset_name", tiny_text_file, *CARVED, "--gamma_options", 1, 2, "--output", parquet),
+        *("--predictions", predictions),
+    )
+    assert code == 0, words
+    rows = pq.read_table(parquet).to_pylist()
+    full = next(row for row in rows if row["flops_ratio"] == 1)
+    assert full["latency_ratio"] == 1 and full["standard_error"] == 0 and max(full["gamma"]) == 1
+    with np.load(predictions) as data:
+        assert data["predictions"].shape == (len(rows), len(data["references"]))
+    code, printed, words = run(
+        *("study_length_policy", "--validation", predictions, "--test", predictions, "--limits", 16, 32),
+        *("--latency_table", found / "latency_table.json", "--required_performance", 0.5),
+        *("--results_file", tmp_path / "policy.json"),
+    )
+    assert code == 0 and printed.startswith("50 %: single"), words
+    (row,) = json.loads((tmp_path / "policy.json").read_text())["requirements"]
+    assert row["policy"]["test"]["latency_ratio"] <= row["single"]["test"]["latency_ratio"] + 1e-9
+
+
+def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp_path, monkeypatch):
+    def draw(model, schedules, split, *_, **__):
+        # the tiny supernet says the same of all texts
+        return np.random.default_rng(0).normal(size=(len(schedules), len(split), 2))
+
+    monkeypatch.setattr("classformer_hf.search.supernet.predict_schedules", draw)
+    supernet = (found / "supernet" / "model.safetensors").stat().st_mtime_ns
+    study = ("study_supernet", *flags, "--output_dir", found, "--num_schedules", 8, "--seeds", 42, 43)
+    assert "run --stage individual first" in run(*study, "--stage", "report")[2]
+    code, _, words = run(*study, "--stage", "individual")
+    assert code == 0, words
+    code, printed, words = run(*study, "--results_file", tmp_path / "report.json")
+    assert code == 0 and "tau_ceiling" in printed, words
+    assert (found / "supernet" / "model.safetensors").stat().st_mtime_ns == supernet, "trained again"
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert len(record["schedules"]) > 2 and len(record["schedules"][0]["individual"]) == 2
+    winner = record["winner"]
+    if winner is not None:
+        assert winner["gap"] == pytest.approx(np.mean(winner["twins"]) - winner["score"])

@@ -36,11 +36,7 @@ from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, 
 from classformer_hf.metrics import majority_score
 from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.oneshot import (
-    OneShotSettings,
-    prepare_table,
-    search_with_supernet,
-)
+from classformer_hf.search.oneshot import OneShotSettings, search_with_supernet
 from classformer_hf.search.report import (
     TABLE_LEGEND,
     format_table,
@@ -50,6 +46,7 @@ from classformer_hf.search.report import (
     write_results_file,
 )
 from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
+from classformer_hf.search.timing import prepare_table
 from classformer_hf.training import ClassformerTrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,7 @@ import numpy as np
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.latency import LatencyTable
 from classformer_hf.metrics import compute_score, paired_standard_error
-from classformer_hf.search.oneshot import predict_policy
-from classformer_hf.search.policy import choose_policy
+from classformer_hf.search.policy import choose_policy, predict_policy
 from classformer_hf.search.space import Schedule
 
 

@@ -10,7 +10,6 @@ Stages, each of which leaves a file that the next one reads and that a stopped s
 """
 
 import copy
-import datetime
 import json
 import logging
 import shutil
@@ -20,26 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
-from ..cost import Latency, measure_latency
-from ..latency import LatencyTable, build_latency_table, count_steps, drift
 from .journal import Journal, JournalError, Trial
 from .objective import FineTuneObjective
-from .policy import choose_policy
+from .policy import find_policy
 from .report import prune_models
-from .samplers import Sampler
-from .space import Schedule, SearchSpace
+from .space import SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
-from .supernet import FlopsUniformSampler, ScheduledModel, mean_flops, train_supernet
+from .supernet import FlopsUniformSampler, mean_flops, train_supernet
+from .timing import prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, reuse_trials
+from .winners import StartProgress, choose_candidates, judge_winners, prepare_winners
 
 logger = logging.getLogger(__name__)
 
-TABLE_ROUNDS = 30
 NUM_REMEASURED = 10
 
 
@@ -75,9 +70,6 @@ class OneShotResult:
     result: SearchResult
     winners: FineTuneObjective
     about: dict[str, Any]
-
-
-StartProgress = Callable[[str, int, int], Callable[[SearchResult], Any]]
 
 
 def search_with_supernet(
@@ -177,104 +169,17 @@ def search_with_supernet(
     promised = {trial.schedule: result.performance(trial) for trial in candidates}
     queue = sorted(promised.items(), key=lambda item: ratios[item[0]])
     if settings.length_buckets:
-        policy = find_policy(result, supernet, table, settings)
+        policy = find_policy(result, supernet, table, settings.length_buckets, required)
         if policy is not None:
             about["length_policy"] = policy[0].config
             queue.insert(0, policy)
     about |= {"is_reused": settings.reuse is not None, "answer_seconds": round(time.monotonic() - started, 1)}
-    winners = prepare_winners(objective, folder, settings)
-    judged = judge_winners(winners, space, queue, settings, table if not is_here else None, start_progress)
+    winners = prepare_winners(objective, folder, settings.winner_epochs)
+    judged = judge_winners(
+        winners, space, queue, required, settings.num_winners, start_progress, None if is_here else table
+    )
     prune_models(winners.output / "models", judged)
     return OneShotResult(judged, winners, about)
-
-
-def prepare_winners(objective: FineTuneObjective, supernet: Path, settings: OneShotSettings) -> FineTuneObjective:
-    """Give what fine-tunes candidates shortly from a supernet, in a folder of its own."""
-    arguments = copy.copy(objective.arguments)
-    arguments.output_dir = str(objective.output / "winners")
-    arguments.num_train_epochs = settings.winner_epochs
-    return objective.for_checkpoint(str(supernet), arguments)
-
-
-def judge_winners(
-    winners: FineTuneObjective,
-    space: SearchSpace,
-    queue: Sequence[tuple[Schedule, float]],
-    settings: OneShotSettings,
-    foreign_table: LatencyTable | None,
-    start_progress: StartProgress,
-) -> SearchResult:
-    """Fine-tune the full model and the candidates shortly from the supernet, until one keeps the requirement."""
-    timing = winners.measure
-    if foreign_table is not None:
-
-        def timing(schedule: Schedule) -> dict[str, Any]:
-            return predicted_timing(foreign_table, schedule, winners.full, winners.lengths)
-
-    journal = Journal(winners.output / "trials.jsonl", winners.identity())
-    max_trials = len(journal.trials) + settings.num_winners + (not journal.trials)
-    result = run_search(
-        space,
-        winners,
-        QueueSampler(space, queue, settings.required_performance),
-        journal,
-        settings.required_performance,
-        max_trials,
-        on_trial=start_progress("fine-tune the winners", max_trials, len(journal.trials)),
-        timing=timing,
-    )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    return result
-
-
-def predicted_timing(table: LatencyTable, schedule: Schedule, full: Schedule, lengths: Sequence[int]) -> dict[str, Any]:
-    """Give the latency of a schedule on the table's machine, as `FineTuneObjective.measure` would."""
-    time_of, full_time = predict_policy(table, schedule, lengths), table.predict(full, lengths)
-    return {
-        "latency_ratio": time_of / full_time,
-        "latency_milliseconds": time_of,
-        "latency_source": "table",
-        "hardware": table.hardware,
-    }
-
-
-def predict_policy(table: LatencyTable, schedule: Schedule, lengths: Sequence[int]) -> float:
-    """Predict the mean milliseconds of a schedule that may have length buckets."""
-    total = 0.0
-    values, counts = np.unique(np.asarray(lengths), return_counts=True)
-    for length, count in zip(values.tolist(), counts, strict=True):
-        single = next((one for limit, one in schedule.buckets if length <= limit), schedule)
-        total += count * table.predict(Schedule(single.gamma, single.eta), [length])
-    return total / len(lengths)
-
-
-def find_policy(
-    result: SearchResult, objective: SupernetObjective, table: LatencyTable, settings: OneShotSettings
-) -> tuple[Schedule, float] | None:
-    """Choose a schedule per length bucket among the trials; gives it with the performance that it promises."""
-    trials = [trial for trial in result.trials if trial.is_ok]
-    split = objective.task.splits["validation"]
-    references, name = np.asarray(split["labels"]), objective.task.metric_name
-    lengths = np.array([len(ids) for ids in split["input_ids"]])
-    required_score = settings.required_performance * result.reference.score
-    schedules = [trial.schedule for trial in trials]
-    predictions = np.stack([objective.load_predictions(schedule) for schedule in schedules])
-    policy = choose_policy(
-        schedules,
-        predictions,
-        references,
-        lengths,
-        table.predict_many,
-        settings.length_buckets,
-        name,
-        required_score,
-    )
-    if policy is None or not policy.buckets:
-        logger.info("no choice of schedules by length keeps the requirement and is faster than one for all.")
-        return None
-    # what it promises is at least what was asked; its own fine-tuning judges it
-    return policy, settings.required_performance
 
 
 def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
@@ -336,140 +241,3 @@ def read_supernet(folder: Path) -> dict[str, Any]:
 def describe_space(space: SearchSpace) -> dict[str, Any]:
     """List what makes one space differ from another, for a journal's identity."""
     return {name: value for name, value in vars(space).items() if not name.startswith("_")}
-
-
-def measure_directly(
-    objective: FineTuneObjective, schedules: Sequence[Schedule], rounds: int, warmup: int = 5
-) -> dict[Schedule, Latency]:
-    """Time schedules side by side on the dataset's lengths, relative to the full model.
-
-    Args:
-        objective: Says on what device, with how many threads, on which inputs.
-        schedules: What to time.
-        rounds: Timed passes over the inputs.
-        warmup: Untimed passes before them.
-    """
-    full = objective.full
-    with objective.ready_to_time() as (build, inputs):
-        model = build(full)
-        models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
-        latency = measure_latency(models, inputs, full.key, rounds, warmup)
-    return {schedule: latency[schedule.key] for schedule in [full, *schedules]}
-
-
-def choose_candidates(result: SearchResult, number: int) -> list[Trial]:
-    """List the fastest trials that meet the requirement with the supernet's weights, fastest first."""
-    feasible = [trial for trial in result.trials if result.is_feasible(trial) and trial is not result.reference]
-    return sorted(feasible, key=lambda trial: trial.latency_ratio)[:number]
-
-
-class QueueSampler(Sampler):
-    """Proposes given candidates, fastest first, until one keeps the requirement after its own fine-tuning.
-
-    Where one falls short, the next must have promised more by as much.
-
-    Args:
-        space: What was searched.
-        candidates: Schedules with their promised performance, fastest first.
-        required: The share of the full model's performance that is asked.
-    """
-
-    def __init__(self, space: SearchSpace, candidates: Sequence[tuple[Schedule, float]], required: float):
-        super().__init__(space)
-        self.candidates, self.required = list(candidates), required
-
-    def propose(self) -> tuple[Schedule, str] | None:
-        promised = dict(self.candidates)
-        needed = 0.0
-        for observation in self.observations:
-            if observation.schedule not in promised or observation.performance is None:
-                continue
-            if observation.performance >= self.required:
-                return None
-            needed = max(needed, promised[observation.schedule] + self.required - observation.performance)
-        for schedule, performance in self.candidates:
-            if schedule not in self.taken and performance >= needed:
-                return schedule, "winner"
-        return None
-
-
-def prepare_table(
-    objective: FineTuneObjective, space: SearchSpace, path: Path, given: str | None = None
-) -> LatencyTable:
-    """Load the latency table of the target, or build it on this machine.
-
-    Args:
-        objective: Says which model, device, dtype and number of threads.
-        space: Says how long the inputs are.
-        path: Where the table of this search is, or will be.
-        given: A table from elsewhere: another machine's, or an earlier search's.
-
-    Raises:
-        ValueError: The table is damaged, of another model or too short.
-    """
-    longest = max(space.max_tokens, *objective.lengths)
-    if given is not None:
-        table = LatencyTable.load(given)
-        table.check_fits(objective.config, longest)
-        table.save(path)
-        return table
-    if path.exists():
-        table = LatencyTable.load(path)
-        is_ours = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
-        if is_ours and table.max_tokens >= longest:
-            return table
-        logger.info("%s is of another machine, dtype, number of threads or length; building it anew.", path)
-    total, is_hidden = count_steps(longest, TABLE_ROUNDS), bool(objective.arguments.disable_tqdm)
-    with tqdm(total=total, desc="latency table", disable=is_hidden) as bar:
-        table = build_latency_table(
-            objective.config,
-            longest,
-            objective.device,
-            objective.dtype,
-            objective.latency_threads,
-            TABLE_ROUNDS,
-            on_step=bar.update,
-        )
-    table.save(path)
-    return table
-
-
-def remeasure(
-    objective: FineTuneObjective,
-    table: LatencyTable,
-    candidates: Sequence[Schedule],
-    path: Path,
-    seconds: float | None = None,
-) -> dict[str, Any]:
-    """Time the best candidates directly and compare with the table; takes what an earlier call has measured.
-
-    Args:
-        objective: Says on what inputs, device and threads.
-        table: What predicted.
-        candidates: At most ten or so.
-        path: Where the record is kept.
-        seconds: About how long it may take; fewer rounds, at least three, are timed then.
-
-    Returns:
-        The record: statistics per schedule, and the table's drift.
-    """
-    if path.exists():
-        record = json.loads(path.read_text())
-        if {schedule.key for schedule in candidates} <= set(record["latency"]):
-            return record
-    rounds, warmup = objective.latency_rounds, 5
-    if seconds is not None:
-        milliseconds = table.predict_many([objective.full, *candidates], objective.lengths).sum()
-        warmup = 1
-        rounds = int(np.clip(1000 * seconds / (milliseconds * len(objective.lengths)) - warmup, 3, rounds))
-    started = time.monotonic()
-    latency = measure_directly(objective, candidates, rounds, warmup)
-    errors = drift(table, {schedule: value.ratio for schedule, value in latency.items()}, objective.lengths)
-    record = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 1),
-        "latency": {schedule.key: vars(value) for schedule, value in latency.items()},
-        "drift": errors,
-    }
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    return record

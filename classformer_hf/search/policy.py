@@ -5,14 +5,20 @@ multiple-choice knapsack (one schedule per bucket; least time; a bound on lost a
 (Everett 1963).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from ..latency import LatencyTable
 from ..metrics import compute_score
 from .space import Schedule
+from .study import SearchResult
+from .validation import SupernetObjective
+
+logger = logging.getLogger(__name__)
 
 NUM_MULTIPLIERS = 200
 
@@ -104,3 +110,45 @@ def _candidate_choices(times: np.ndarray, lost: np.ndarray):
             seen.add(choice)
             yield np.array(choice)
     yield from (np.full(len(times), index) for index in range(times.shape[1]))
+
+
+def find_policy(
+    result: SearchResult,
+    objective: SupernetObjective,
+    table: LatencyTable,
+    limits: Sequence[int],
+    required: float,
+) -> tuple[Schedule, float] | None:
+    """Choose a schedule per length bucket among the trials; gives it with the performance that it promises."""
+    trials = [trial for trial in result.trials if trial.is_ok]
+    split = objective.task.splits["validation"]
+    references, name = np.asarray(split["labels"]), objective.task.metric_name
+    lengths = np.array([len(ids) for ids in split["input_ids"]])
+    required_score = required * result.reference.score
+    schedules = [trial.schedule for trial in trials]
+    predictions = np.stack([objective.load_predictions(schedule) for schedule in schedules])
+    policy = choose_policy(
+        schedules,
+        predictions,
+        references,
+        lengths,
+        table.predict_many,
+        limits,
+        name,
+        required_score,
+    )
+    if policy is None or not policy.buckets:
+        logger.info("no choice of schedules by length keeps the requirement and is faster than one for all.")
+        return None
+    # what it promises is at least what was asked; its own fine-tuning judges it
+    return policy, required
+
+
+def predict_policy(table: LatencyTable, schedule: Schedule, lengths: Sequence[int]) -> float:
+    """Predict the mean milliseconds of a schedule that may have length buckets."""
+    total = 0.0
+    values, counts = np.unique(np.asarray(lengths), return_counts=True)
+    for length, count in zip(values.tolist(), counts, strict=True):
+        single = next((one for limit, one in schedule.buckets if length <= limit), schedule)
+        total += count * table.predict(Schedule(single.gamma, single.eta), [length])
+    return total / len(lengths)

@@ -15,9 +15,11 @@ from classformer_hf.data import load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import JournalError, Schedule, SearchSpace
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.oneshot import OneShotSettings, QueueSampler, measure_directly, search_with_supernet
+from classformer_hf.search.oneshot import OneShotSettings, search_with_supernet
 from classformer_hf.search.samplers import Observation
+from classformer_hf.search.timing import measure_directly
 from classformer_hf.search.validation import SupernetObjective
+from classformer_hf.search.winners import QueueSampler
 from classformer_hf.training import ClassformerTrainingArguments
 
 REQUIRED = 0.6
@@ -26,7 +28,7 @@ REQUIRED = 0.6
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
     """A rough latency table is enough here."""
-    monkeypatch.setattr("classformer_hf.search.oneshot.TABLE_ROUNDS", 1)
+    monkeypatch.setattr("classformer_hf.search.timing.TABLE_ROUNDS", 1)
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_trials_have_the_scores_of_the_supernet(build, study, space):
 def test_finished_search_repeats_nothing(build, study, space, monkeypatch):
     monkeypatch.setattr(FineTuneObjective, "__call__", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", lambda *_: pytest.fail("trained"))
-    monkeypatch.setattr("classformer_hf.search.oneshot.build_latency_table", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr("classformer_hf.search.timing.build_latency_table", lambda *_, **__: pytest.fail("timed"))
     before = (study / "trials.jsonl").read_bytes()
     found, stages = search(build(study), space)
     assert (study / "trials.jsonl").read_bytes() == before
@@ -235,7 +237,7 @@ def test_reuse_of_another_dataset_is_refused(build, study, space, tmp_path, tiny
 
 def test_length_policy_is_judged_first(build, study, space, tmp_path, monkeypatch):
     policy = Schedule((4, 1, 1), 0, ((18, Schedule((2, 1, 1))),))
-    monkeypatch.setattr("classformer_hf.search.oneshot.choose_policy", lambda *_: policy)
+    monkeypatch.setattr("classformer_hf.search.policy.choose_policy", lambda *_: policy)
     monkeypatch.setattr("classformer_hf.search.oneshot.prune_models", lambda *_: None)
     settings = {"required_performance": 0.3, "latency_table": str(study / "latency_table.json")}
     found, _ = search(build(tmp_path / "new"), space, reuse=study, length_buckets=(18,), **settings)

@@ -1,0 +1,123 @@
+"""Latency for a search with a supernet: the table of the target, and direct measurement of the best candidates."""
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..cost import Latency, measure_latency
+from ..latency import LatencyTable, build_latency_table, count_steps, drift
+from .objective import FineTuneObjective
+from .space import Schedule, SearchSpace
+from .supernet import ScheduledModel
+
+logger = logging.getLogger(__name__)
+
+TABLE_ROUNDS = 30
+
+
+def prepare_table(
+    objective: FineTuneObjective, space: SearchSpace, path: Path, given: str | None = None
+) -> LatencyTable:
+    """Load the latency table of the target, or build it on this machine.
+
+    Args:
+        objective: Says which model, device, dtype and number of threads.
+        space: Says how long the inputs are.
+        path: Where the table of this search is, or will be.
+        given: A table from elsewhere: another machine's, or an earlier search's.
+
+    Raises:
+        ValueError: The table is damaged, of another model or too short.
+    """
+    longest = max(space.max_tokens, *objective.lengths)
+    if given is not None:
+        table = LatencyTable.load(given)
+        table.check_fits(objective.config, longest)
+        table.save(path)
+        return table
+    if path.exists():
+        table = LatencyTable.load(path)
+        is_ours = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
+        if is_ours and table.max_tokens >= longest:
+            return table
+        logger.info("%s is of another machine, dtype, number of threads or length; building it anew.", path)
+    total, is_hidden = count_steps(longest, TABLE_ROUNDS), bool(objective.arguments.disable_tqdm)
+    with tqdm(total=total, desc="latency table", disable=is_hidden) as bar:
+        table = build_latency_table(
+            objective.config,
+            longest,
+            objective.device,
+            objective.dtype,
+            objective.latency_threads,
+            TABLE_ROUNDS,
+            on_step=bar.update,
+        )
+    table.save(path)
+    return table
+
+
+def remeasure(
+    objective: FineTuneObjective,
+    table: LatencyTable,
+    candidates: Sequence[Schedule],
+    path: Path,
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """Time the best candidates directly and compare with the table; takes what an earlier call has measured.
+
+    Args:
+        objective: Says on what inputs, device and threads.
+        table: What predicted.
+        candidates: At most ten or so.
+        path: Where the record is kept.
+        seconds: About how long it may take; fewer rounds, at least three, are timed then.
+
+    Returns:
+        The record: statistics per schedule, and the table's drift.
+    """
+    if path.exists():
+        record = json.loads(path.read_text())
+        if {schedule.key for schedule in candidates} <= set(record["latency"]):
+            return record
+    rounds, warmup = objective.latency_rounds, 5
+    if seconds is not None:
+        milliseconds = table.predict_many([objective.full, *candidates], objective.lengths).sum()
+        warmup = 1
+        rounds = int(np.clip(1000 * seconds / (milliseconds * len(objective.lengths)) - warmup, 3, rounds))
+    started = time.monotonic()
+    latency = measure_directly(objective, candidates, rounds, warmup)
+    errors = drift(table, {schedule: value.ratio for schedule, value in latency.items()}, objective.lengths)
+    record = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "latency": {schedule.key: vars(value) for schedule, value in latency.items()},
+        "drift": errors,
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def measure_directly(
+    objective: FineTuneObjective, schedules: Sequence[Schedule], rounds: int, warmup: int = 5
+) -> dict[Schedule, Latency]:
+    """Time schedules side by side on the dataset's lengths, relative to the full model.
+
+    Args:
+        objective: Says on what device, with how many threads, on which inputs.
+        schedules: What to time.
+        rounds: Timed passes over the inputs.
+        warmup: Untimed passes before them.
+    """
+    full = objective.full
+    with objective.ready_to_time() as (build, inputs):
+        model = build(full)
+        models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
+        latency = measure_latency(models, inputs, full.key, rounds, warmup)
+    return {schedule: latency[schedule.key] for schedule in [full, *schedules]}

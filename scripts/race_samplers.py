@@ -16,6 +16,7 @@ or from a formula, 10 tables with other weights and deviations, which the seeds 
 """
 
 import functools
+import hashlib
 import json
 import os
 import time
@@ -52,6 +53,7 @@ class RaceArguments:
     benchmark: str = field(default="", metadata={"help": "Parquet table of one dataset."})
     analytic: int = field(default=0, metadata={"help": "Instead: number of layers of tables by formula, 6 or 12."})
     analytic_tables: int = field(default=10, metadata={"help": "Number of those tables; the seeds take turns."})
+    analytic_seed: int = field(default=0, metadata={"help": "Of the first of those tables; the next ones count up."})
     analytic_examples: int = field(
         default=0, metadata={"help": "Examples behind a score, whose binomial error is added; 0 adds none."}
     )
@@ -76,17 +78,23 @@ class RaceArguments:
             raise ValueError("trials, seeds, tables and jobs must be >= 1.")
 
     @property
+    def num_tables(self) -> int:
+        return 1 if self.benchmark else self.analytic_tables
+
+    @property
     def source(self) -> str:
         """What tells one race's runs from another's."""
         if self.benchmark:
-            return Path(self.benchmark).stem
-        return f"analytic{self.analytic}_examples{self.analytic_examples}_tables{self.analytic_tables}"
+            content = Path(self.benchmark).read_bytes()
+            return f"{Path(self.benchmark).stem}_{hashlib.sha256(content).hexdigest()[:8]}"
+        tables = f"{self.analytic_seed}to{self.analytic_seed + self.analytic_tables - 1}"
+        return f"analytic{self.analytic}_examples{self.analytic_examples}_tables{tables}"
 
     def load(self, seed: int) -> TabularBenchmark:
         """Give the table that a seed searches."""
         if self.benchmark:
             return _read(self.benchmark)
-        return _build(self.analytic, self.analytic_examples, seed % self.analytic_tables)
+        return _build(self.analytic, self.analytic_examples, self.analytic_seed + seed % self.analytic_tables)
 
 
 @functools.cache
@@ -146,11 +154,12 @@ def run_all(arguments: RaceArguments) -> list[dict]:
     return [rows[key] for key in wanted]
 
 
-def summarise(rows: list[dict], max_trials: int) -> dict:
+def summarise(rows: list[dict], max_trials: int, num_tables: int) -> dict:
     """Reduce one sampler's runs under one requirement."""
+    tables = [row["seed"] % num_tables for row in rows]
     reach = {
         f"evaluations_to_{share:.0%}": summarise_evaluations(
-            [evaluations_to_reach(row["speedup"], row["best_speedup"], share) for row in rows], max_trials
+            [evaluations_to_reach(row["speedup"], row["best_speedup"], share) for row in rows], max_trials, tables
         )
         for share in SHARES
     }
@@ -171,7 +180,7 @@ def summarise(rows: list[dict], max_trials: int) -> dict:
 def describe_tables(arguments: RaceArguments, required: float) -> list[dict]:
     """Say of every table how large it is and how many schedules are as good as its optimum."""
     described = []
-    for seed in range(1 if arguments.benchmark else arguments.analytic_tables):
+    for seed in range(arguments.num_tables):
         benchmark = arguments.load(seed)
         is_feasible, best = benchmark.performance >= required, benchmark.best_speedup(required)
         described.append(
@@ -242,7 +251,9 @@ def main():
     for required in arguments.required:
         samplers = {
             name: summarise(
-                [r for r in rows if (r["sampler"], r["required"]) == (name, required)], arguments.max_trials
+                [r for r in rows if (r["sampler"], r["required"]) == (name, required)],
+                arguments.max_trials,
+                arguments.num_tables,
             )
             for name in arguments.samplers
         }

@@ -44,13 +44,18 @@ def read_schedule(key: str) -> Schedule:
 
 
 class Predictions:
-    """What every schedule predicts for the texts of one split."""
+    """What every schedule predicts for the texts of one split, or those of `keys` only."""
 
-    def __init__(self, path: str, metric_name: str):
+    def __init__(self, path: str, metric_name: str, keys: list[str] | None = None):
         with np.load(path) as data:
-            self.schedules = [read_schedule(str(key)) for key in data["keys"]]
-            self.predictions, self.references = data["predictions"], data["references"]
+            found = [str(key) for key in data["keys"]]
+            rows = [index for index, key in enumerate(found) if keys is None or key in keys]
+            self.keys = [found[index] for index in rows]
+            self.schedules = [read_schedule(key) for key in self.keys]
+            self.predictions, self.references = data["predictions"][rows], data["references"]
             self.lengths = data["lengths"].astype(int)
+        if not any(max(schedule.gamma) == 1 for schedule in self.schedules):
+            raise ValueError(f"{path} has no predictions of the full model, which the others are a share of.")
         self.metric_name = metric_name
         self.full = next(i for i, schedule in enumerate(self.schedules) if max(schedule.gamma) == 1)
 
@@ -109,10 +114,10 @@ def compare(
 def main():
     (arguments,) = parse_arguments([PolicyArguments], __doc__)
     table = LatencyTable.load(arguments.latency_table)
-    validation = Predictions(arguments.validation, arguments.metric_name)
     test = Predictions(arguments.test, arguments.metric_name)
-    if validation.schedules != test.schedules:
-        raise ValueError("--validation and --test hold predictions of different schedules; build both alike.")
+    # what has not been tried on the test texts cannot be reported on them
+    validation = Predictions(arguments.validation, arguments.metric_name, test.keys)
+    test = Predictions(arguments.test, arguments.metric_name, validation.keys)
     rows = [compare(r, arguments.limits, validation, test, table) for r in arguments.required_performance]
     for row in rows:
         single, policy = row["single"]["test"], row["policy"]["test"]

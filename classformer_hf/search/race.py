@@ -68,14 +68,19 @@ def evaluations_to_reach(speedups: Sequence[float], best_speedup: float, share: 
 
 
 def summarise_evaluations(
-    counts: Sequence[int | None], max_trials: int, num_resamples: int = 2000, seed: int = 0
+    counts: Sequence[int | None],
+    max_trials: int,
+    tables: Sequence[int] | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, float | None]:
     """Summarise the evaluations of many runs; one that did not get there counts as more than `max_trials`.
 
     Args:
         counts: From `evaluations_to_reach`.
         max_trials: Evaluations that each run had.
-        num_resamples: Of the bootstrap over runs.
+        tables: Which table each run searched; where there are several, they are what the bootstrap draws.
+        num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
     Returns:
@@ -84,13 +89,22 @@ def summarise_evaluations(
     """
     values = np.array([max_trials + 1 if count is None else count for count in counts], float)
     generator = np.random.default_rng(seed)
-    # the lower median, so that half a censored value is not made up
-    drawn = np.sort(generator.choice(values, (num_resamples, len(values))), axis=1)[:, (len(values) - 1) // 2]
+    is_one_table = tables is None or len(set(tables)) == 1
+    units = np.arange(len(values)) if is_one_table else np.asarray(tables)
+    groups = [values[units == unit] for unit in np.unique(units)]
+    drawn = [
+        _lower_median(np.concatenate([groups[index] for index in generator.integers(len(groups), size=len(groups))]))
+        for _ in range(num_resamples)
+    ]
     low, high = np.percentile(drawn, [2.5, 97.5], method="nearest")
-    median = np.sort(values)[(len(values) - 1) // 2]
-    numbers = {"median": median, "low": low, "high": high}
+    numbers = {"median": _lower_median(values), "low": low, "high": high}
     return {
         **{name: None if value > max_trials else float(value) for name, value in numbers.items()},
         "reached": float((values <= max_trials).mean()),
         "runs": len(values),
     }
+
+
+def _lower_median(values: np.ndarray) -> float:
+    # so that half a censored value is not made up
+    return float(np.sort(values)[(len(values) - 1) // 2])

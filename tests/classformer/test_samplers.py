@@ -252,6 +252,16 @@ def test_evaluations_and_censored_medians():
     assert summarise_evaluations([None, None, 5], 10)["median"] is None
 
 
+def test_runs_on_one_table_are_drawn_together():
+    counts, tables = [3] * 20 + [9] * 20, [0] * 20 + [1] * 20
+    together, apart = summarise_evaluations(counts, 10, tables), summarise_evaluations(counts, 10)
+    assert together["median"] == apart["median"] == 3
+    # half of all pairs of tables are twice the same one, a quarter twice the second
+    assert together["low"] == 3 and together["high"] == 9
+    one_table = summarise_evaluations([3, 5, 4, 9], 10, [0] * 4)
+    assert one_table == summarise_evaluations([3, 5, 4, 9], 10)
+
+
 def write_parquet(table, path, **changes):
     schedules = table.space.enumerate()
     frame = pd.DataFrame(

@@ -225,7 +225,7 @@ def standard_error(
     # only how often a (prediction, reference) pair is drawn matters, and those counts are multinomial
     pairs, counts = np.unique(np.stack([predictions, references], axis=1), axis=0, return_counts=True)
     drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
-    return float(np.std(_scores_of_counts(metric_name, pairs[:, 0], pairs[:, 1], drawn), ddof=1))
+    return float(np.std(scores_of_counts(metric_name, pairs[:, 0], pairs[:, 1], drawn), ddof=1))
 
 
 def paired_standard_error(
@@ -266,13 +266,13 @@ def paired_standard_error(
         triples = np.stack([predictions, full_predictions, references], axis=1)
         triples, counts = np.unique(triples, axis=0, return_counts=True)
         drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
-        scores = _scores_of_counts(metric_name, triples[:, 0], triples[:, 2], drawn)
-        full_scores = _scores_of_counts(metric_name, triples[:, 1], triples[:, 2], drawn)
+        scores = scores_of_counts(metric_name, triples[:, 0], triples[:, 2], drawn)
+        full_scores = scores_of_counts(metric_name, triples[:, 1], triples[:, 2], drawn)
     is_positive = full_scores > 0
     return float(np.std(scores[is_positive] / full_scores[is_positive], ddof=1))
 
 
-def _scores_of_counts(
+def scores_of_counts(
     metric_name: str, predictions: np.ndarray, references: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
     """Score R samples of the same P (prediction, reference) pairs, (P,) or (P, K), by their counts, (R, P)."""

@@ -3,6 +3,7 @@
 All three are `concurrent.futures.Executor`s, and so may be any other that the search is given.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15
 
@@ -126,6 +129,7 @@ def dask_executors(address: str) -> tuple[Executor, Executor | None, int]:
         ExecutorError: The package `distributed` is missing, no scheduler answers, or no worker is for trials.
     """
     try:
+        import dask
         from distributed import Client
     except ImportError as error:
         raise ExecutorError(
@@ -138,6 +142,12 @@ def dask_executors(address: str) -> tuple[Executor, Executor | None, int]:
             f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler` and "
             "give the address that it prints, such as tcp://host:8786."
         ) from error
+    if repeats := client.run_on_scheduler(dask.config.get, "distributed.scheduler.allowed-failures"):
+        logger.warning(
+            "warning: when a worker dies, Dask repeats its trial %d times before the search hears of it; start the "
+            "scheduler with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0.",
+            repeats,
+        )
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     latency_hosts = {worker["host"] for worker in workers if worker["resources"].get("latency")}
     trainers = [worker for worker in workers if worker["host"] not in latency_hosts]

@@ -217,7 +217,7 @@ def resample_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score both models on the same R resamples of the examples; each (R,)."""
     # metrics imports datasets, and importing the search must not
-    from ..metrics import _scores_of_counts
+    from ..metrics import scores_of_counts
 
     generator = np.random.default_rng(seed)
     num_examples = len(references)
@@ -235,7 +235,7 @@ def resample_scores(
     triples, weights = np.concatenate([triples, extra_triples]), np.concatenate([counts, extra_counts])
     drawn = generator.multinomial(num_examples, weights / weights.sum(), size=num_resamples)
     full_scores, candidate_scores = (
-        _scores_of_counts(metric_name, triples[:, model], triples[:, 2], drawn) for model in (0, 1)
+        scores_of_counts(metric_name, triples[:, model], triples[:, 2], drawn) for model in (0, 1)
     )
     return full_scores, candidate_scores
 

@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 from classformer_hf.data import Task
 from classformer_hf.metrics import (
     TaskMetric,
-    _scores_of_counts,
+    scores_of_counts,
     build_compute_metrics,
     check_metric,
     compute_score,
@@ -196,7 +196,7 @@ def test_counted_scores_are_the_scores(metric_name, predictions, references):
     counts = np.ones((2, len(references)), dtype=int)
     counts[1, 0] = 3
     repeated = [np.concatenate([values[:1], values[:1], values]) for values in (predictions, references)]
-    assert _scores_of_counts(metric_name, predictions, references, counts) == pytest.approx(
+    assert scores_of_counts(metric_name, predictions, references, counts) == pytest.approx(
         [compute_score(metric_name, predictions, references), compute_score(metric_name, *repeated)]
     )
 

@@ -14,12 +14,12 @@ from transformers import EvalPrediction
 from classformer_hf.data import Task
 from classformer_hf.metrics import (
     TaskMetric,
-    scores_of_counts,
     build_compute_metrics,
     check_metric,
     compute_score,
     majority_score,
     predictions_from_logits,
+    scores_of_counts,
     standard_error,
 )
 

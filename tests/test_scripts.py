@@ -153,6 +153,22 @@ def test_two_processes_search_and_train_like_one(tmp_path, tiny_roberta_two_labe
     assert (tmp_path / "final" / "seed-42" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_supernet(tmp_path, tiny_roberta_two_labels, tiny_text_file):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPTS / "search_classformer.py"]
+    flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--strategy", "constrained")
+    command = list(map(str, [*launch, *flags, "--required_performance", 0.5, "--length_buckets", 16]))
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("asked: ") == 1
+        rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
+        assert len(rows) == 4 and len({row["key"] for row in rows[1:]}) == 3
+        rows = [json.loads(line) for line in (tmp_path / "run" / "winners" / "trials.jsonl").read_text().splitlines()]
+        assert [row["status"] for row in rows[1:]] == ["ok"] * (len(rows) - 1)
+        assert (tmp_path / "run" / "best" / "model.safetensors").exists()
+
+
 def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_labels, tiny_text_file):
     flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--max_trials", 8)
     command = [sys.executable, str(SCRIPTS / "search_classformer.py"), *map(str, flags)]

@@ -167,7 +167,7 @@ class FineTuneObjective:
                 shutil.rmtree(folder, ignore_errors=True)
                 with suppress(OSError):  # another worker trains there
                     folder.parent.rmdir()
-        return _on_main_process(lambda: self.record(schedule, model, result))
+        return on_main_process(lambda: self.record(schedule, model, result))
 
     def record(self, schedule: Schedule, model: PreTrainedModel, result: FineTuned) -> dict[str, Any]:
         """Save a trained model and put its validation into plain data."""
@@ -210,7 +210,7 @@ class FineTuneObjective:
             `latency_ratio` (to `full`), `stock_latency_ratio` (of `stock` to `full`), `latency` (statistics of all
             three), `flops_ratio`, `hardware`, ...
         """
-        return _on_main_process(lambda: self._measure(schedule))
+        return on_main_process(lambda: self._measure(schedule))
 
     def _measure(self, schedule: Schedule) -> dict[str, Any]:
         with self.ready_to_time() as (build, inputs):
@@ -269,7 +269,7 @@ class FineTuneObjective:
         return sorted(seconds)[1] * (steps + validation) + latency
 
 
-def _on_main_process(function: Callable[[], Any]) -> Any:
+def on_main_process(function: Callable[[], Any]) -> Any:
     """Run something in the main process; every process goes on with what it returned or raised."""
     result, error = None, None
     if PartialState().is_main_process:

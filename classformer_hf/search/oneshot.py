@@ -6,7 +6,8 @@ Stages, each of which leaves a file that the next one reads and that a stopped s
 2. `latency_table.json`: the times of one layer, from which those of every schedule follow.
 3. `trials.jsonl`: the search; a trial is a validation, nothing is trained.
 4. `direct_latency.json`: the best candidates timed directly, side by side, and the table's error on them.
-5. `winners/`: the full model and the fastest candidates, each fine-tuned shortly, then judged.
+5. `winners/`: the full model and the fastest candidate, fine-tuned shortly, then judged. Where it falls short, the bar
+   of stage 3 is raised by what was lost, and stages 3 to 5 go on.
 """
 
 import copy
@@ -19,23 +20,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
+from ..latency import LatencyTable
 from .journal import Journal, JournalError, Trial
-from .objective import FineTuneObjective
+from .objective import FineTuneObjective, on_main_process
 from .policy import find_policy
 from .report import prune_models
-from .space import SearchSpace
+from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
 from .supernet import FlopsUniformSampler, mean_flops, train_supernet
 from .timing import prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, reuse_trials
-from .winners import StartProgress, choose_candidates, judge_winners, prepare_winners
+from .winners import (
+    StartProgress,
+    choose_candidates,
+    judge_next,
+    list_short,
+    prepare_winners,
+    raise_requirement,
+)
 
 logger = logging.getLogger(__name__)
 
-NUM_REMEASURED = 10
+# candidates that are timed directly; further trials after a winner that fell short
+NUM_REMEASURED, EXTRA_TRIALS = 10, 10
 
 
 @dataclass(frozen=True)
@@ -94,92 +105,150 @@ def search_with_supernet(
         executors: Arguments of `run_search` that say where these trials run.
 
     Returns:
-        The result of the last stage. Its best trial is the full model where no candidate kept the requirement.
+        The result of the last stage. Its best trial is the full model where no candidate kept the requirement; the same
+        call then goes on with further candidates.
 
     Raises:
         KeyboardInterrupt: Stopped by hand; the same call goes on.
         JournalError: The folder belongs to another study, or a file cannot be written.
     """
-    output, required = objective.output, settings.required_performance
+    output, required, reuse = objective.output, settings.required_performance, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
-    if settings.reuse is None:
+    if reuse is None:
         folder = prepare_supernet(objective, space)
     else:
-        check_study(settings.reuse, objective)
-        folder = settings.reuse / "supernet"
-    table = prepare_table(objective, space, output / "latency_table.json", settings.latency_table)
-    started = time.monotonic()
-    known = list_known_costs(objective, space, table)
-    supernet = SupernetObjective(
-        folder,
-        objective.task,
-        objective.tokenizer,
-        known.latency,
-        space.full,
-        output,
-        str(objective.arguments.device),
-        objective.dtype,
-    )
-    # stands for the latency table and the lengths, on which every trial's latency depends
-    target = {"full_model_milliseconds": round(known.latency[space.full], 4)}
-    journal = Journal(output / "trials.jsonl", {**objective.identity(), "space": describe_space(space), **target})
-    max_trials = settings.max_trials
-    if settings.reuse is not None:
-        is_same_dtype = reuse_trials(settings.reuse, journal, supernet, required)
-        max_trials = max_trials if is_same_dtype else len(journal.trials)
-
-    def is_over() -> bool:
-        # one clock for all processes
-        is_late = settings.reuse is not None and time.monotonic() > started + REUSE_SECONDS
-        (is_late,) = broadcast_object_list([is_late])
-        return is_late or (is_time_up is not None and is_time_up())
-
-    result = run_search(
-        space,
-        supernet,
-        build_sampler(
-            settings.strategy,
-            space,
-            required,
-            max_trials,
-            objective.arguments.seed,
-            known=known,
-        ),
-        journal,
-        required,
-        max_trials,
-        is_over,
-        check_reference=check_reference,
-        on_trial=start_progress("validate with the supernet", max_trials, len(journal.trials)),
-        **(executors or {}),
-    )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    candidates = choose_candidates(result, NUM_REMEASURED)
+        check_study(reuse, objective)
+        folder = reuse / "supernet"
+    path = output / "latency_table.json"
+    table = on_main_process(lambda: prepare_table(objective, space, path, settings.latency_table))
     is_here = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
-    about: dict[str, Any] = {"supernet": read_supernet(folder), "num_search_trials": len(result.trials)}
-    ratios = {trial.schedule: trial.latency_ratio for trial in candidates}
-    if is_here and candidates:
-        seconds = None if settings.reuse is None else REUSE_SECONDS
-        record = remeasure(objective, table, list(ratios), output / "direct_latency.json", seconds)
-        about["drift"] = record["drift"]
-        ratios = {schedule: record["latency"][schedule.key]["ratio"] for schedule in ratios}
-    elif not is_here:
+    if not is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
-    promised = {trial.schedule: result.performance(trial) for trial in candidates}
-    queue = sorted(promised.items(), key=lambda item: ratios[item[0]])
-    if settings.length_buckets:
-        policy = find_policy(result, supernet, table, settings.length_buckets, required)
-        if policy is not None:
-            about["length_policy"] = policy[0].config
-            queue.insert(0, policy)
-    about |= {"is_reused": settings.reuse is not None, "answer_seconds": round(time.monotonic() - started, 1)}
+    stage = SupernetStage(objective, space, settings, folder, table)
     winners = prepare_winners(objective, folder, settings.winner_epochs)
-    judged = judge_winners(
-        winners, space, queue, required, settings.num_winners, start_progress, None if is_here else table
-    )
-    prune_models(winners.output / "models", judged)
-    return OneShotResult(judged, winners, about)
+    about: dict[str, Any] = {"supernet": read_supernet(folder), "is_reused": reuse is not None}
+    answer_seconds = 0.0
+    for _ in range(settings.num_winners):
+        started = time.monotonic()
+        short = on_main_process(lambda: list_short(output, required))
+        elsewhere = [] if reuse is None else list_short(reuse, required)
+        asked = raise_requirement(short + elsewhere, required)
+        if asked > required:
+            logger.info("earlier winners fell short; a candidate must promise %.2f %% now.", 100 * asked)
+        max_trials = settings.max_trials + EXTRA_TRIALS * len(short)
+        result = stage.search(asked, max_trials, start_progress, check_reference, is_time_up, executors)
+        queue, found = stage.choose(result, is_here)
+        answer_seconds += time.monotonic() - started
+        verdict = judge_next(winners, space, queue, required, start_progress, None if is_here else table)
+        about |= {**found, "num_search_trials": len(result.trials), "answer_seconds": round(answer_seconds, 1)}
+        if verdict.best is not verdict.reference or not queue:
+            break
+    on_main_process(lambda: prune_models(winners.output / "models", verdict))
+    return OneShotResult(verdict, winners, about)
+
+
+class SupernetStage:
+    """The search among schedules with a supernet's weights: nothing is trained.
+
+    Args:
+        objective: As in `search_with_supernet`.
+        space: The schedules to choose from.
+        settings: What is asked.
+        folder: The supernet.
+        table: Latency of the target.
+    """
+
+    def __init__(
+        self,
+        objective: FineTuneObjective,
+        space: SearchSpace,
+        settings: OneShotSettings,
+        folder: Path,
+        table: LatencyTable,
+    ):
+        self.objective, self.space, self.settings, self.table = objective, space, settings, table
+        self.known = list_known_costs(objective, space, table)
+        self.supernet = SupernetObjective(
+            folder,
+            objective.task,
+            objective.tokenizer,
+            self.known.latency,
+            space.full,
+            objective.output,
+            str(objective.arguments.device),
+            objective.dtype,
+        )
+
+    def search(
+        self,
+        asked: float,
+        max_trials: int,
+        start_progress: StartProgress,
+        check_reference: Callable[[Trial], None] | None,
+        is_time_up: Callable[[], bool] | None,
+        executors: Mapping[str, Any] | None,
+    ) -> SearchResult:
+        """Validate schedules until the budget is used up; arguments as in `search_with_supernet` and `run_search`.
+
+        Raises:
+            KeyboardInterrupt: Stopped by hand.
+        """
+        started, reuse = time.monotonic(), self.settings.reuse
+        # stands for the latency table and the lengths, on which every trial's latency depends
+        target = {"full_model_milliseconds": round(self.known.latency[self.space.full], 4)}
+        identity = {**self.objective.identity(), "space": describe_space(self.space), **target}
+        journal = Journal(self.objective.output / "trials.jsonl", identity, is_writer=PartialState().is_main_process)
+        if reuse is not None:
+            is_same_dtype = on_main_process(lambda: reuse_trials(reuse, journal, self.supernet, asked))
+            journal.read()
+            max_trials = max_trials if is_same_dtype else len(journal.trials)
+
+        def is_over() -> bool:
+            # one clock for all processes
+            is_late = reuse is not None and time.monotonic() > started + REUSE_SECONDS
+            (is_late,) = broadcast_object_list([is_late])
+            return is_late or (is_time_up is not None and is_time_up())
+
+        seed = self.objective.arguments.seed
+        result = run_search(
+            self.space,
+            self.supernet,
+            build_sampler(self.settings.strategy, self.space, asked, max_trials, seed, known=self.known),
+            journal,
+            asked,
+            max_trials,
+            is_over,
+            check_reference=check_reference,
+            on_trial=start_progress("validate with the supernet", max_trials, len(journal.trials)),
+            **(executors or {}),
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return result
+
+    def choose(self, result: SearchResult, is_here: bool) -> tuple[list[Schedule], dict[str, Any]]:
+        """List what deserves a fine-tuning, fastest first, and what was found on the way.
+
+        Args:
+            result: Of `search`.
+            is_here: Whether the table is of this machine, so that the candidates can be timed directly.
+        """
+        ratios = {trial.schedule: trial.latency_ratio for trial in choose_candidates(result, NUM_REMEASURED)}
+        about: dict[str, Any] = {}
+        if is_here and ratios:
+            path = self.objective.output / "direct_latency.json"
+            seconds = None if self.settings.reuse is None else REUSE_SECONDS
+            record = on_main_process(lambda: remeasure(self.objective, self.table, list(ratios), path, seconds))
+            about["drift"] = record["drift"]
+            ratios = {schedule: record["latency"][schedule.key]["ratio"] for schedule in ratios}
+        queue = sorted(ratios, key=lambda schedule: ratios[schedule])
+        if self.settings.length_buckets:
+            limits = self.settings.length_buckets
+            policy = on_main_process(lambda: find_policy(result, self.supernet, self.table, limits))
+            if policy is not None:
+                about["length_policy"] = policy.config
+                queue.insert(0, policy)
+        return queue, about
 
 
 def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
@@ -198,7 +267,8 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     folder = objective.output / "supernet"
     identity = {**objective.identity(), "space": describe_space(space)}
     identity.pop("latency")
-    if (folder / "supernet.json").exists():
+    (is_done,) = broadcast_object_list([(folder / "supernet.json").exists()])
+    if is_done:
         found = json.loads((folder / "supernet.json").read_text())["identity"]
         for name, expected in json.loads(json.dumps(identity)).items():
             if found.get(name) != expected:
@@ -214,10 +284,6 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     arguments = copy.copy(objective.arguments)
     arguments.output_dir = str(objective.output / "supernet_checkpoints")
     seconds = train_supernet(model, objective.task, objective.tokenizer, arguments, sampler)
-    partial = folder.with_name("supernet.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    objective.tokenizer.save_pretrained(partial)
     record = {
         "identity": identity,
         "train_seconds": round(seconds, 1),
@@ -225,10 +291,18 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
         "num_schedules": len(schedules),
         "flops_of_50_trials_ratio": sampler.share_of_fine_tunings(50),
     }
-    (partial / "supernet.json").write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    shutil.rmtree(arguments.output_dir, ignore_errors=True)
+
+    def save():
+        partial = folder.with_name("supernet.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        extract_model_from_parallel(model, keep_fp32_wrapper=False).save_pretrained(partial)
+        objective.tokenizer.save_pretrained(partial)
+        (partial / "supernet.json").write_text(json.dumps(record, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        shutil.rmtree(arguments.output_dir, ignore_errors=True)
+
+    on_main_process(save)
     return folder
 
 

@@ -117,14 +117,13 @@ def find_policy(
     objective: SupernetObjective,
     table: LatencyTable,
     limits: Sequence[int],
-    required: float,
-) -> tuple[Schedule, float] | None:
-    """Choose a schedule per length bucket among the trials; gives it with the performance that it promises."""
+) -> Schedule | None:
+    """Choose a schedule per length bucket among the trials, for the least expected time at the score that is asked."""
     trials = [trial for trial in result.trials if trial.is_ok]
     split = objective.task.splits["validation"]
     references, name = np.asarray(split["labels"]), objective.task.metric_name
     lengths = np.array([len(ids) for ids in split["input_ids"]])
-    required_score = required * result.reference.score
+    required_score = result.required_performance * result.reference.score
     schedules = [trial.schedule for trial in trials]
     predictions = np.stack([objective.load_predictions(schedule) for schedule in schedules])
     policy = choose_policy(
@@ -140,8 +139,7 @@ def find_policy(
     if policy is None or not policy.buckets:
         logger.info("no choice of schedules by length keeps the requirement and is faster than one for all.")
         return None
-    # what it promises is at least what was asked; its own fine-tuning judges it
-    return policy, required
+    return policy
 
 
 def predict_policy(table: LatencyTable, schedule: Schedule, lengths: Sequence[int]) -> float:

@@ -21,7 +21,7 @@ from ..data import Task
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
 from .journal import Journal, JournalError, Trial
-from .objective import FineTuneObjective
+from .objective import FineTuneObjective, on_main_process
 from .space import Schedule
 from .supernet import predict_schedules
 
@@ -73,8 +73,12 @@ class SupernetObjective:
             Plain data for the journal: `score`, `standard_error`, `paired_standard_error` (of the score divided by the
             full model's), `latency_ratio` and `latency_milliseconds` by the table, ...
         """
-        self.predict([self.full, schedule])
-        return self.describe(schedule)
+
+        def validate() -> dict[str, Any]:
+            self.predict([self.full, schedule])
+            return self.describe(schedule)
+
+        return on_main_process(validate)
 
     def predict(self, schedules: Sequence[Schedule]):
         """Compute and keep the predictions that are missing; schedules that begin alike share their first layers."""

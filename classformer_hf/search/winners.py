@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..latency import LatencyTable
 from .journal import Journal, Trial
 from .objective import FineTuneObjective
 from .policy import predict_policy
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
-from .study import SearchResult, run_search
+from .study import SearchResult, find_reference, run_search
 
 # told the name of a stage, its largest number of trials and that of the finished ones; gives what hears of every trial
 StartProgress = Callable[[str, int, int], Callable[[SearchResult], Any]]
@@ -31,24 +33,49 @@ def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: fl
     return objective.for_checkpoint(str(supernet), arguments)
 
 
-def judge_winners(
+def list_short(study: Path, required: float) -> list[tuple[float, float]]:
+    """List the winners of a study that fell short: the performance that they promised, and what they kept."""
+    path = study / "winners" / "trials.jsonl"
+    trials = Journal(path, {}, is_writer=False).trials if path.exists() else []
+    reference = find_reference(trials)
+    if reference is None:
+        return []
+    full_as_is = reference.measurement["score_as_is"]
+    pairs = [(t.measurement["score_as_is"] / full_as_is, t.score / reference.score) for t in trials if t.is_ok]
+    return [(promised, kept) for promised, kept in pairs if kept < required]
+
+
+def raise_requirement(short: Sequence[tuple[float, float]], required: float) -> float:
+    """Say what a candidate must promise with the supernet's weights, so that its fine-tuning keeps the requirement.
+
+    The full model gains by its fine-tuning, mostly more than a shorter one, so the loss against it grows by a factor;
+    candidates may promise to lose as much less, by the largest factor seen.
+
+    Args:
+        short: (promised, kept) performance of winners that fell short.
+        required: The share of the full model's performance that is asked.
+    """
+    raised = (1 - (1 - required) * max(1 - promised, 0.0) / (1 - kept) for promised, kept in short)
+    return max([required, *raised])
+
+
+def judge_next(
     winners: FineTuneObjective,
     space: SearchSpace,
-    queue: Sequence[tuple[Schedule, float]],
+    queue: Sequence[Schedule],
     required: float,
-    num_winners: int,
     start_progress: StartProgress,
     foreign_table: LatencyTable | None = None,
 ) -> SearchResult:
-    """Fine-tune the full model and the candidates shortly from the supernet, until one keeps the requirement."""
+    """Fine-tune the first new candidate (and the full model) shortly from the supernet, unless one was good enough."""
     timing = winners.measure
     if foreign_table is not None:
 
         def timing(schedule: Schedule) -> dict[str, Any]:
             return predicted_timing(foreign_table, schedule, winners.full, winners.lengths)
 
-    journal = Journal(winners.output / "trials.jsonl", winners.identity())
-    max_trials = len(journal.trials) + num_winners + (not journal.trials)
+    journal = Journal(winners.output / "trials.jsonl", winners.identity(), is_writer=PartialState().is_main_process)
+    max_trials = max(len(journal.trials), 1) + 1
     result = run_search(
         space,
         winners,
@@ -56,7 +83,7 @@ def judge_winners(
         journal,
         required,
         max_trials,
-        on_trial=start_progress("fine-tune the winners", max_trials, len(journal.trials)),
+        on_trial=start_progress("fine-tune a winner", max_trials, len(journal.trials)),
         timing=timing,
     )
     if result.interrupted:
@@ -76,30 +103,21 @@ def predicted_timing(table: LatencyTable, schedule: Schedule, full: Schedule, le
 
 
 class QueueSampler(Sampler):
-    """Proposes given candidates, fastest first, until one keeps the requirement after its own fine-tuning.
-
-    Where one falls short, the next must have promised more by as much.
+    """Proposes given candidates in their order, until one keeps the requirement after its own fine-tuning.
 
     Args:
         space: What was searched.
-        candidates: Schedules with their promised performance, fastest first.
+        candidates: Schedules, fastest first.
         required: The share of the full model's performance that is asked.
     """
 
-    def __init__(self, space: SearchSpace, candidates: Sequence[tuple[Schedule, float]], required: float):
+    def __init__(self, space: SearchSpace, candidates: Sequence[Schedule], required: float):
         super().__init__(space)
         self.candidates, self.required = list(candidates), required
 
     def propose(self) -> tuple[Schedule, str] | None:
-        promised = dict(self.candidates)
-        needed = 0.0
-        for observation in self.observations:
-            if observation.schedule not in promised or observation.performance is None:
-                continue
-            if observation.performance >= self.required:
-                return None
-            needed = max(needed, promised[observation.schedule] + self.required - observation.performance)
-        for schedule, performance in self.candidates:
-            if schedule not in self.taken and performance >= needed:
-                return schedule, "winner"
-        return None
+        full = self.space.full
+        kept = [one.performance for one in self.observations if one.is_ok and one.schedule != full]
+        if any(performance is not None and performance >= self.required for performance in kept):
+            return None
+        return next(((one, "winner") for one in self.candidates if one not in self.taken), None)

@@ -245,10 +245,17 @@ def certificate_table(record: dict) -> str:
     header = ["keep", "margin", "holdout", "choice violates, %", "issued, %", "issued wrongly, % [95 %]", "p above 5 %"]
     note = (
         f"{record['num_resamples']} resamples of a population of {record['num_population']} texts and "
-        f"{len(record['schedules'])} schedules, {record['num_search']} texts to choose on. "
+        f"{len(record['schedules'])} schedules, {record['num_search']} texts to choose on; "
+        f"{record['hardware']['device_name']}. "
         f"Command: `{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note
+
+
+def certificate_sentence(record: dict) -> str:
+    """What the one reading of a test split said of every candidate."""
+    sentences = [model["certificate"]["sentence"] for model in record["models"] if "certificate" in model]
+    return "".join(f"- {record['dataset'].upper()}: {sentence}\n" for sentence in sentences)
 
 
 def cross_table(record: dict) -> str:
@@ -290,7 +297,8 @@ def policy_table(record: dict) -> str:
     quantiles = " / ".join(f"{value:.0f}" for value in record["length_quantiles_tokens"])
     note = (
         f"Chosen on {record['num_validation_examples']} texts, reported on {record['num_test_examples']} others; "
-        f"latency by the table, relative to the full model; lengths at 5/25/50/75/95 %: {quantiles} tokens. "
+        f"latency by the table, relative to the full model, {record['hardware']['device_name']}; lengths at "
+        f"5/25/50/75/95 %: {quantiles} tokens. "
         f"Command: `{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note
@@ -308,6 +316,7 @@ VIEWS: dict[str, Callable[[dict], str]] = {
         latency_check,
         race_table,
         certificate_table,
+        certificate_sentence,
         cross_table,
         policy_table,
     )

@@ -93,7 +93,7 @@ class SearchArguments:
         },
     )
     num_winners: int = field(
-        default=3, metadata={"help": "Candidates of a supernet that may be fine-tuned before one is good enough."}
+        default=5, metadata={"help": "Candidates of a supernet that may be fine-tuned before one is good enough."}
     )
     winner_epochs: float = field(default=1.0, metadata={"help": "Epochs of a winner's own fine-tuning."})
     reuse: str | None = field(

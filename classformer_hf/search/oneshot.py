@@ -67,7 +67,7 @@ class OneShotSettings:
     strategy: str = "constrained"
     required_performance: float = 0.99
     max_trials: int = 50
-    num_winners: int = 3
+    num_winners: int = 5
     winner_epochs: float = 1.0
     latency_table: str | None = None
     length_buckets: Sequence[int] = ()

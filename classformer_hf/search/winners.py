@@ -33,30 +33,38 @@ def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: fl
     return objective.for_checkpoint(str(supernet), arguments)
 
 
-def list_short(study: Path, required: float) -> list[tuple[float, float]]:
-    """List the winners of a study that fell short: the performance that they promised, and what they kept."""
+def list_short(study: Path, required: float) -> list[tuple[float, float, float]]:
+    """List the winners of a study that fell short: the performance that they promised, what they kept, its error."""
     path = study / "winners" / "trials.jsonl"
     trials = Journal(path, {}, is_writer=False).trials if path.exists() else []
     reference = find_reference(trials)
     if reference is None:
         return []
-    full_as_is = reference.measurement["score_as_is"]
-    pairs = [(t.measurement["score_as_is"] / full_as_is, t.score / reference.score) for t in trials if t.is_ok]
-    return [(promised, kept) for promised, kept in pairs if kept < required]
+    short = []
+    for trial in trials:
+        kept = trial.score / reference.score if trial.is_ok else 1.0
+        if kept < required:
+            promised = trial.measurement["score_as_is"] / reference.measurement["score_as_is"]
+            short.append((promised, kept, trial.measurement.get("paired_standard_error") or 0.0))
+    return short
 
 
-def raise_requirement(short: Sequence[tuple[float, float]], required: float) -> float:
+def raise_requirement(short: Sequence[tuple[float, float, float]], required: float) -> float:
     """Say what a candidate must promise with the supernet's weights, so that its fine-tuning keeps the requirement.
 
     The full model gains by its fine-tuning, mostly more than a shorter one, so the loss against it grows by a factor;
-    candidates may promise to lose as much less, by the largest factor seen.
+    candidates may promise to lose as much less, by the largest factor seen. They were chosen for looking good, so that
+    they are aimed a standard error above the requirement, though at most halfway to no loss.
 
     Args:
-        short: (promised, kept) performance of winners that fell short.
+        short: (promised, kept, standard error of kept) performance of winners that fell short.
         required: The share of the full model's performance that is asked.
     """
-    raised = (1 - (1 - required) * max(1 - promised, 0.0) / (1 - kept) for promised, kept in short)
-    return max([required, *raised])
+    asked = required
+    for promised, kept, error in short:
+        allowed = max(1 - required - error, (1 - required) / 2)
+        asked = max(asked, 1 - allowed * max(1 - promised, 0.0) / (1 - kept))
+    return asked
 
 
 def judge_next(

@@ -288,10 +288,12 @@ class TestQueue:
 def test_bar_rises_by_what_was_lost():
     assert raise_requirement([], 0.95) == 0.95
     # twice as much was lost as promised: promise half the loss
-    assert raise_requirement([(0.96, 0.92)], 0.95) == pytest.approx(0.975)
-    assert raise_requirement([(0.96, 0.92), (0.95, 0.94)], 0.95) == pytest.approx(0.975)
-    assert raise_requirement([(1.01, 0.98)], 0.99) == 1
-    assert raise_requirement([(0.5, 0.8)], 0.95) == 0.95, "a gain lowers nothing"
+    assert raise_requirement([(0.96, 0.92, 0.0)], 0.95) == pytest.approx(0.975)
+    assert raise_requirement([(0.96, 0.92, 0.0), (0.95, 0.94, 0.0)], 0.95) == pytest.approx(0.975)
+    assert raise_requirement([(0.96, 0.92, 0.01)], 0.95) == pytest.approx(1 - 0.04 / 2), "aimed one error higher"
+    assert raise_requirement([(0.96, 0.92, 0.04)], 0.95) == pytest.approx(1 - 0.025 / 2), "halfway at most"
+    assert raise_requirement([(1.01, 0.98, 0.0)], 0.99) == 1
+    assert raise_requirement([(0.5, 0.8, 0.0)], 0.95) == 0.95, "a gain lowers nothing"
 
 
 def test_search_goes_on_where_winners_fall_short(build, study, space, tmp_path, monkeypatch):

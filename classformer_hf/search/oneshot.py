@@ -38,7 +38,7 @@ from .winners import (
     StartProgress,
     choose_candidates,
     judge_next,
-    list_short,
+    list_verdicts,
     prepare_winners,
     raise_requirement,
 )
@@ -130,13 +130,12 @@ def search_with_supernet(
     answer_seconds = 0.0
     for _ in range(settings.num_winners):
         started = time.monotonic()
-        short = on_main_process(lambda: list_short(output, required))
-        elsewhere = [] if reuse is None else list_short(reuse, required)
-        asked = raise_requirement(short + elsewhere, required)
+        verdicts = on_main_process(lambda: list_verdicts(output))
+        num_extra = EXTRA_TRIALS * sum(verdict.kept < required for verdict in verdicts)
+        asked = raise_requirement(verdicts + ([] if reuse is None else list_verdicts(reuse)), required)
         if asked > required:
             logger.info("earlier winners fell short; a candidate must promise %.2f %% now.", 100 * asked)
-        max_trials = settings.max_trials + EXTRA_TRIALS * len(short)
-        result = stage.search(asked, max_trials, start_progress, check_reference, is_time_up, executors)
+        result = stage.search(asked, num_extra, start_progress, check_reference, is_time_up, executors)
         queue, found = stage.choose(result, is_here)
         answer_seconds += time.monotonic() - started
         verdict = judge_next(winners, space, queue, required, start_progress, None if is_here else table)
@@ -182,7 +181,7 @@ class SupernetStage:
     def search(
         self,
         asked: float,
-        max_trials: int,
+        num_extra: int,
         start_progress: StartProgress,
         check_reference: Callable[[Trial], None] | None,
         is_time_up: Callable[[], bool] | None,
@@ -190,10 +189,14 @@ class SupernetStage:
     ) -> SearchResult:
         """Validate schedules until the budget is used up; arguments as in `search_with_supernet` and `run_search`.
 
+        Args:
+            asked: What a candidate must promise.
+            num_extra: Trials beyond the budget.
+
         Raises:
             KeyboardInterrupt: Stopped by hand.
         """
-        started, reuse = time.monotonic(), self.settings.reuse
+        started, reuse, max_trials = time.monotonic(), self.settings.reuse, self.settings.max_trials
         # stands for the latency table and the lengths, on which every trial's latency depends
         target = {"full_model_milliseconds": round(self.known.latency[self.space.full], 4)}
         identity = {**self.objective.identity(), "space": describe_space(self.space), **target}
@@ -201,7 +204,13 @@ class SupernetStage:
         if reuse is not None:
             is_same_dtype = on_main_process(lambda: reuse_trials(reuse, journal, self.supernet, asked))
             journal.read()
-            max_trials = max_trials if is_same_dtype else len(journal.trials)
+            num_reused = sum(trial.origin in ("reference", "reused") for trial in journal.trials)
+            if is_same_dtype:
+                max_trials = max(max_trials, num_reused + EXTRA_TRIALS)
+            else:
+                # chosen by what they promised; a few examples only show that the other dtype does not break them
+                asked, max_trials, num_extra = self.settings.required_performance, num_reused, 0
+        max_trials += num_extra
 
         def is_over() -> bool:
             # one clock for all processes

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
@@ -33,38 +33,51 @@ def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: fl
     return objective.for_checkpoint(str(supernet), arguments)
 
 
-def list_short(study: Path, required: float) -> list[tuple[float, float, float]]:
-    """List the winners of a study that fell short: the performance that they promised, what they kept, its error."""
+class Verdict(NamedTuple):
+    """A winner of an earlier round: its performance with the supernet's weights, and after its own fine-tuning."""
+
+    promised: float
+    kept: float
+    standard_error: float
+
+
+def list_verdicts(study: Path) -> list[Verdict]:
+    """List what the last stage of a study has judged so far."""
     path = study / "winners" / "trials.jsonl"
     trials = Journal(path, {}, is_writer=False).trials if path.exists() else []
     reference = find_reference(trials)
     if reference is None:
         return []
-    short = []
-    for trial in trials:
-        kept = trial.score / reference.score if trial.is_ok else 1.0
-        if kept < required:
-            promised = trial.measurement["score_as_is"] / reference.measurement["score_as_is"]
-            short.append((promised, kept, trial.measurement.get("paired_standard_error") or 0.0))
-    return short
+    full, full_as_is = reference.score, reference.measurement["score_as_is"]
+    return [
+        Verdict(
+            trial.measurement["score_as_is"] / full_as_is,
+            trial.score / full,
+            trial.measurement.get("paired_standard_error") or 0.0,
+        )
+        for trial in trials
+        if trial.is_ok and trial is not reference
+    ]
 
 
-def raise_requirement(short: Sequence[tuple[float, float, float]], required: float) -> float:
+def raise_requirement(verdicts: Sequence[Verdict], required: float) -> float:
     """Say what a candidate must promise with the supernet's weights, so that its fine-tuning keeps the requirement.
 
     The full model gains by its fine-tuning, mostly more than a shorter one, so the loss against it grows by a factor;
-    candidates may promise to lose as much less, by the largest factor seen. They were chosen for looking good, so that
-    they are aimed a standard error above the requirement, though at most halfway to no loss.
+    candidates may promise to lose as much less, by the largest factor seen among those that fell short. They were
+    chosen for looking good, so that they are aimed a standard error above the requirement, though at most halfway to no
+    loss; and no higher than what a winner promised that did keep it.
 
     Args:
-        short: (promised, kept, standard error of kept) performance of winners that fell short.
+        verdicts: Winners so far.
         required: The share of the full model's performance that is asked.
     """
-    asked = required
-    for promised, kept, error in short:
-        allowed = max(1 - required - error, (1 - required) / 2)
-        asked = max(asked, 1 - allowed * max(1 - promised, 0.0) / (1 - kept))
-    return asked
+    asked, loss = required, 1 - required
+    for promised, kept, error in verdicts:
+        if kept < required:
+            asked = max(asked, 1 - max(loss - error, loss / 2) * max(1 - promised, 0.0) / (1 - kept))
+    enough = [one.promised for one in verdicts if one.kept >= required]
+    return max(required, min([asked, *enough]))
 
 
 def judge_next(

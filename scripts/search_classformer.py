@@ -65,7 +65,11 @@ class SearchArguments:
         default=0.99, metadata={"help": "Share of the full model's validation score that the result must keep."}
     )
     max_trials: int = field(
-        default=50, metadata={"help": "Number of schedules to evaluate, those of a resumed search included."}
+        default=50,
+        metadata={
+            "help": "Number of schedules to evaluate, those of a resumed search included; with a supernet, 10 more for "
+            "every winner that falls short."
+        },
     )
     time_budget: float | None = field(default=None, metadata={"help": "Minutes after which no further trial starts."})
     strategy: str = field(

@@ -120,12 +120,7 @@ class Journal:
                 ) from error
 
     def _check_identity(self, found: dict[str, Any]):
-        for name, expected in self.identity.items():
-            if found.get(name) != expected:
-                raise JournalError(
-                    f"{self.path} belongs to another study: its {name} is {found.get(name)!r}, now it is {expected!r}; "
-                    "use another --output_dir, or the old settings to resume."
-                )
+        check_identity(f"{self.path} belongs to another study", self.identity, found)
 
     @property
     def next_number(self) -> int:
@@ -183,6 +178,30 @@ class Journal:
         with JournalLock(self.path.parent / "driver.json"):
             self.read()
             yield
+
+
+def check_identity(complaint: str, expected: dict[str, Any], found: dict[str, Any]):
+    """Refuse what an earlier study left if its identity differs from this one's.
+
+    Args:
+        complaint: How the error begins: what belongs to whom.
+        expected: Of this study, plain data.
+        found: Of the earlier one.
+
+    Raises:
+        JournalError: It differs; only what does is named.
+    """
+    for name, wanted in expected.items():
+        other = found.get(name)
+        if other == wanted:
+            continue
+        if isinstance(wanted, dict) and isinstance(other, dict):
+            differing = [key for key in {**wanted, **other} if wanted.get(key) != other.get(key)]
+            other, wanted = ({key: one.get(key) for key in differing} for one in (other, wanted))
+        raise JournalError(
+            f"{complaint}: its {name} is {other!r}, now it is {wanted!r}; use another --output_dir, or the old "
+            "settings to resume."
+        )
 
 
 class JournalLock:

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
 from ..latency import LatencyTable
-from .journal import Journal, JournalError, Trial
+from .journal import Journal, Trial, check_identity
 from .objective import FineTuneObjective, on_main_process
 from .policy import find_policy
 from .report import prune_models
@@ -33,7 +33,7 @@ from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
 from .supernet import FlopsUniformSampler, mean_flops, train_supernet
 from .timing import prepare_table, remeasure
-from .validation import REUSE_SECONDS, SupernetObjective, check_study, reuse_trials
+from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
 from .winners import (
     StartProgress,
     choose_candidates,
@@ -56,7 +56,7 @@ class OneShotSettings:
     Attributes:
         strategy: One of `STRATEGIES`.
         required_performance: Share of the full model's score that the result must keep.
-        max_trials: Schedules to validate.
+        max_trials: Schedules to validate, before `EXTRA_TRIALS` more for every winner that falls short.
         num_winners: Candidates that may be fine-tuned before one is good enough.
         winner_epochs: Epochs of that fine-tuning.
         latency_table: A table from elsewhere.
@@ -278,13 +278,9 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     identity.pop("latency")
     (is_done,) = broadcast_object_list([(folder / "supernet.json").exists()])
     if is_done:
-        found = json.loads((folder / "supernet.json").read_text())["identity"]
-        for name, expected in json.loads(json.dumps(identity)).items():
-            if found.get(name) != expected:
-                raise JournalError(
-                    f"{folder} was trained for another study: its {name} is {found.get(name)!r}, now it is "
-                    f"{expected!r}; use another --output_dir, or the old settings to resume."
-                )
+        check_identity(
+            f"{folder} was trained for another study", json.loads(json.dumps(identity)), read_identity(folder)
+        )
         return folder
     schedules = space.enumerate()
     model: Any = objective.load(space.full)

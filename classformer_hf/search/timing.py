@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def remeasure(
     Returns:
         The record: statistics per schedule, and the table's drift.
     """
-    if path.exists():
+    with suppress(FileNotFoundError, ValueError):  # absent, or cut off while it was written
         record = json.loads(path.read_text())
         if {schedule.key for schedule in candidates} <= set(record["latency"]):
             return record

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Task
@@ -117,7 +118,10 @@ class SupernetObjective:
     def load(self) -> Any:
         """Load the weights, once."""
         if self.model is None:
-            self.model = ClassformerForSequenceClassification.from_pretrained(self.folder, dtype=self.dtype)
+            try:
+                self.model = ClassformerForSequenceClassification.from_pretrained(self.folder, dtype=self.dtype)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise JournalError(f"{self.folder} cannot be loaded ({error}); delete it to train it anew.") from error
             self.model.to(self.device)
         return self.model
 
@@ -150,21 +154,33 @@ def check_study(study: Path, objective: FineTuneObjective):
     Raises:
         JournalError: It is, or it has no supernet or no finished trial.
     """
-    try:
-        found = json.loads((study / "supernet" / "supernet.json").read_text())["identity"]
-    except OSError as error:
+    if not (study / "supernet" / "supernet.json").exists():
         raise JournalError(
             f"{study} holds no supernet (supernet/supernet.json); --reuse takes the --output_dir of a finished search "
             "with --evaluation supernet."
-        ) from error
+        )
+    found, now = read_identity(study / "supernet"), objective.identity()
     for name in ("checkpoint", "dataset"):
-        if found[name] != objective.identity()[name]:
+        if found[name] != now[name]:
             raise JournalError(
-                f"{study} was made with another {name} ({found[name]!r}, now {objective.identity()[name]!r}); "
+                f"{study} was made with another {name} ({found[name]!r}, now {now[name]!r}); "
                 "--reuse needs the same one."
             )
     if not Journal(study / "trials.jsonl", {}, is_writer=False).trials:
         raise JournalError(f"{study} has no finished trial to reuse; finish its search first.")
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Read what study a supernet was trained for.
+
+    Raises:
+        JournalError: Its record is damaged.
+    """
+    path = folder / "supernet.json"
+    try:
+        return json.loads(path.read_text())["identity"]
+    except (OSError, ValueError, KeyError) as error:
+        raise JournalError(f"{path} cannot be read ({error!r}); delete {folder} to train it anew.") from error
 
 
 def reuse_trials(study: Path, journal: Journal, objective: SupernetObjective, required: float) -> bool:

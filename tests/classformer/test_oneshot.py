@@ -140,6 +140,33 @@ def test_supernet_of_another_recipe_is_refused(build, study, space):
         search(objective, space)
 
 
+def test_difference_is_named_alone(build, study, space):
+    objective = build(study)
+    objective.arguments.seed = 7
+    with pytest.raises(JournalError) as caught:
+        search(objective, space)
+    assert "its recipe is {'seed': '42'}, now it is {'seed': '7'}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("supernet.json", "supernet.json cannot be read.*delete .*supernet to train it anew"), ("model.safetensors", "")],
+)
+def test_damaged_supernet_is_said(build, study, space, name, message):
+    (study / "trials.jsonl").unlink()
+    shutil.rmtree(study / "predictions")
+    (study / "supernet" / name).write_bytes((study / "supernet" / name).read_bytes()[:100])
+    with pytest.raises(JournalError, match=message or "supernet cannot be loaded .*; delete it to train it anew"):
+        search(build(study), space)
+
+
+def test_damaged_timing_is_repeated(build, study, space, tmp_path):
+    path = study / "direct_latency.json"
+    path.write_text("{")
+    search(build(study), space, required_performance=0.1)
+    assert json.loads(path.read_text())["latency"]
+
+
 def test_other_lengths_in_the_same_folder_are_refused(build, study, space):
     objective = build(study)
     objective.use_lengths([40] * 8)

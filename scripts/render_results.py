@@ -267,7 +267,8 @@ def cross_table(record: dict) -> str:
         for other in names:
             one = record["ratios"][target["name"]][other]
             cells.append(interval(*(1 / one[key] for key in ("ratio", "high", "low"))))
-        rows.append([target["name"], f"`{target['winner']}`", f"{target['answer_seconds']:.0f}", *cells])
+        seconds = f"{target['answer_seconds']:.0f}" if target["is_reused"] else "trained"
+        rows.append([target["name"], f"`{target['winner']}`", seconds, *cells])
     note = (
         f"Speed-up over the full model on that target, median and quartiles of {record['rounds']} rounds in which all "
         "winners took turns; answered: seconds from the latency table to the candidates, before their fine-tuning. "

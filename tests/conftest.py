@@ -5,6 +5,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,8 @@ from transformers import RobertaConfig, RobertaForSequenceClassification, Robert
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification  # noqa: E402
 
 torch.set_num_threads(1)
+# a suite that a shell started in the background inherits that Ctrl-C is ignored, and so would the processes of its tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 # large initial weights, because at 0.02 the logits hardly depend on the input and every comparison would pass

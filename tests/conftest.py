@@ -34,7 +34,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification, Robert
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification  # noqa: E402
 
 torch.set_num_threads(1)
-# a suite that a shell started in the background inherits that Ctrl-C is ignored, and so would the processes of its tests
+# a suite started in the background inherits that Ctrl-C is ignored, and so would the processes of its tests
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

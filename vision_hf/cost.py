@@ -1,0 +1,77 @@
+"""What shared convolutions cost: forward and training time against the plain convolutions that they stand for."""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class TimeRatio:
+    """Processor time relative to a reference in the same round: median and quartiles over rounds."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def measure_ratios(
+    calls: Mapping[str, Callable[[], Any]], reference: str, rounds: int = 30, seconds_per_call: float = 0.02
+) -> dict[str, TimeRatio]:
+    """Time functions against each other: all take a turn in every round, in an order drawn anew.
+
+    Args:
+        calls: Functions by name.
+        reference: Name of the one that the others are divided by.
+        rounds: Number of ratios behind the median.
+        seconds_per_call: A function is repeated within its turn until about so long is up.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        started = time.process_time()
+        call()
+        seconds = max(time.process_time() - started, 1e-6)
+        repeats[name] = max(1, round(seconds_per_call / seconds))
+    generator = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name in generator.sample(list(calls), len(calls)):
+            call = calls[name]
+            started = time.process_time()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.process_time() - started) / repeats[name])
+    base = np.array(times[reference])
+    quartiles = {name: np.percentile(np.array(values) / base, [25, 50, 75]) for name, values in times.items()}
+    return {name: TimeRatio(float(middle), float(low), float(high)) for name, (low, middle, high) in quartiles.items()}
+
+
+def forward_call(layer: nn.Module, images: torch.Tensor) -> Callable[[], Any]:
+    """Give a function that runs a layer without gradients, in evaluation mode."""
+    layer.eval()
+
+    def call():
+        with torch.no_grad():
+            layer(images)
+
+    return call
+
+
+def training_call(layer: nn.Module, images: torch.Tensor) -> Callable[[], Any]:
+    """Give a function that runs a layer forward and backward, to its weights and its input."""
+    layer.train()
+    images = images.clone().requires_grad_()
+    with torch.no_grad():
+        upstream = torch.randn_like(layer(images))
+    wanted = [images, *layer.parameters()]
+
+    def call():
+        torch.autograd.grad(layer(images), wanted, upstream)
+
+    return call

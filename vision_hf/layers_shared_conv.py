@@ -56,7 +56,7 @@ class _SharedConv(nn.Module):
         if grad_reduction not in GRAD_REDUCTIONS:
             raise ValueError(f"`grad_reduction` must be one of {GRAD_REDUCTIONS}, got {grad_reduction!r}.")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.kernel_size: Any = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.num_ties, self.grad_reduction = num_ties, grad_reduction
         self.weight = nn.Parameter(torch.empty(*weight_shape, *self.kernel_size))
@@ -83,16 +83,16 @@ class _SharedConv(nn.Module):
 
     def expand(self) -> nn.Conv2d:
         """Build the plain convolution that computes the same."""
-        geometry: Any = (
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-        )
-        factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
-        plain: Any = nn.Conv2d(*geometry, groups=self.groups, bias=self.bias is not None, **factory)
+        options: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "bias": self.bias is not None,
+            "device": self.weight.device,
+            "dtype": self.weight.dtype,
+        }
+        plain: Any = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, **options)
         with torch.no_grad():
             plain.weight.copy_(self.expanded_weight())
             if self.bias is not None:

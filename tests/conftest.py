@@ -90,6 +90,14 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def tiny_image_processor():
+    """Images of any size to 16 x 16 pixels, normalised."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    return ViTImageProcessorPil(size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="session")
 def tiny_roberta_folder(tmp_path_factory, tiny_tokenizer):
     """A saved stock RoBERTa classifier with its tokenizer."""
     return _save_classifier(RobertaForSequenceClassification, RobertaConfig(**TINY), tiny_tokenizer, tmp_path_factory)

@@ -128,7 +128,7 @@ class SharedEfficientNetModel(SharedConvModel):
                 )
                 channels, num_blocks = widths[index], num_blocks + 1
             stages.append(nn.Sequential(*blocks))
-        style = {"activation": config.hidden_act, "padding_style": config.padding_style}
+        style: dict[str, Any] = {"activation": config.hidden_act, "padding_style": config.padding_style}
         stem = ConvNormAct(config, config.num_channels, stem_channels, 3, config.stem_stride, **style)
         head = ConvNormAct(config, channels, config.scale_width(config.head_channels), 1, **style)
         return stem, stages, head, [stem_channels, *widths]

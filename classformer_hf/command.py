@@ -55,6 +55,30 @@ def describe_command() -> str:
     return shlex.join(["python", *(shorten(argument) for argument in sys.argv)])
 
 
+def check_settings(path: Path, settings: dict, is_writer: bool):
+    """Refuse to go on with what other settings have begun.
+
+    Args:
+        path: Record of the settings; written if there is none.
+        settings: Those of the running command.
+        is_writer: Whether this process, of several, writes.
+
+    Raises:
+        ValueError: The record names other settings.
+    """
+    if path.exists():
+        found = json.loads(path.read_text())
+        changed = [name for name in settings if found.get(name) != settings[name]]
+        if changed:
+            raise ValueError(
+                f"{path.parent} holds a training with another {' and '.join(changed)}; use another --output_dir, or "
+                "the old settings to resume."
+            )
+    elif is_writer:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def run_command(main: Callable[[], int | None]):
     """Run a script's main function; what a user can mend is said in one sentence, with exit code 1.
 

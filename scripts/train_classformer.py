@@ -20,7 +20,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
-from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
@@ -54,21 +54,6 @@ def read_schedule(arguments: ModelArguments) -> dict:
     except (OSError, json.JSONDecodeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is no Classformer config with gamma and eta ({reason}).") from error
-
-
-def check_settings(path: Path, settings: dict, is_writer: bool):
-    """Refuse to go on with what other settings have begun."""
-    if path.exists():
-        found = json.loads(path.read_text())
-        changed = [name for name in settings if found.get(name) != settings[name]]
-        if changed:
-            raise ValueError(
-                f"{path.parent} holds a training with another {' and '.join(changed)}; use another --output_dir, or "
-                "the old settings to resume."
-            )
-    elif is_writer:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int) -> dict:

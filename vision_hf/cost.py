@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,11 @@ def training_call(layer: nn.Module, images: torch.Tensor) -> Callable[[], Any]:
         torch.autograd.grad(layer(images), wanted, upstream)
 
     return call
+
+
+def count_flops(model: nn.Module, images: torch.Tensor) -> int:
+    """Count floating point operations of one evaluation, two per multiply-add, as torch counts them."""
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops()

@@ -3,6 +3,8 @@
 Widths and strides follow the configuration; its presets rebuild the thesis author's networks for 32 x 32 images.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -74,7 +76,7 @@ class XceptionBlock(GradientCheckpointingLayer):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or widths[0] != widths[-1]:
             conv = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, batch_norm(config, widths[-1]))
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=batch_norm(config, widths[-1])))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""

@@ -1,0 +1,377 @@
+"""Training of image classifiers on transformers' Trainer, with the optimisers and schedules of the thesis (3.6).
+
+Xception on CIFAR: SGD with momentum and a learning rate that falls by steps. EfficientNet: RMSprop as TensorFlow
+computes it, warm-up, and an average of the weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import top_k_accuracy_score
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import (
+    BaseImageProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from .data import ImageTask, ImageTaskArguments, collate, transform_splits
+
+OPTIMIZERS = ("sgd", "rmsprop_tf", "adamw")
+RECIPE = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "optimizer",
+    "momentum",
+    "rmsprop_alpha",
+    "rmsprop_epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "lr_decay_epochs",
+    "lr_decay_factor",
+    "ema_decay",
+    "bf16",
+    "fp16",
+    "seed",
+)
+
+
+@dataclass
+class ImageTrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with what the recipes of the thesis need; every flag stays usable."""
+
+    output_dir: str | None = field(default="runs/vision", metadata={"help": "Folder for everything the run writes."})
+    learning_rate: float = field(default=0.1, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training images."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training images per device and step."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Evaluated images per device and step."})
+    optimizer: str = field(default="sgd", metadata={"help": "sgd, rmsprop_tf or adamw."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd and rmsprop_tf."})
+    rmsprop_alpha: float = field(default=0.9, metadata={"help": "Weight of the past in rmsprop_tf's squares."})
+    rmsprop_epsilon: float = field(default=1e-3, metadata={"help": "Added inside rmsprop_tf's square root."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of all weights but biases and batch norm."})
+    lr_decay_epochs: float = field(
+        default=0.0, metadata={"help": "Epochs between steps of the learning rate; 0: follow --lr_scheduler_type."}
+    )
+    lr_decay_factor: float = field(default=0.2, metadata={"help": "What a step multiplies the learning rate by."})
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Keep, evaluate and save an exponential average of the weights; 0: do not."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps or epoch."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Images are decoded on the fly."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"--optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
+        if self.lr_decay_epochs < 0 or self.lr_decay_factor <= 0:
+            raise ValueError("--lr_decay_epochs must not be negative and --lr_decay_factor must be above 0.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
+
+    def describe_recipe(self) -> dict[str, str]:
+        """List the settings that change what a training gives, so that only the same one is resumed."""
+        return {name: str(getattr(self, name)) for name in RECIPE}
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """RMSprop as TensorFlow computes it, which EfficientNet's recipe relies on.
+
+    Unlike torch's, epsilon is inside the square root, the mean of squares starts at 1, and the learning rate is inside
+    the momentum.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        alpha: Weight of the past in the mean of squares.
+        eps: Added to the mean of squares.
+        momentum: Weight of the past in the update.
+        weight_decay: Added to the gradient, times the weight.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.9,
+        eps: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ):
+        defaults = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                gradient, state = weight.grad, self.state[weight]
+                if not state:
+                    state["squares"], state["update"] = torch.ones_like(weight), torch.zeros_like(weight)
+                if group["weight_decay"]:
+                    gradient = gradient.add(weight, alpha=group["weight_decay"])
+                squares, update = state["squares"], state["update"]
+                squares.lerp_(gradient.square(), 1 - group["alpha"])
+                scaled = gradient / (squares + group["eps"]).sqrt()
+                update.mul_(group["momentum"]).add_(scaled, alpha=group["lr"])
+                weight.sub_(update)
+        return loss
+
+
+def average_weights(decay: float) -> Callable:
+    """Give the update of an exponential average, whose decay grows to `decay` over the first steps."""
+
+    @torch.no_grad()
+    def update(averages, values, num_averaged):
+        weight = 1 - min(decay, (1 + float(num_averaged)) / (10 + float(num_averaged)))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, weight)
+            else:
+                average.copy_(value)
+
+    return update
+
+
+class StopOnInvalidLoss(TrainerCallback):
+    """Ends a run whose loss is no number any more, instead of training on."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss became {loss} by step {state.global_step}; lower --learning_rate (now "
+                f"{args.learning_rate:g}), warm up longer, or train without --fp16."
+            )
+
+
+class QuietProgressCallback(ProgressCallback):
+    """The Trainer's progress bars, with the loss, without a printed dictionary per epoch."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
+            self.training_bar.set_postfix(shown)
+
+
+class _UpdateAverage(TrainerCallback):
+    def __init__(self, trainer: "ImageTrainer"):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.average.update_parameters(self.trainer.accelerator.unwrap_model(self.trainer.model))
+
+
+class ImageTrainer(Trainer):
+    """[`Trainer`] with the optimisers, the schedule and the average of [`ImageTrainingArguments`].
+
+    Args:
+        regulariser: A module without arguments that gives a loss of the weights, e.g. of `vision_hf.priors`; its own
+            parameters are trained along, with the learning rates in its `learning_rates`.
+    """
+
+    args: ImageTrainingArguments
+    model: Any
+
+    def __init__(self, *args, regulariser: Any = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.regulariser = regulariser
+        self.average: AveragedModel | None = None
+        if self.args.ema_decay > 0:
+            update = average_weights(self.args.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
+            self.add_callback(_UpdateAverage(self))
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        common = {"lr": args.learning_rate}
+        if args.optimizer == "sgd":
+            return torch.optim.SGD, {**common, "momentum": args.momentum}
+        if args.optimizer == "rmsprop_tf":
+            own = {"alpha": args.rmsprop_alpha, "eps": args.rmsprop_epsilon, "momentum": args.momentum}
+            return RMSpropTF, {**common, **own}
+        return torch.optim.AdamW, common
+
+    def create_optimizer(self, model=None):
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.regulariser is not None:
+            for name, parameter in self.regulariser.named_parameters():
+                rate = self.regulariser.learning_rates[name] * self.args.learning_rate
+                optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None and self.args.lr_decay_epochs > 0:
+            num_warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            steps_per_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+            period, factor = self.args.lr_decay_epochs * steps_per_epoch, self.args.lr_decay_factor
+
+            def rate(step: int) -> float:
+                # a boundary at a fraction of a step must not slip by rounding
+                steps_down = math.floor(step / period + 1e-9)
+                return min(1.0, (step + 1) / (num_warmup_steps + 1)) * factor**steps_down
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)  # type: ignore
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        result = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        if self.regulariser is None or not model.training:
+            return result
+        loss, outputs = result if return_outputs else (result, None)
+        loss = loss + self.regulariser()
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args, **kwargs):
+        if self.average is None or self.average.n_averaged == 0:
+            return super().evaluation_loop(*args, **kwargs)
+        trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.use_average()
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.model.load_state_dict(trained)
+
+    def use_average(self):
+        """Put the averaged weights, if there are any, into the model."""
+        if self.average is not None and self.average.n_averaged > 0:
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            for name, module in self._companions().items():
+                torch.save(module.state_dict(), Path(output_dir) / f"{name}.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            for name, module in self._companions().items():
+                module.load_state_dict(torch.load(Path(checkpoint) / f"{name}.pt", weights_only=True))
+
+    def _companions(self) -> dict[str, nn.Module]:
+        """What a checkpoint must hold beside the model."""
+        return {k: v for k, v in (("average", self.average), ("regulariser", self.regulariser)) if v is not None}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training gave.
+
+    Attributes:
+        accuracy: Of the validation split, 0 to 1.
+        top5_accuracy: The same, right if among five; `None` below six classes.
+        loss: Mean training loss of the last logged period.
+        seconds: Wall time of training and validation.
+    """
+
+    accuracy: float
+    top5_accuracy: float | None
+    loss: float
+    seconds: float
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute top-1 and, with more than five classes, top-5 accuracy."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model's outputs are not finite; lower --learning_rate or warm up longer.")
+    scores = {"accuracy": float((logits.argmax(-1) == labels).mean())}
+    if logits.shape[1] > 5:
+        scores["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(logits.shape[1])))
+    return scores
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    task: ImageTask,
+    processor: BaseImageProcessor,
+    task_arguments: ImageTaskArguments,
+    arguments: ImageTrainingArguments,
+    regulariser: Any = None,
+) -> ImageTrainer:
+    """Put together the Trainer that every training of images uses.
+
+    Args:
+        model: A classifier with as many labels as the task.
+        task: "train" and "validation" are used.
+        processor: For evaluation, and saved beside the model.
+        task_arguments: Augmentation.
+        arguments: The recipe.
+        regulariser: Adds a loss of the weights, see [`ImageTrainer`].
+
+    Raises:
+        ValueError: The model has another number of labels.
+    """
+    if model.config.num_labels != len(task.label_names):
+        raise ValueError(
+            f"the model has {model.config.num_labels} labels and the task {len(task.label_names)}; load it with "
+            f"num_labels={len(task.label_names)}, ignore_mismatched_sizes=True."
+        )
+    splits = transform_splits(task, processor, task_arguments)
+    trainer = ImageTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=processor,
+        data_collator=collate,
+        compute_metrics=compute_accuracy,
+        callbacks=[StopOnInvalidLoss()],
+        regulariser=regulariser,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not arguments.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(QuietProgressCallback)
+    return trainer
+
+
+def train(trainer: ImageTrainer) -> Trained:
+    """Train, or go on from the last checkpoint in the Trainer's folder, and validate; the model is changed in place.
+
+    Raises:
+        FloatingPointError: The loss or the outputs are no numbers any more.
+    """
+    started, folder = time.perf_counter(), str(trainer.args.output_dir)
+    checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.use_average()
+    trainer.average = None
+    scores: dict[str, float] = trainer.evaluate()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Trained(
+        accuracy=scores["eval_accuracy"],
+        top5_accuracy=scores.get("eval_top5_accuracy"),
+        loss=losses[-1] if losses else output.training_loss,
+        seconds=time.perf_counter() - started,
+    )

@@ -5,6 +5,8 @@ from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageC
 from .configuration_shared_efficientnet import SharedEfficientNetConfig
 from .configuration_shared_resnet import SharedResNetConfig
 from .configuration_shared_xception import SharedXceptionConfig
+from .conversion import share_weights
+from .expansion import expand_weights
 from .layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d, SharedSeparableConv2d
 from .modeling_shared_efficientnet import (
     SharedEfficientNetBackbone,
@@ -50,4 +52,6 @@ __all__ = [
     "SharedXceptionConfig",
     "SharedXceptionForImageClassification",
     "SharedXceptionModel",
+    "expand_weights",
+    "share_weights",
 ]

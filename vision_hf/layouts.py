@@ -1,0 +1,252 @@
+"""Plain networks in the layouts of transformers and timm, and ours: the same numbers under other names."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+
+from .configuration_shared_efficientnet import SharedEfficientNetConfig
+from .configuration_shared_resnet import SharedResNetConfig
+from .expansion import expand_weights
+from .modeling_shared_efficientnet import SharedEfficientNetForImageClassification
+from .modeling_shared_resnet import SharedResNetForImageClassification
+
+
+def from_transformers(model: Any) -> PreTrainedModel:
+    """Turn an EfficientNet or ResNet classifier of transformers into our plain network with the same outputs.
+
+    Raises:
+        ValueError: It is another model, or it has a setting that ours has not.
+    """
+    theirs = model.config
+    head = {"num_labels": theirs.num_labels, "id2label": theirs.id2label, "label2id": theirs.label2id}
+    if isinstance(model, EfficientNetForImageClassification):
+        ours: Any = SharedEfficientNetForImageClassification(_config_from_efficientnet(theirs, head))
+    elif isinstance(model, ResNetForImageClassification):
+        ours = SharedResNetForImageClassification(_config_from_resnet(theirs, head))
+    else:
+        raise ValueError(
+            f"EfficientNetForImageClassification and ResNetForImageClassification can be converted, got "
+            f"{type(model).__name__}."
+        )
+    state = model.state_dict()
+    _load_renamed(ours, state, lambda key: transformers_key(key, ours.config))
+    return ours.to(model.device, model.dtype).eval()
+
+
+def _config_from_efficientnet(theirs: EfficientNetConfig, head: dict) -> SharedEfficientNetConfig:
+    if theirs.pooling_type != "mean":
+        raise ValueError(f'only `pooling_type="mean"` can be converted, got {theirs.pooling_type!r}.')
+    same: tuple[str, ...] = ("num_channels", "width_coefficient", "depth_coefficient", "depth_divisor", "hidden_act")
+    same += ("kernel_sizes", "out_channels", "strides", "num_block_repeats", "expand_ratios")
+    options = {name: getattr(theirs, name) for name in same}
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    config = SharedEfficientNetConfig(
+        **options,
+        image_size=theirs.image_size if isinstance(theirs.image_size, int) else theirs.image_size[0],
+        squeeze_expansion_ratio=theirs.squeeze_expansion_ratio,
+        batch_norm_eps=theirs.batch_norm_eps,
+        batch_norm_momentum=1 - theirs.batch_norm_momentum,  # theirs is Keras' number
+        dropout_rate=theirs.dropout_rate,
+        drop_path_rate=theirs.drop_connect_rate,
+        padding_style="same",
+        **head,
+    )
+    return config
+
+
+def _config_from_resnet(theirs: ResNetConfig, head: dict) -> SharedResNetConfig:
+    if theirs.downsample_in_first_stage or theirs.downsample_in_bottleneck or theirs.hidden_act != "relu":
+        raise ValueError(
+            "only ResNets with ReLU and the stride on the 3x3 convolution of all but the first stage can be converted; "
+            "`downsample_in_first_stage` and `downsample_in_bottleneck` must be False."
+        )
+    return SharedResNetConfig(
+        num_channels=theirs.num_channels,
+        embedding_size=theirs.embedding_size,
+        hidden_sizes=list(theirs.hidden_sizes or []),
+        depths=list(theirs.depths or []),
+        layer_type=theirs.layer_type,
+        **head,
+    )
+
+
+def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn one of our EfficientNet or ResNet classifiers, expanded, into transformers' own with the same outputs.
+
+    Raises:
+        ValueError: transformers has no such network: an Xception, symmetric padding, or a stem for small images.
+    """
+    plain: Any = expand_weights(model)
+    ours = plain.config
+    head = {"num_labels": ours.num_labels, "id2label": ours.id2label, "label2id": ours.label2id}
+    theirs: Any
+    if isinstance(plain, SharedEfficientNetForImageClassification):
+        fixed = {"padding_style": "same", "stem_stride": 2, "stem_channels": 32, "head_channels": 1280}
+        others = {name: getattr(ours, name) for name, value in fixed.items() if getattr(ours, name) != value}
+        if others or ours.divide_channels(list(ours.out_channels)) != list(ours.out_channels):
+            raise ValueError(
+                f"transformers' EfficientNet pads like TensorFlow and keeps all channels: it has {fixed}, got "
+                f"{others or {'channel_divisor': ours.channel_divisor}}."
+            )
+        same: tuple[str, ...] = ("num_channels", "image_size", "width_coefficient", "depth_coefficient")
+        same += ("depth_divisor", "hidden_act", "kernel_sizes", "out_channels", "strides", "num_block_repeats")
+        same += ("expand_ratios", "dropout_rate", "squeeze_expansion_ratio", "batch_norm_eps")
+        config: Any = EfficientNetConfig(
+            **{name: getattr(ours, name) for name in same},
+            in_channels=[ours.stem_channels, *ours.out_channels[:-1]],
+            hidden_dim=ours.scale_width(ours.head_channels),
+            batch_norm_momentum=1 - ours.batch_norm_momentum,
+            drop_connect_rate=ours.drop_path_rate,
+            **head,
+        )
+        theirs = EfficientNetForImageClassification(config)
+    elif isinstance(plain, SharedResNetForImageClassification):
+        if ours.stem_type != "imagenet":
+            raise ValueError('transformers\' ResNet has `stem_type="imagenet"`.')
+        sizes = {"hidden_sizes": ours.divide_channels(list(ours.hidden_sizes)), "depths": ours.depths}
+        config = ResNetConfig(
+            num_channels=ours.num_channels,
+            embedding_size=ours.embedding_size,
+            layer_type=ours.layer_type,
+            **sizes,
+            **head,
+        )
+        theirs = ResNetForImageClassification(config)
+    else:
+        raise ValueError(f"transformers has no plain counterpart of {type(model).__name__}.")
+    theirs.load_state_dict({transformers_key(key, ours): value for key, value in plain.state_dict().items()})
+    return theirs.to(plain.device, plain.dtype).train(model.training)
+
+
+def from_timm(state: Mapping[str, torch.Tensor], config: Any) -> PreTrainedModel:
+    """Build our plain classifier from a state dict in timm's layout (`efficientnet_b*` or `resnet*`).
+
+    Args:
+        state: Tensors by timm's names.
+        config: Architecture; `padding_style` must be "same" for timm's `tf_` models.
+
+    Raises:
+        ValueError: The family is another one, or names or shapes do not fit the configuration.
+    """
+    classes: dict[str, type] = {
+        "shared_efficientnet": SharedEfficientNetForImageClassification,
+        "shared_resnet": SharedResNetForImageClassification,
+    }
+    if config.model_type not in classes:
+        raise ValueError(f"timm's layout is known for {sorted(classes)}, got {config.model_type!r}.")
+    model = classes[config.model_type](config)
+    _load_renamed(model, state, lambda key: timm_key(key, config))
+    return model.eval()
+
+
+def to_timm(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Give the expanded weights of an EfficientNet or ResNet classifier by timm's names."""
+    plain = expand_weights(model)
+    return {timm_key(key, plain.config): value for key, value in plain.state_dict().items()}
+
+
+def _load_renamed(model: Any, state: Mapping[str, torch.Tensor], rename: Callable[[str], str]):
+    own = model.state_dict()
+    names = {key: rename(key) for key in own}
+    # some layouts leave the counters out
+    missing = sorted(t for k, t in names.items() if t not in state and not k.endswith("num_batches_tracked"))
+    unexpected = sorted(set(state) - set(names.values()))
+    shapes = [t for k, t in names.items() if t in state and state[t].shape != own[k].shape]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"the state dict does not fit the configuration: missing {missing[:3]}, unexpected {unexpected[:3]}, other "
+            f"shapes {shapes[:3]}; check depths, widths and labels."
+        )
+    model.load_state_dict({key: state.get(theirs, own[key]) for key, theirs in names.items()})
+
+
+MBCONV_TRANSFORMERS = {
+    "expand": "expansion.expand_conv",
+    "expand_norm": "expansion.expand_bn",
+    "depthwise": "depthwise_conv.depthwise_conv",
+    "depthwise_norm": "depthwise_conv.depthwise_norm",
+    "squeeze_excite.reduce": "squeeze_excite.reduce",
+    "squeeze_excite.expand": "squeeze_excite.expand",
+    "project": "projection.project_conv",
+    "project_norm": "projection.project_bn",
+}
+# timm calls the layers of a block without expansion otherwise
+MBCONV_TIMM = {
+    "expand": "conv_pw",
+    "expand_norm": "bn1",
+    "depthwise": "conv_dw",
+    "depthwise_norm": "bn2",
+    "squeeze_excite.reduce": "se.conv_reduce",
+    "squeeze_excite.expand": "se.conv_expand",
+    "project": "conv_pwl",
+    "project_norm": "bn3",
+}
+SEPARABLE_TIMM = {**MBCONV_TIMM, "depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
+EFFICIENTNET_ENDS = {
+    "transformers": {
+        "model.stem.conv": "efficientnet.embeddings.convolution",
+        "model.stem.norm": "efficientnet.embeddings.batchnorm",
+        "model.head.conv": "efficientnet.encoder.top_conv",
+        "model.head.norm": "efficientnet.encoder.top_bn",
+        "classifier": "classifier",
+    },
+    "timm": {
+        "model.stem.conv": "conv_stem",
+        "model.stem.norm": "bn1",
+        "model.head.conv": "conv_head",
+        "model.head.norm": "bn2",
+        "classifier": "classifier",
+    },
+}
+RESNET_ENDS = {
+    "transformers": {
+        "model.stem.0.conv": "resnet.embedder.embedder.convolution",
+        "model.stem.0.norm": "resnet.embedder.embedder.normalization",
+        "classifier": "classifier.1",
+    },
+    "timm": {"model.stem.0.conv": "conv1", "model.stem.0.norm": "bn1", "classifier": "fc"},
+}
+BLOCK_KEY = re.compile(r"model\.stages\.(\d+)\.(\d+)\.(.+)")
+
+
+def transformers_key(key: str, config: Any) -> str:
+    """Translate a name of our state dict into transformers'."""
+    module, _, tensor = key.rpartition(".")
+    is_efficientnet = config.model_type == "shared_efficientnet"
+    ends = (EFFICIENTNET_ENDS if is_efficientnet else RESNET_ENDS)["transformers"]
+    if module in ends:
+        return f"{ends[module]}.{tensor}"
+    stage, block, part = BLOCK_KEY.fullmatch(module).groups()  # type: ignore[union-attr]
+    if is_efficientnet:
+        number = int(block) + sum(config.scale_depth(n) for n in config.num_block_repeats[: int(stage)])
+        return f"efficientnet.encoder.blocks.{number}.{MBCONV_TRANSFORMERS[part]}.{tensor}"
+    part = part.replace("layers.", "layer.").replace("conv", "convolution").replace("norm", "normalization")
+    return f"resnet.encoder.stages.{stage}.layers.{block}.{part}.{tensor}"
+
+
+def timm_key(key: str, config: Any) -> str:
+    """Translate a name of our state dict into timm's."""
+    module, _, tensor = key.rpartition(".")
+    is_efficientnet = config.model_type == "shared_efficientnet"
+    ends = (EFFICIENTNET_ENDS if is_efficientnet else RESNET_ENDS)["timm"]
+    if module in ends:
+        return f"{ends[module]}.{tensor}"
+    stage, block, part = BLOCK_KEY.fullmatch(module).groups()  # type: ignore[union-attr]
+    if is_efficientnet:
+        names = SEPARABLE_TIMM if config.expand_ratios[int(stage)] == 1 else MBCONV_TIMM
+        return f"blocks.{stage}.{block}.{names[part]}.{tensor}"
+    if part.startswith("shortcut"):
+        part = "downsample.0" if part.endswith("conv") else "downsample.1"
+    else:
+        _, number, kind = part.split(".")
+        part = f"{'conv' if kind == 'conv' else 'bn'}{int(number) + 1}"
+    return f"layer{int(stage) + 1}.{block}.{part}.{tensor}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser
 
 
@@ -79,6 +80,13 @@ def check_settings(path: Path, settings: dict, is_writer: bool):
         path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def leave_process_group():
+    """End together, of several processes: one that is torn down while others still talk to it may abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def run_command(main: Callable[[], int | None]):
     """Run a script's main function; what a user can mend is said in one sentence, with exit code 1.
 
@@ -90,7 +98,9 @@ def run_command(main: Callable[[], int | None]):
     for name in ("httpx", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        sys.exit(main())
+        code = main()
+        leave_process_group()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.stderr.write("stopped by hand\n")
         sys.exit(130)

@@ -6,7 +6,8 @@
 Studies: xception (depthwise sharing, sharing of both parts, removal), resnet (input channels shared; the thesis
 author's variant: output filters repeated after their batch norm; removal), efficientnet (depthwise sharing). Every
 variant has the same recipe and nothing is chosen, so the test split is read once per training, at its end. Finished
-trainings are in RESULTS_FILE; the same command goes on where it was stopped. --time adds operations and time.
+trainings are in RESULTS_FILE, their models in OUTPUT_DIR; the same command goes on where it was stopped. --time adds
+operations and time.
 """
 
 import json
@@ -105,13 +106,17 @@ def build_model(config, task: ImageTask):
     return AutoModelForImageClassification.from_config(config)
 
 
-def run_variant(config, task: ImageTask, task_arguments: ImageTaskArguments, training, seed: int) -> dict:
-    """Train one variant and read the test split once."""
+def run_variant(
+    config, task: ImageTask, task_arguments: ImageTaskArguments, training, seed: int, folder: Path
+) -> dict:
+    """Train one variant, save it in the folder, and read the test split once."""
     set_seed(seed)
     model, training.seed = build_model(config, task), seed
     processor = build_image_processor(task_arguments, 32)
     trainer = build_trainer(model, task.without_test(), processor, task_arguments, training)
     trained = train(trainer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     test = transform_splits(task, processor, task_arguments)["test"]
     scores: dict[str, float] = trainer.evaluate(test, metric_key_prefix="test")
     depthwise = sum(p.numel() for name, p in model.named_parameters() if "depthwise.weight" in name)
@@ -175,7 +180,9 @@ def main():
         for name in study.variants or variants:
             if any(row["variant"] == name and row["seed"] == seed for row in record["rows"]):
                 continue
-            row = {"variant": name, "seed": seed, **run_variant(variants[name], task, task_arguments, training, seed)}
+            folder = Path(str(training.output_dir)) / f"{name.replace(', s=', '_').replace(' ', '_')}_seed{seed}"
+            measured = run_variant(variants[name], task, task_arguments, training, seed, folder)
+            row = {"variant": name, "seed": seed, **measured, "cpu": record["hardware"]["cpu"]}
             record["rows"].append(row)
             path.write_text(json.dumps(record, indent=1) + "\n")
             print(

@@ -46,6 +46,9 @@ class SharedConvConfig(BackboneConfigMixin, PreTrainedConfig):
             Weight of the newest batch in the running statistics, as PyTorch counts it.
         dropout_rate (`float`, *optional*, defaults to 0.0):
             Dropout before the classifier.
+        codebooks (`dict[str, dict]`, *optional*):
+            Convolutions, by name, that store a codebook and indices instead of weights: `{"size": 16, "unit":
+            "weight"}`. Learned sharing (thesis sections 3.4 and 3.5) writes it.
 
     Raises:
         StrictDataclassClassValidationError: A list has not one number per stage, a number is below 1, or an option or
@@ -65,6 +68,7 @@ class SharedConvConfig(BackboneConfigMixin, PreTrainedConfig):
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.1
     dropout_rate: float | int = 0.0
+    codebooks: dict[str, dict] | None = None
 
     def __post_init__(self, **kwargs):
         self.stage_names = ["stem", *self.name_stages()]

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_shared_conv import SharedConvConfig
+from .layers_codebook import CodebookConv2d, use_codebooks
 from .layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d
 
 
@@ -50,6 +51,7 @@ class ConvNormAct(nn.Module):
         padding_style: str = "symmetric",
     ):
         super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
         self.is_same = padding_style == "same" and stride > 1
         padding = 0 if self.is_same else kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
@@ -58,7 +60,7 @@ class ConvNormAct(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.is_same:
-            hidden = pad_same(hidden, self.conv.kernel_size[0], self.conv.stride[0])
+            hidden = pad_same(hidden, self.kernel_size, self.stride)
         return self.act(self.norm(self.conv(hidden)))
 
 
@@ -80,6 +82,13 @@ class SharedConvPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Conv2d, SharedConv2d, SharedDepthwiseConv2d)):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, CodebookConv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            init.normal_(module.codebook, std=math.sqrt(2 / fan_out))
+            indices: Any = module.indices
+            init.copy_(indices, torch.randint_like(indices, len(module.codebook)))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
@@ -105,6 +114,7 @@ class SharedConvModel(SharedConvPreTrainedModel):
         self.stages = nn.ModuleList(stages)
         self.head = head if self.has_head else nn.Identity()
         self.num_features: Any = self.stage_channels
+        use_codebooks(self, config.codebooks or {})
         self.post_init()
 
     def build(self, config: Any) -> tuple[nn.Module, list[nn.Module], nn.Module, list[int]]:

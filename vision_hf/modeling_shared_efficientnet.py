@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_shared_conv import SharedConvConfig  # noqa: F401  an entry file names all that travels
 from .configuration_shared_efficientnet import SharedEfficientNetConfig
+from .layers_codebook import CodebookConv2d  # noqa: F401
 from .layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d
 from .modeling_shared_conv import (
     ConvNormAct,

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_shared_conv import SharedConvConfig  # noqa: F401  an entry file names all that travels
 from .configuration_shared_resnet import SharedResNetConfig
+from .layers_codebook import CodebookConv2d  # noqa: F401
 from .layers_shared_conv import SharedConv2d
 from .modeling_shared_conv import (
     ConvNormAct,

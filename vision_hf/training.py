@@ -194,7 +194,7 @@ class ImageTrainer(Trainer):
 
     Args:
         regulariser: A module without arguments that gives a loss of the weights, e.g. of `vision_hf.priors`; its own
-            parameters are trained along, with the learning rates in its `learning_rates`.
+            parameters are trained along, at its `relative_learning_rate`.
     """
 
     args: ImageTrainingArguments
@@ -223,9 +223,9 @@ class ImageTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.regulariser is not None:
-            for name, parameter in self.regulariser.named_parameters():
-                rate = self.regulariser.learning_rates[name] * self.args.learning_rate
-                optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
+            rate = self.regulariser.relative_learning_rate * self.args.learning_rate
+            own = [parameter for parameter in self.regulariser.parameters() if parameter.requires_grad]
+            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

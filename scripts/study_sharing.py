@@ -106,9 +106,7 @@ def build_model(config, task: ImageTask):
     return AutoModelForImageClassification.from_config(config)
 
 
-def run_variant(
-    config, task: ImageTask, task_arguments: ImageTaskArguments, training, seed: int, folder: Path
-) -> dict:
+def run_variant(config, task: ImageTask, task_arguments: ImageTaskArguments, training, seed: int, folder: Path) -> dict:
     """Train one variant, save it in the folder, and read the test split once."""
     set_seed(seed)
     model, training.seed = build_model(config, task), seed

@@ -49,8 +49,8 @@ class Slot:
     is_signed: bool = True
 
     def kernels(self) -> torch.Tensor:
-        """Give one row per channel that shares, (C, F)."""
-        return self.conv.weight.detach().transpose(0, self.axis).flatten(1)
+        """Give one row per channel that shares, (C, F); a copy, because `permute` changes the weight in place."""
+        return self.conv.weight.detach().transpose(0, self.axis).flatten(1).clone()
 
     @torch.no_grad()
     def permute(self, order: torch.Tensor):

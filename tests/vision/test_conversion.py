@@ -147,6 +147,18 @@ def test_sharing_computes_with_the_mean_of_its_groups(family, method):
 
 
 @each_family
+@pytest.mark.parametrize("method", METHODS)
+def test_precision_does_not_matter(family, method):
+    # in single precision the kernels could be views of the weights that are being permuted
+    plain = make(family)
+    single = copy.deepcopy(plain).float()
+    torch.testing.assert_close(
+        logits(share_weights(single, 2, method)).double(), logits(share_weights(plain, 2, method)), atol=1e-3, rtol=1e-3
+    )
+    assert weight_error(single, 2, method) == pytest.approx(weight_error(plain, 2, method), abs=1e-4)
+
+
+@each_family
 def test_similar_kernels_lie_together(family):
     plain = make(family)
     errors = {method: weight_error(plain, 2, method) for method in METHODS}

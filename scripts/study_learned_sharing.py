@@ -1,0 +1,187 @@
+"""Let a network learn which weights to share, put them on their bases, and see what it costs (thesis figures 3.8, 3.9).
+
+    python scripts/study_learned_sharing.py --config_name runs/plain/seed-0 --dataset_name uoft-cs/cifar10 \
+        --augmentation crop_flip --learning_rate 0.1 --num_train_epochs 12 --results_file results/learned_sharing.json
+
+Every method trains the architecture of CONFIG_NAME from scratch with one recipe: "none" (weights or kernels are
+quantised afterwards by k-means), "weights" (equation 3.5, 16 bases per layer, l2), "kernels" (equation 3.6), and the
+mixture priors "gaussian", "laplace" and "sparse" (one component fixed at 0). Settings are chosen on the validation
+split; the test split is read at the end of each training. Finished trainings are in RESULTS_FILE; the same command goes
+on where it was stopped. The histograms of the first seed are drawn into FIGURE.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, set_seed
+from transformers.utils import logging as transformers_logging
+
+import vision_hf  # noqa: F401  registers the families
+from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint
+from vision_hf.conversion import reestimate_batch_norm
+from vision_hf.data import (
+    EvaluationTransform,
+    ImageTask,
+    ImageTaskArguments,
+    build_image_processor,
+    load_task,
+    transform_splits,
+)
+from vision_hf.explain import draw_weight_histograms
+from vision_hf.priors import MixturePrior, NearestBasisLoss, Regulariser, ReseedBases, quantise
+from vision_hf.training import ImageTrainer, ImageTrainingArguments, build_trainer, train
+
+
+@dataclass
+class StudyArguments:
+    config_name: str = field(metadata={"help": "Folder or Hub name of the architecture; it must share nothing."})
+    results_file: str = field(metadata={"help": "JSON file for what was measured."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Seeds, one training each."})
+    methods: list[str] | None = field(default=None, metadata={"help": "Only these; by default all."})
+    num_bases: int = field(default=16, metadata={"help": "Basis weights, or mixture components, per layer."})
+    num_kernels: int = field(default=16, metadata={"help": "Basis kernels per layer."})
+    tau_weights: float = field(default=1e-3, metadata={"help": "Weight of the loss of equation 3.5."})
+    tau_kernels: float = field(default=1e-3, metadata={"help": "Weight of the loss of equation 3.6."})
+    tau_prior: float = field(default=1e-6, metadata={"help": "Weight of the mixture priors' negative logarithm."})
+    figure: str | None = field(default=None, metadata={"help": "PNG for the histograms of figure 3.8."})
+
+
+def build_regularisers(study: StudyArguments) -> dict[str, Callable[[Any], Regulariser | None]]:
+    """Give what each method adds to the loss, as functions of the model."""
+    prior = {"num_components": study.num_bases, "tau": study.tau_prior}
+    return {
+        "none": lambda model: None,
+        "weights": lambda model: NearestBasisLoss(model, study.num_bases, tau=study.tau_weights),
+        "kernels": lambda model: NearestBasisLoss(model, study.num_kernels, unit="kernel", tau=study.tau_kernels),
+        "gaussian": lambda model: MixturePrior(model, kind="gaussian", **prior),
+        "laplace": lambda model: MixturePrior(model, kind="laplace", **prior),
+        "sparse": lambda model: MixturePrior(model, kind="gaussian", zero_weight=0.9, **prior),
+    }
+
+
+def evaluate(trainer: ImageTrainer, model: Any, splits: Any) -> dict[str, float]:
+    """Measure accuracy on validation and test."""
+    trainer.model = trainer.model_wrapped = model
+    return {
+        f"{name}_accuracy": trainer.evaluate(splits[name], metric_key_prefix=name)[f"{name}_accuracy"]
+        for name in ("validation", "test")
+    }
+
+
+def estimate_statistics(model: Any, task: ImageTask, processor: Any):
+    """Let batch norm see 1,200 training images."""
+    split = task.splits["train"].with_transform(EvaluationTransform(processor))
+    images = torch.stack(split[: min(1200, len(split))]["pixel_values"])
+    reestimate_batch_norm(model, images.split(100))
+
+
+def describe_assignment(model: Any, regulariser: Regulariser) -> dict[str, float]:
+    """Measure how far the weights are from their bases, and how many are exactly on one at 0."""
+    squares = residual = zeros = total = 0.0
+    for group in range(len(regulariser.groups)):
+        rows, assigned = regulariser.rows(group).detach(), regulariser.bases(group).detach()[regulariser.assign(group)]
+        squares += rows.square().sum().item()
+        residual += (rows - assigned).square().sum().item()
+        zeros += (assigned == 0).sum().item()
+        total += rows.numel()
+    return {"relative_error": (residual / squares) ** 0.5, "zero_ratio": zeros / total}
+
+
+def quantised_rows(
+    study: StudyArguments, method: str, model: Any, regulariser: Regulariser | None
+) -> Iterator[tuple[str, Regulariser]]:
+    """Give the ways to quantise a trained model: by its own bases, or by k-means where it has none."""
+    if regulariser is not None:
+        yield method, regulariser
+        return
+    yield "none, weights", NearestBasisLoss(model, study.num_bases)
+    yield "none, kernels", NearestBasisLoss(model, study.num_kernels, unit="kernel")
+
+
+def folder_of(training: ImageTrainingArguments, name: str, seed: int) -> Path:
+    return Path(str(training.output_dir)) / f"{name.replace(', ', '_')}_seed{seed}"
+
+
+def run_method(study, method: str, task: ImageTask, task_arguments, training, seed: int) -> list[dict]:
+    """Train with one method, quantise, and read validation and test before and after."""
+    set_seed(seed)
+    config = AutoConfig.from_pretrained(study.config_name, **task.head_config)
+    model, training.seed = AutoModelForImageClassification.from_config(config), seed
+    processor = build_image_processor(task_arguments, config.image_size)
+    regulariser = build_regularisers(study)[method](model)
+    trainer = build_trainer(model, task.without_test(), processor, task_arguments, training, regulariser)
+    if isinstance(regulariser, NearestBasisLoss):
+        trainer.add_callback(ReseedBases(regulariser))
+    trained = train(trainer)
+    splits = transform_splits(task, processor, task_arguments)
+    common = {"seed": seed, "seconds": round(trained.seconds, 1), "before": evaluate(trainer, model, splits)}
+    rows = []
+    for name, bases in quantised_rows(study, method, model, regulariser):
+        small = quantise(model, bases)
+        row = {"method": name, **common, **describe_assignment(model, bases), "after": evaluate(trainer, small, splits)}
+        estimate_statistics(small, task, processor)
+        row["reestimated"] = evaluate(trainer, small, splits)
+        for what, saved in (("before", model), ("after", small)):
+            folder = folder_of(training, name, seed) / what
+            saved.save_pretrained(folder)
+            row[f"bytes_{what}"] = (folder / "model.safetensors").stat().st_size
+        rows.append(row)
+    return rows
+
+
+def draw_figure(study: StudyArguments, training: ImageTrainingArguments):
+    """Draw the weights of the first seed's saved models."""
+    names = {"without the loss": "none, weights", "with the loss": "weights"}
+    folders = {title: folder_of(training, name, study.seeds[0]) for title, name in names.items()}
+    if study.figure is None or not all(folder.exists() for folder in folders.values()):
+        return
+    load = AutoModelForImageClassification.from_pretrained
+    pairs = {title: (load(folder / "before"), load(folder / "after")) for title, folder in folders.items()}
+    draw_weight_histograms(pairs, study.figure)
+    print(f"wrote {study.figure}")
+
+
+def main():
+    study, task_arguments, training = parse_arguments(
+        (StudyArguments, ImageTaskArguments, ImageTrainingArguments), __doc__
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    training.eval_strategy = training.save_strategy = "no"
+    known = list(build_regularisers(study))
+    unknown = sorted(set(study.methods or []) - set(known))
+    if unknown:
+        raise ValueError(f"--methods has unknown {unknown}; there are {known}.")
+    task = load_task(task_arguments)
+    path = Path(study.results_file)
+    settings = {
+        "task": task.fingerprint,
+        "sizes": {name: len(split) for name, split in task.splits.items()},
+        "augmentation": task_arguments.augmentation,
+        "recipe": {name: value for name, value in training.describe_recipe().items() if name != "seed"},
+        "options": {k: v for k, v in asdict(study).items() if k.startswith(("num_", "tau_"))},
+    }
+    record = json.loads(path.read_text()) if path.exists() else {"settings": settings, "rows": []}
+    if record["settings"] != settings:
+        raise ValueError(f"{path} holds a study with other settings; use another --results_file, or the old ones.")
+    record |= {"command": describe_command(), "hardware": hardware_fingerprint()}
+    for seed in study.seeds:
+        for method in study.methods or known:
+            if any(row["method"].partition(",")[0] == method and row["seed"] == seed for row in record["rows"]):
+                continue
+            rows = run_method(study, method, task, task_arguments, training, seed)
+            record["rows"] += [{**row, "cpu": record["hardware"]["cpu"]} for row in rows]
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            for row in rows:
+                accuracies = [f"{row[state]['test_accuracy']:.4f}" for state in ("before", "after", "reestimated")]
+                print(f"{row['method']}, seed {seed}: test accuracy {' -> '.join(accuracies)}", flush=True)
+    draw_figure(study, training)
+
+
+if __name__ == "__main__":
+    run_command(main)

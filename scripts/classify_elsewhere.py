@@ -1,9 +1,10 @@
-"""Classify texts with a saved model folder as someone would who has nothing but that folder.
+"""Classify texts or images with a saved model folder as someone would who has nothing but that folder.
 
 A fresh process starts in an empty directory with empty Hugging Face caches and no network. It refuses to import this
-project's packages, so what loads is the code inside the folder. The last step of `make demo`:
+project's packages, so what loads is the code inside the folder. The last step of `make demo` and `make demo-vision`:
 
     python scripts/classify_elsewhere.py runs/demo/best --texts "def main(): ..." "def load(path): ..."
+    python scripts/classify_elsewhere.py runs/demo-vision/shared/seed-42 --images one.png two.png
 """
 
 import json
@@ -33,8 +34,8 @@ sys.meta_path.insert(0, RefuseOurPackages())
 try:
     from transformers import pipeline
 
-    classify = pipeline("text-classification", model=task["folder"], trust_remote_code=True, device="cpu")
-    answer = {"results": classify(task["texts"], truncation=True)}
+    classify = pipeline(task["pipeline"], model=task["folder"], trust_remote_code=True, device="cpu")
+    answer = {"results": classify(task["inputs"], **task["options"])}
 except Exception as error:
     answer = {"error": str(error).strip() or type(error).__name__}
 with open(task["answer"], "w") as stream:
@@ -59,6 +60,7 @@ class ElsewhereArguments:
         default_factory=lambda: list(DEFAULT_TEXTS),
         metadata={"help": "Texts to classify; two short Python functions by default."},
     )
+    images: list[str] | None = field(default=None, metadata={"help": "Image files to classify, instead of texts."})
 
 
 def find_folder(name: str) -> Path:
@@ -71,15 +73,24 @@ def find_folder(name: str) -> Path:
     return folder
 
 
-def classify_elsewhere(folder: Path, texts: list[str]) -> list[dict]:
-    """Run the text-classification pipeline of a folder in a fresh process far from this project.
+def find_images(names: list[str]) -> list[str]:
+    """Return the absolute paths of images or stop with one sentence."""
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing:
+        sys.exit(f"`--images` must be image files, but {missing[0]} does not exist.")
+    return [str(Path(name).resolve()) for name in names]
+
+
+def classify_elsewhere(folder: Path, inputs: list[str], pipeline: str = "text-classification") -> list[dict]:
+    """Run the pipeline of a folder in a fresh process far from this project.
 
     Args:
         folder: Absolute path of the saved model.
-        texts: Texts to classify.
+        inputs: Texts, or absolute paths of images, to classify.
+        pipeline: "text-classification" or "image-classification".
 
     Returns:
-        One {"label": str, "score": float} per text.
+        One {"label": str, "score": float} per input, the most likely one.
 
     Raises:
         RuntimeError: The folder does not load or does not classify.
@@ -97,7 +108,9 @@ def classify_elsewhere(folder: Path, texts: list[str]) -> list[dict]:
             "HF_HUB_OFFLINE": "1",
         }
         answer = Path(caches, "answer.json")
-        task = {"folder": str(folder), "texts": texts, "refused": OUR_PACKAGES, "answer": str(answer)}
+        options = {"truncation": True} if pipeline == "text-classification" else {"top_k": 1}
+        task = {"folder": str(folder), "pipeline": pipeline, "inputs": inputs, "options": options}
+        task |= {"refused": OUR_PACKAGES, "answer": str(answer)}
         process = subprocess.run(
             [sys.executable, "-c", ELSEWHERE],
             input=json.dumps(task),
@@ -112,7 +125,7 @@ def classify_elsewhere(folder: Path, texts: list[str]) -> list[dict]:
         result = json.loads(answer.read_text())
     if "error" in result:
         raise RuntimeError(result["error"].splitlines()[0])
-    return result["results"]
+    return [one[0] if isinstance(one, list) else one for one in result["results"]]
 
 
 def main() -> None:
@@ -120,13 +133,16 @@ def main() -> None:
     parser.add_argument("folder", help="Saved model folder, with its tokenizer and code.")
     arguments, positional = parser.parse_args_into_dataclasses()
     folder = find_folder(positional.folder)
+    if arguments.images is None:
+        inputs, shown, kind = arguments.texts, [" ".join(text.split()) for text in arguments.texts], "text"
+    else:
+        inputs, shown, kind = find_images(arguments.images), arguments.images, "image"
     try:
-        results = classify_elsewhere(folder, arguments.texts)
+        results = classify_elsewhere(folder, inputs, f"{kind}-classification")
     except RuntimeError as error:
         sys.exit(f"{folder} does not load without this project's packages: {error}")
     print(f"Loaded {folder} in a fresh process, from an empty directory and without this project's packages:")
-    for text, result in zip(arguments.texts, results, strict=True):
-        opening = " ".join(text.split())
+    for opening, result in zip(shown, results, strict=True):
         print(f"  {result['label']:<18} {result['score']:.2f}  {opening[:80]}")
 
 

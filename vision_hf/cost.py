@@ -84,3 +84,15 @@ def count_flops(model: nn.Module, images: torch.Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     return counter.get_total_flops()
+
+
+def count_expanded_parameters(model: nn.Module) -> int:
+    """Count the weights that a network applies: shared ones as often as they are used; indices of a codebook not."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for module in model.modules():
+        expand: Any = getattr(module, "expanded_weight", None)
+        if expand is not None:
+            stored: Any = getattr(module, "weight", None)
+            stored = getattr(module, "codebook", None) if stored is None else stored
+            total += expand().numel() - stored.numel()
+    return total

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -309,6 +310,29 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     if logits.shape[1] > 5:
         scores["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(logits.shape[1])))
     return scores
+
+
+@torch.no_grad()
+def measure_accuracy(model: Any, images: Dataset, batch_size: int = 128) -> dict[str, float]:
+    """Measure accuracy, top-5 accuracy and the standard error of the former.
+
+    Args:
+        model: An image classifier; evaluation mode is the caller's.
+        images: Rows with "pixel_values" and "labels".
+        batch_size: Images at a time.
+
+    Raises:
+        ValueError: The data has labels that the model does not have.
+    """
+    labels, logits = [], []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        logits.append(model(pixel_values=torch.stack(batch["pixel_values"]).to(model.device)).logits.float().cpu())
+        labels += batch["labels"]
+    if max(labels) >= model.config.num_labels:
+        raise ValueError(f"the model has {model.config.num_labels} labels, and the data the label {max(labels)}.")
+    scores = compute_accuracy(EvalPrediction(torch.cat(logits).numpy(), np.array(labels)))
+    return {**scores, "standard_error": math.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / len(labels))}
 
 
 def build_trainer(

@@ -141,7 +141,8 @@ class NearestBasisLoss(Regulariser):
         ValueError: An option is out of range.
     """
 
-    relative_learning_rate = 1.0
+    # the curvature of a basis grows with its members, which are many
+    relative_learning_rate = 0.1
 
     def __init__(
         self,
@@ -237,8 +238,8 @@ class MixturePrior(Regulariser):
         ValueError: An option is out of range.
     """
 
-    # as much slower than the weights as in the authors' soft weight sharing
-    relative_learning_rate = 0.2
+    # the curvature of a mean grows with its weights and their precision
+    relative_learning_rate = 0.02
 
     def __init__(
         self,

@@ -227,6 +227,8 @@ class ImageTrainer(Trainer):
             rate = self.regulariser.relative_learning_rate * self.args.learning_rate
             own = [parameter for parameter in self.regulariser.parameters() if parameter.requires_grad]
             optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+            # the Trainer clears the gradients of the model only
+            optimizer.register_step_post_hook(lambda *_: self.regulariser.zero_grad())
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

@@ -185,7 +185,7 @@ def test_loss_of_the_weights_pulls_them_together(make_trainer):
     train(free)
     pulled = make_trainer("pulled", num_train_epochs=8, regulariser=lambda m: NearestBasisLoss(m, 4, tau=0.1))
     train(pulled)
-    assert pulled.regulariser().item() / 0.1 < 0.1 * spread(free)
+    assert pulled.regulariser().item() / 0.1 < 0.4 * spread(free)
 
 
 def test_nan_loss_ends_the_run_with_advice(make_trainer):

@@ -1,6 +1,7 @@
 """What every command line of the project shares: recipes, and errors in one sentence."""
 
 import dataclasses
+import errno
 import json
 import logging
 import shlex
@@ -10,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
+
+# a disk or a quota that is full, as the system and as the libraries that write models say it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = ("Error while serializing", "PytorchStreamWriter", "inline_container")
 
 
 def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments: list[str] | None = None) -> tuple:
@@ -87,6 +93,16 @@ def leave_process_group():
         torch.distributed.destroy_process_group()
 
 
+FULL_SENTENCE = "a file could not be written ({}); free some space and run the same command again, which goes on."
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Say whether an error, of whatever library, means that a file could not be written to its end."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return isinstance(error, (SafetensorError, RuntimeError)) and any(word in str(error) for word in FULL_WORDS)
+
+
 def run_command(main: Callable[[], int | None]):
     """Run a script's main function; what a user can mend is said in one sentence, with exit code 1.
 
@@ -104,6 +120,9 @@ def run_command(main: Callable[[], int | None]):
     except KeyboardInterrupt:
         sys.stderr.write("stopped by hand\n")
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_disk_full(error):
+            raise
         # some libraries explain over several lines
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        text = " ".join(str(error).split())
+        sys.exit(f"error: {FULL_SENTENCE.format(text) if is_disk_full(error) else text}")

@@ -9,7 +9,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +48,26 @@ def count_flops(config: "ClassformerConfig", sequence_length: int) -> int:
     """
     if sequence_length < 1:
         raise ValueError(f"`sequence_length` counts tokens and must be >= 1, got {sequence_length}.")
+    layer_lengths = config.layer_lengths(sequence_length, cls_only=config.last_layer_cls_only)
+    return sum_flops(config, sequence_length, layer_lengths)
+
+
+def sum_flops(config: "ClassformerConfig", tokens_in: Any, layer_lengths: Iterable[Any]) -> Any:
+    """Sum the operations of the layers and the head, for one text or, elementwise, for arrays of them.
+
+    Args:
+        config: Gives the widths.
+        tokens_in: Length of the input, an integer or an array.
+        layer_lengths: What leaves every layer, integers or arrays of that shape.
+    """
     hidden, intermediate = config.hidden_size, config.intermediate_size
-    head = hidden * hidden + hidden * config.num_labels  # type: ignore[operator]
-    multiply_adds = head
-    tokens_in = sequence_length
-    for tokens_out in config.layer_lengths(sequence_length, cls_only=config.last_layer_cls_only):
+    multiply_adds = hidden * hidden + hidden * config.num_labels  # type: ignore[operator]
+    for tokens_out in layer_lengths:
         keys_and_values = 2 * tokens_in * hidden * hidden
         queries_and_output = 2 * tokens_out * hidden * hidden
         scores_and_mixing = 2 * tokens_in * tokens_out * hidden
         feed_forward = 2 * tokens_out * hidden * intermediate
-        multiply_adds += keys_and_values + queries_and_output + scores_and_mixing + feed_forward
+        multiply_adds = multiply_adds + keys_and_values + queries_and_output + scores_and_mixing + feed_forward
         tokens_in = tokens_out
     return 2 * multiply_adds
 

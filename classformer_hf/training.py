@@ -4,7 +4,9 @@ Debiased AdamW, 10 epochs with early stopping, 10 % warm-up, linear decay to 0, 
 learning rate nor batch size; the defaults here are RoBERTa's usual ones.
 """
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -219,10 +221,7 @@ def fine_tune(
     score_as_is = trainer.evaluate()[name] if evaluate_as_is else None
     num_epochs = 0.0
     if arguments.num_train_epochs > 0:
-        # of several processes one makes the folder, maybe later than another looks
-        folder = str(arguments.output_dir)
-        checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=find_checkpoint(Path(str(arguments.output_dir))) if resume else None)
         num_epochs = trainer.state.epoch or 0.0
     output = trainer.predict(task.splits["validation"], metric_key_prefix="eval")
     return FineTuned(
@@ -232,6 +231,22 @@ def fine_tune(
         seconds=time.perf_counter() - started,
         num_epochs=num_epochs,
     )
+
+
+def find_checkpoint(folder: Path) -> str | None:
+    """Find the last checkpoint that was written to its end; torn ones, of a full disk or a kill, are deleted.
+
+    Of several processes all may call this, and one may make the folder later than another looks.
+    """
+    while folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads(Path(checkpoint, "trainer_state.json").read_text())  # what the Trainer writes last
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            if Path(checkpoint).exists():
+                return None
+    return None
 
 
 @torch.inference_mode()

@@ -4,7 +4,9 @@ Every run is told the unreduced model and has `--max_trials` evaluations from th
 random schedule for scikit-optimize and Optuna's process, nine random trials for TPE (Optuna's default of ten counts the
 unreduced model). What is taken is proposed by none of them. A run has reached the optimum when its fastest
 schedule that is good enough has 99 % of the speed-up of the table's best; a run that did not counts as more than
-`--max_trials`. An interrupted race goes on with the same command.
+`--max_trials`; the binary search of section 5.2.5, which knows one schedule per first layer, ends early and keeps what
+it has. An interrupted race goes on with the same command, and one with other `--samplers` joins what RESULTS_FILE holds
+of the same tables.
 
 Tables come from a parquet file:
 
@@ -43,6 +45,7 @@ LABELS = {
     "tpe": "TPE (Optuna)",
     "evolution": "evolution",
     "random": "random",
+    "binary": "binary search (thesis)",
 }
 THESIS = ("thesis", "tpe", "random")
 SHARES = (0.99, 0.95)
@@ -224,7 +227,8 @@ def draw(results: dict, max_trials: int, title: str, path: str):
             panel.set(xlabel="evaluations after the unreduced model", ylabel=label, xlim=(1, max_trials))
             panel.set_title(f"at least {float(required):.0%} of the full model")
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=8, loc="upper left" if key == "share_reached" else "lower right")
+            if key != "share_reached":  # its curves, the middle panel's, go through every corner
+                panel.legend(fontsize=8, loc="lower right")
         row[2].set_ylim(-0.03, 1.03)
     figure.suptitle(f"{title}: medians, bands are quartiles over runs", fontsize=11)
     figure.tight_layout()
@@ -244,6 +248,28 @@ def print_table(results: dict, max_trials: int):
             )
 
 
+def join_earlier(content: dict, path: Path | None) -> dict:
+    """Keep the samplers that a record of the same tables has and this one lacks."""
+    if path is None or not path.exists():
+        return content
+    earlier = json.loads(path.read_text())
+    tables = {required: result["tables"] for required, result in earlier["required"].items()}
+    if earlier["max_trials"] != content["max_trials"] or tables != {
+        required: result["tables"] for required, result in content["required"].items()
+    }:
+        return content
+    is_joined = False
+    for required, result in content["required"].items():
+        samplers = {**earlier["required"][required]["samplers"], **result["samplers"]}
+        is_joined = is_joined or len(samplers) > len(result["samplers"])
+        result["samplers"] = {name: samplers[name] for name in LABELS if name in samplers}
+    if is_joined and content["command"] not in earlier["command"]:
+        content["command"] = f"{earlier['command']}; {content['command']}"
+    elif is_joined:
+        content["command"] = earlier["command"]
+    return content
+
+
 def main():
     (arguments,) = parse_arguments((RaceArguments,), __doc__)
     rows = run_all(arguments)
@@ -258,7 +284,6 @@ def main():
             for name in arguments.samplers
         }
         results[str(required)] = {"tables": describe_tables(arguments, required), "samplers": samplers}
-    print_table(results, arguments.max_trials)
     title = arguments.load(0).name
     content = {
         "command": describe_command(),
@@ -270,6 +295,9 @@ def main():
         "max_trials": arguments.max_trials,
         "required": results,
     }
+    content = join_earlier(content, Path(arguments.results_file) if arguments.results_file else None)
+    results = content["required"]
+    print_table(results, arguments.max_trials)
     if arguments.results_file:
         Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.results_file).write_text(json.dumps(content, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +54,11 @@ def test_search_leaves_a_whole_folder(searched):
         data["speedup_schedule_only"] * json.loads(printed_trial(output, data))["stock_latency_ratio"]
     )
     assert " trials to go, about " in printed and "x stock" in printed
+    assert re.search(
+        r"trial 2 of at most 3: \S+ \(seeded\) .*score 0\.\d+ .*\| best so far \S+: \d\.\d\dx, (not )?feasible "
+        r"\| at most \d+ minutes left",
+        printed,
+    )
     assert str(output) not in (output / "best" / "README.md").read_text()
 
 
@@ -63,7 +69,7 @@ def printed_trial(output: Path, data: dict) -> str:
 
 
 def test_weights_in_the_folder_have_the_score_in_the_journal(run, searched, tiny_text_file):
-    output, _, _ = searched
+    output, *_ = searched
     code, printed, _ = run(
         *(
             "evaluate_model",
@@ -128,6 +134,26 @@ def test_search_killed_between_trials_resumes(tmp_path, tiny_roberta_two_labels,
     lines = journal.read_text().splitlines()
     assert lines[:3] == finished and len(lines) == 5
     assert len({json.loads(line)["key"] for line in lines[1:]}) == 4
+
+
+def limit_file_size():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saves", ["no", "epoch"])
+def test_full_disk_is_one_sentence_and_the_search_goes_on(tmp_path, tiny_roberta_two_labels, tiny_text_file, saves):
+    flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--strategy", "random")
+    flags += ["--save_strategy", saves, "--required_performance", 0.5, "--num_winners", 1]
+    command = [sys.executable, str(SCRIPTS / "search_classformer.py"), *map(str, flags)]
+    settings = {"capture_output": True, "text": True, "cwd": SCRIPTS.parent}
+    # files that may not grow stand for a disk that is full
+    process = subprocess.run(command, preexec_fn=limit_file_size, **settings)
+    assert process.returncode == 1 and "Traceback" not in process.stderr, process.stderr
+    assert "error: a file could not be written" in process.stderr.splitlines()[-1]
+    assert "free some space and run the same command again" in process.stderr.splitlines()[-1]
+    process = subprocess.run(command, **settings)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.slow
@@ -239,7 +265,7 @@ def test_bad_recipe_is_refused(run, tmp_path, content, message):
 def test_training_takes_a_found_architecture_and_seeds(
     run, searched, tiny_roberta_two_labels, tiny_text_file, tmp_path
 ):
-    output, _, _ = searched
+    output, *_ = searched
     flags = [
         *(
             "--model_name_or_path",

@@ -4,7 +4,9 @@ Xception on CIFAR: SGD with momentum and a learning rate that falls by steps. Ef
 computes it, warm-up, and an average of the weights.
 """
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -382,15 +384,27 @@ def build_trainer(
     return trainer
 
 
+def find_checkpoint(folder: Path) -> str | None:
+    """Find the last checkpoint that was written to its end; torn ones, of a full disk or a kill, are deleted."""
+    while folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads(Path(checkpoint, "trainer_state.json").read_text())  # what the Trainer writes last
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            if Path(checkpoint).exists():
+                return None
+    return None
+
+
 def train(trainer: ImageTrainer) -> Trained:
     """Train, or go on from the last checkpoint in the Trainer's folder, and validate; the model is changed in place.
 
     Raises:
         FloatingPointError: The loss or the outputs are no numbers any more.
     """
-    started, folder = time.perf_counter(), str(trainer.args.output_dir)
-    checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    output = trainer.train(resume_from_checkpoint=checkpoint)
+    started = time.perf_counter()
+    output = trainer.train(resume_from_checkpoint=find_checkpoint(Path(str(trainer.args.output_dir))))
     trainer.use_average()
     trainer.average = None
     scores: dict[str, float] = trainer.evaluate()

@@ -46,6 +46,8 @@ class Certificate:
         performance_lower_bound: The largest requirement, at most 1 and rounded down to 0.0001, that would be certified.
         num_examples_needed: Where refused, how many examples it takes about for 80 % power, if the rates seen are the
             true ones; `None` where the performance seen is not above the requirement.
+        num_examples_lossless: Where refused, how many it takes about for a candidate that loses nothing and disagrees
+            with the full model as often as this one.
     """
 
     is_issued: bool
@@ -61,6 +63,7 @@ class Certificate:
     performance: float
     performance_lower_bound: float
     num_examples_needed: int | None
+    num_examples_lossless: int | None
 
     @property
     def sentence(self) -> str:
@@ -78,6 +81,10 @@ class Certificate:
         bound = f"only {100 * self.performance_lower_bound:.2f} % is certain enough"
         if self.num_examples_needed is None:
             way_out = f"it kept {100 * self.performance:.2f} %, so more examples are no help"
+            if self.num_examples_lossless is not None:
+                way_out += (
+                    f"; one that lost nothing, disagreeing as often, would take about {self.num_examples_lossless:,}"
+                )
         else:
             way_out = f"at the rates seen it would take about {self.num_examples_needed:,} examples"
         return (
@@ -132,25 +139,29 @@ def certify(
             "train it longer or choose another metric."
         )
     alpha = (1 - confidence) / num_candidates
-    gap = candidate_score - required_performance * full_score
-    needed = None
+    gap, lossless_gap = candidate_score - required_performance * full_score, (1 - required_performance) * full_score
+    needed = lossless = None
     if metric_name == "accuracy":
         counts = count_pairs(full, candidate, references)
         p_value = exact_p_value(counts, required_performance, alpha)
         bound = _lower_bound(
             lambda r: exact_p_value(counts, r, alpha, is_decision=True) <= alpha, required_performance, p_value <= alpha
         )
-        if p_value > alpha and gap > 0:
+        if p_value > alpha:
             needed = _exact_examples_needed(counts, required_performance, alpha)
+            # the refusal shows that so many as there are do not do
+            needed = None if needed is None else max(needed, counts.num_examples + 1)
+            lossless = _exact_examples_needed(_without_loss(counts), required_performance, alpha)
     else:
         if metric_name != "spearmanr":
             full, candidate, references = (x.astype(np.int64) for x in (full, candidate, references))
         scores = resample_scores(metric_name, full, candidate, references, num_resamples, seed)
         p_value = bootstrap_p_value(*scores, required_performance)
         bound = _lower_bound(lambda r: bootstrap_p_value(*scores, r) <= alpha, required_performance, p_value <= alpha)
-        if p_value > alpha and gap > 0:
+        if p_value > alpha:
             sd = float(np.std(scores[1] - required_performance * scores[0])) * math.sqrt(len(full))
-            needed = max(_normal_examples_needed(gap, sd, alpha), len(full) + 1)
+            needed = max(_normal_examples_needed(gap, sd, alpha), len(full) + 1) if gap > 0 else None
+            lossless = _normal_examples_needed(lossless_gap, sd, alpha) if lossless_gap > 0 else None
     return Certificate(
         is_issued=p_value <= alpha,
         metric_name=metric_name,
@@ -165,6 +176,7 @@ def certify(
         performance=candidate_score / full_score,
         performance_lower_bound=bound,
         num_examples_needed=needed,
+        num_examples_lossless=lossless,
     )
 
 
@@ -181,12 +193,21 @@ def _lower_bound(is_certified: Callable[[float], bool], required: float, is_issu
     return low / BOUND_STEPS
 
 
-def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int:
-    """Find how many examples certify, at the rates seen, in 80 % of samples."""
+def _without_loss(counts: PairedCounts) -> PairedCounts:
+    """Give the counts of a candidate as good as the full model that disagrees with it as often."""
+    disagreements = counts.only_full + counts.only_candidate
+    both = counts.both + (counts.only_full - disagreements / 2)
+    return PairedCounts(max(both, 0.0), disagreements / 2, disagreements / 2, counts.num_examples)
+
+
+def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int | None:
+    """Find how many examples certify, at the rates given, in 80 % of samples; `None` where no number does."""
     both, only_full, only_candidate = (count / counts.num_examples for count in counts[:3])
     gap = (1 - r) * both + only_candidate - r * only_full
+    if gap <= 0:
+        return None
     sd = math.sqrt((1 - r) ** 2 * both + only_candidate + r**2 * only_full - gap**2)
-    needed = max(_normal_examples_needed(gap, sd, alpha), counts.num_examples + 1)
+    needed = max(_normal_examples_needed(gap, sd, alpha), 1)
     # where disagreements are few the normal approximation is too low: go up until the sample in reach passes
     while needed <= LARGEST_EXACT_SEARCH:
         expected = PairedCounts(both * needed, only_full * needed, only_candidate * needed, needed)

@@ -101,6 +101,8 @@ class Journal:
         """
         self.trials: list[Trial] = []
         self.has_header = False
+        # what the file says; equal to `identity` as far as that goes
+        self.found_identity: dict[str, Any] = {}
         content = self.path.read_bytes() if self.path.exists() else b""
         *lines, torn = content.split(b"\n")
         if torn and self.is_writer:
@@ -110,7 +112,7 @@ class Journal:
                 row = json.loads(line)
                 if row["type"] == "study":
                     self._check_identity(row["identity"])
-                    self.has_header = True
+                    self.has_header, self.found_identity = True, row["identity"]
                 else:
                     self.trials.append(Trial.from_row(row))
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -207,7 +209,8 @@ def check_identity(complaint: str, expected: dict[str, Any], found: dict[str, An
 class JournalLock:
     """Refuses a second driver: a file with the host, the pid and the start time of the process that holds it.
 
-    The file of a process that no longer lives is taken over, unless it lived on another host, where nobody can look.
+    The file of a process that no longer lives is taken over, unless it lived on another host, where nobody can look. A
+    process that holds it already may enter again.
 
     Args:
         path: The file.
@@ -218,19 +221,21 @@ class JournalLock:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.is_held = False
         self.mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
     def __enter__(self) -> "JournalLock":
+        self.is_held = self._read(self.path) == self.mine
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            while not self._create():
+            while not self.is_held and not self._create():
                 self._remove_dead()
         except OSError as error:
             raise JournalError(f"cannot write {self.path} ({error.strerror}); free some space.") from error
         return self
 
     def __exit__(self, *exception):
-        if self._read(self.path) == self.mine:
+        if not self.is_held and self._read(self.path) == self.mine:
             self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:

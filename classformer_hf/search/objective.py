@@ -35,6 +35,9 @@ from .space import Schedule
 logger = logging.getLogger(__name__)
 
 PREDICTIONS = "validation_predictions.npy"
+# entries of a trial's measurement that training gives, not timing
+TRAINED: tuple[str, ...] = ("score", "score_as_is", "standard_error", "paired_standard_error", "metric_name")
+TRAINED += ("num_examples", "num_epochs", "train_seconds", "seed")
 
 
 class FineTuneObjective:
@@ -76,6 +79,7 @@ class FineTuneObjective:
         self.latency_rounds = latency_rounds
         self.dtype = dtype
         self.inputs = sample_inputs(task.splits["validation"])
+        self.adopted: dict[Schedule, dict[str, Any]] = {}
         source = AutoConfig.from_pretrained(checkpoint)
         self.full = Schedule((1,) * source.num_hidden_layers)
         names = [source.id2label[index] for index in range(source.num_labels)]
@@ -122,6 +126,18 @@ class FineTuneObjective:
         other.inputs = self.inputs
         return other
 
+    def adopt(self, schedule: Schedule, measurement: dict[str, Any], model: Path):
+        """Take over what an earlier study's fine-tuning of a schedule gave, so that it is not trained again.
+
+        Args:
+            schedule: The schedule.
+            measurement: Of the earlier trial; what was timed there is left out.
+            model: Folder of the trained model; it is copied.
+        """
+        if not self.model_folder(schedule).exists():
+            on_main_process(lambda: shutil.copytree(model, self.model_folder(schedule), dirs_exist_ok=True) and None)
+        self.adopted[schedule] = {name: measurement[name] for name in TRAINED if name in measurement}
+
     def identity(self) -> dict[str, Any]:
         """Say what a journal's trials depend on, so that only the same study is resumed."""
         return {
@@ -155,6 +171,8 @@ class FineTuneObjective:
         Raises:
             FloatingPointError: The training loss became NaN.
         """
+        if schedule in self.adopted:
+            return dict(self.adopted[schedule])
         model = self.load(schedule)
         arguments = copy.copy(self.arguments)
         folder = self.output / "current_trial" / schedule.key

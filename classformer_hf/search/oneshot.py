@@ -15,7 +15,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
 from ..latency import LatencyTable
-from .journal import Journal, Trial, check_identity
+from .journal import Journal, JournalLock, Trial, check_identity
 from .objective import FineTuneObjective, on_main_process
 from .policy import find_policy
 from .report import prune_models
@@ -36,11 +37,13 @@ from .timing import prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
 from .winners import (
     StartProgress,
+    adopt_reference,
     choose_candidates,
     judge_next,
     list_verdicts,
     prepare_winners,
     raise_requirement,
+    warn_of_drift,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,8 +113,42 @@ def search_with_supernet(
 
     Raises:
         KeyboardInterrupt: Stopped by hand; the same call goes on.
-        JournalError: The folder belongs to another study, or a file cannot be written.
+        JournalError: The folder belongs to another study, another process searches there, or a file cannot be written.
     """
+    with only_driver(objective.output):
+        return _run_stages(objective, space, settings, start_progress, check_reference, is_time_up, executors)
+
+
+@contextmanager
+def only_driver(output: Path) -> Iterator[None]:
+    """Refuse a second process that would train or search in a folder; of several processes the main one holds it.
+
+    Raises:
+        JournalError: Another process does.
+    """
+    lock = JournalLock(output / "driver.json")
+
+    def take():
+        lock.__enter__()
+
+    on_main_process(take)
+    try:
+        yield
+    finally:
+        if PartialState().is_main_process:
+            lock.__exit__()
+
+
+def _run_stages(
+    objective: FineTuneObjective,
+    space: SearchSpace,
+    settings: OneShotSettings,
+    start_progress: StartProgress,
+    check_reference: Callable[[Trial], None] | None,
+    is_time_up: Callable[[], bool] | None,
+    executors: Mapping[str, Any] | None,
+) -> OneShotResult:
+    """Run the stages of `search_with_supernet`."""
     output, required, reuse = objective.output, settings.required_performance, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
     if reuse is None:
@@ -124,10 +161,13 @@ def search_with_supernet(
     is_here = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
     if not is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
+    started = time.monotonic()
     stage = SupernetStage(objective, space, settings, folder, table)
+    answer_seconds = time.monotonic() - started
     winners = prepare_winners(objective, folder, settings.winner_epochs)
+    if reuse is not None:
+        adopt_reference(winners, reuse)
     about: dict[str, Any] = {"supernet": read_supernet(folder), "is_reused": reuse is not None}
-    answer_seconds = 0.0
     for _ in range(settings.num_winners):
         started = time.monotonic()
         verdicts = on_main_process(lambda: list_verdicts(output))
@@ -140,6 +180,8 @@ def search_with_supernet(
         answer_seconds += time.monotonic() - started
         verdict = judge_next(winners, space, queue, required, start_progress, None if is_here else table)
         about |= {**found, "num_search_trials": len(result.trials), "answer_seconds": round(answer_seconds, 1)}
+        if is_here:
+            warn_of_drift(verdict.trials[-1], objective.output / "direct_latency.json")
         if verdict.best is not verdict.reference or not queue:
             break
     on_main_process(lambda: prune_models(winners.output / "models", verdict))

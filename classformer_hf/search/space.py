@@ -4,7 +4,7 @@ The thesis does not list the candidate values. Ours are 1, 2, 4, 8 and "first" (
 gamma, and 0, 2, 4, 8, 16 for eta.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,28 @@ class Schedule:
             for bucket in config.get("length_buckets") or []
         )
         return cls(tuple(config["gamma"]), config["eta"], buckets)
+
+
+def layer_lengths(
+    schedules: Sequence[Schedule], lengths: Sequence[int] | np.ndarray, cls_only: bool = False
+) -> Iterator[np.ndarray]:
+    """Count the tokens behind every layer, for many schedules and inputs at once.
+
+    Args:
+        schedules: S schedules without buckets.
+        lengths: Tokens of N inputs.
+        cls_only: Whether the last layer computes position 0 only.
+
+    Yields:
+        What leaves each layer, (S, N).
+    """
+    gamma = np.array([schedule.gamma for schedule in schedules])
+    eta = np.array([schedule.eta for schedule in schedules])[:, None]
+    num_tokens = np.broadcast_to(np.asarray(lengths), (len(schedules), len(lengths)))
+    for layer in range(gamma.shape[1]):
+        rest = np.maximum(num_tokens - eta, 0)
+        num_tokens = num_tokens - rest + -(-rest // gamma[:, layer : layer + 1])
+        yield np.minimum(num_tokens, 1) if cls_only and layer == gamma.shape[1] - 1 else num_tokens
 
 
 class SearchSpace:
@@ -181,15 +203,8 @@ class SearchSpace:
             Mean over the inputs of the base-2 logarithm of the length, (S, layers); without the last layer where that
             computes position 0 only.
         """
-        gamma = np.array([schedule.gamma for schedule in schedules])
-        eta = np.array([schedule.eta for schedule in schedules])[:, None]
-        num_tokens = np.broadcast_to(np.asarray(lengths), (len(schedules), len(lengths)))
-        columns = []
-        for layer in range(self.num_layers - self.cls_only):
-            rest = np.maximum(num_tokens - eta, 0)
-            num_tokens = num_tokens - rest + -(-rest // gamma[:, layer : layer + 1])
-            columns.append(np.log2(num_tokens).mean(axis=1))
-        return np.stack(columns, axis=1)
+        columns = [np.log2(num_tokens).mean(axis=1) for num_tokens in layer_lengths(schedules, lengths)]
+        return np.stack(columns[: self.num_layers - self.cls_only], axis=1)
 
     def encode(self, schedule: Schedule) -> list[int]:
         """Give the index of every choice, one per layer and one for eta; the order of the options is kept.

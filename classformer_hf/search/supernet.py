@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_classformer import ClassformerConfig
-from ..cost import count_flops
+from ..cost import sum_flops
 from ..data import Task
 from ..labels import MULTI_LABEL, REGRESSION
-from ..training import ClassformerTrainingArguments, batches_by_length, build_trainer
-from .space import Schedule
+from ..training import ClassformerTrainingArguments, batches_by_length, build_trainer, find_checkpoint
+from .space import Schedule, layer_lengths
 
 TEMPERATURE = 2.0
 NUM_BINS = 24
@@ -42,13 +42,9 @@ def mean_flops(config: ClassformerConfig, schedules: Sequence[Schedule], lengths
     Returns:
         Operations per text, (S,).
     """
-    config = copy.deepcopy(config)
     values, counts = np.unique(lengths, return_counts=True)
-    flops = []
-    for schedule in schedules:
-        config.gamma, config.eta, config.length_buckets = list(schedule.gamma), schedule.eta, None
-        flops.append(np.average([count_flops(config, int(value)) for value in values], weights=counts))
-    return np.array(flops)
+    flops = sum_flops(config, values, layer_lengths(schedules, values, config.last_layer_cls_only))
+    return np.average(flops, axis=1, weights=counts)
 
 
 class FlopsUniformSampler:
@@ -192,12 +188,7 @@ def train_supernet(
     trainer = build_trainer(model, task, tokenizer, arguments, SupernetTrainer)
     trainer.schedules, trainer.problem_type = schedules, task.problem_type
     started = time.monotonic()
-    folder = str(arguments.output_dir)
-    try:
-        checkpoint = get_last_checkpoint(folder)
-    except FileNotFoundError:
-        checkpoint = None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=find_checkpoint(Path(str(arguments.output_dir))))
     return time.monotonic() - started
 
 

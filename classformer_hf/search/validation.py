@@ -166,8 +166,13 @@ def check_study(study: Path, objective: FineTuneObjective):
                 f"{study} was made with another {name} ({found[name]!r}, now {now[name]!r}); "
                 "--reuse needs the same one."
             )
-    if not Journal(study / "trials.jsonl", {}, is_writer=False).trials:
+    journal = Journal(study / "trials.jsonl", {}, is_writer=False)
+    if not journal.trials:
         raise JournalError(f"{study} has no finished trial to reuse; finish its search first.")
+    if not journal.has_header:
+        raise JournalError(f"{journal.path} has lost its first line, which says what was searched; search again.")
+    if study.resolve() == objective.output.resolve():
+        raise JournalError(f"--reuse and --output_dir are both {study}; give the new answer a folder of its own.")
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
@@ -199,9 +204,7 @@ def reuse_trials(study: Path, journal: Journal, objective: SupernetObjective, re
         Whether the earlier study validated in the same dtype.
     """
     earlier_journal = Journal(study / "trials.jsonl", {}, is_writer=False)
-    with open(earlier_journal.path) as file:
-        identity = json.loads(file.readline())["identity"]
-    is_same_dtype = identity["latency"]["dtype"] == str(objective.dtype)
+    is_same_dtype = earlier_journal.found_identity["latency"]["dtype"] == str(objective.dtype)
     earlier = [trial for trial in earlier_journal.trials if trial.is_ok]
     earlier = [trial for trial in earlier if trial.schedule in objective.milliseconds]
     if is_same_dtype:

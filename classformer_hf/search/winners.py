@@ -1,6 +1,8 @@
 """The last stage of a search with a supernet: the fastest candidates get a fine-tuning of their own and are judged."""
 
 import copy
+import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,10 @@ from .policy import predict_policy
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
 from .study import SearchResult, find_reference, run_search
+
+logger = logging.getLogger(__name__)
+
+DRIFT = 0.05  # between two measurements of one latency ratio that is worth a word
 
 # told the name of a stage, its largest number of trials and that of the finished ones; gives what hears of every trial
 StartProgress = Callable[[str, int, int], Callable[[SearchResult], Any]]
@@ -31,6 +37,39 @@ def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: fl
     arguments.output_dir = str(objective.output / "winners")
     arguments.num_train_epochs = num_epochs
     return objective.for_checkpoint(str(supernet), arguments)
+
+
+def adopt_reference(winners: FineTuneObjective, study: Path):
+    """Take the full model's fine-tuning over from an earlier study, if it was the same one; its time is not taken.
+
+    Args:
+        winners: Of this study; will not train the full model.
+        study: Folder of the earlier study.
+    """
+    path, wanted = study / "winners" / "trials.jsonl", winners.identity()
+    if not path.exists():
+        return
+    journal = Journal(path, {}, is_writer=False)
+    found = {**journal.found_identity, "latency": journal.found_identity["latency"]["dtype"]}
+    model, reference = study / "winners" / "models" / winners.full.key, find_reference(journal.trials)
+    if found != {**wanted, "latency": wanted["latency"]["dtype"]} or reference is None or not model.exists():
+        return
+    winners.adopt(winners.full, reference.measurement, model)
+
+
+def warn_of_drift(winner: Trial, record: Path):
+    """Say if a winner's latency differs from that of its candidate, so that one of the two was disturbed."""
+    if not winner.is_ok or not record.exists():
+        return
+    earlier = json.loads(record.read_text())["latency"].get(winner.schedule.key)
+    if earlier is not None and abs(winner.latency_ratio / earlier["ratio"] - 1) > DRIFT:
+        logger.warning(
+            "warning: %s took %.3f of the full model's time as a candidate and %.3f now; the machine may have been "
+            "busy in between, so time the result again by scripts/benchmark_latency.py.",
+            winner.schedule.key,
+            earlier["ratio"],
+            winner.latency_ratio,
+        )
 
 
 class Verdict(NamedTuple):

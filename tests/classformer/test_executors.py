@@ -31,7 +31,7 @@ from classformer_hf.search import (
     run_search,
 )
 from classformer_hf.search.driver import TrialRunner
-from classformer_hf.search.samplers import Sampler
+from classformer_hf.search.samplers import GaussianProcessSampler, Sampler
 
 IDENTITY = {"dataset": "formula"}
 SPACE = SearchSpace(3, 16, (1, 2, 4), (0, 2))
@@ -343,6 +343,29 @@ def test_a_few_kills_of_the_driver(tmp_path, everything):
 @pytest.mark.slow
 def test_50_kills_of_the_driver(tmp_path, everything):
     kill_at_random(tmp_path, everything, num_kills=50)
+
+
+@pytest.mark.slow
+def test_killed_process_model_proposes_what_an_uninterrupted_one_does(tmp_path):
+    """A Gaussian process with a budget below the space: after every kill it must propose as if it had gone on."""
+
+    def run(path, **kwargs):
+        sampler = GaussianProcessSampler(SPACE, 14, "none", seed=3)
+        return search(path, max_trials=14, sampler=sampler, **kwargs)
+
+    def die(result):
+        if len(result.trials) % 3 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    whole, path = run(tmp_path / "whole.jsonl"), tmp_path / "killed.jsonl"
+    assert sum(trial.origin == "model" for trial in whole.trials) > 5
+    kills = 0
+    while os.WIFSIGNALED(os.waitpid(fork(lambda: run(path, on_trial=die)), 0)[1]):
+        kills += 1
+    assert kills == 4
+    result = run(path)
+    assert [trial.schedule for trial in result.trials] == [trial.schedule for trial in whole.trials]
+    assert result.best.schedule == whole.best.schedule
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

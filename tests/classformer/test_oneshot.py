@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,14 @@ from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.data import load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import JournalError, Schedule, SearchSpace
+from classformer_hf.search import objective as objective_module
+from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.oneshot import EXTRA_TRIALS, OneShotSettings, search_with_supernet
+from classformer_hf.search.oneshot import EXTRA_TRIALS, OneShotSettings, only_driver, search_with_supernet
 from classformer_hf.search.samplers import Observation
 from classformer_hf.search.timing import measure_directly
 from classformer_hf.search.validation import SupernetObjective
-from classformer_hf.search.winners import QueueSampler, Verdict, raise_requirement
+from classformer_hf.search.winners import QueueSampler, Verdict, raise_requirement, warn_of_drift
 from classformer_hf.training import ClassformerTrainingArguments
 
 REQUIRED = 0.6
@@ -207,6 +210,60 @@ def test_reuse_trains_only_the_winners_and_keeps_the_old_study(build, study, spa
     assert new[1]["measurement"]["latency_ratio"] != old[1]["measurement"]["latency_ratio"]
 
 
+def test_reuse_takes_the_full_models_fine_tuning_over(build, study, space, tmp_path, monkeypatch):
+    trained, fine_tune = [], objective_module.fine_tune
+
+    def note(model, *arguments, **settings):
+        trained.append(list(model.config.gamma))
+        return fine_tune(model, *arguments, **settings)
+
+    monkeypatch.setattr(objective_module, "fine_tune", note)
+    objective = build(tmp_path / "new", latency_threads=2)
+    found, _ = search(objective, space, reuse=study, required_performance=0.01)
+    (old, *_), (new, *others) = (rows(path / "winners" / "trials.jsonl") for path in (study, tmp_path / "new"))
+    assert len(others) == 1
+    for name in ("score", "score_as_is", "train_seconds"):
+        assert new["measurement"][name] == old["measurement"][name]
+    assert new["measurement"]["hardware"]["threads"] == 2, "what depends on the target is measured again"
+    assert trained == [others[0]["schedule"]["gamma"]], "one short fine-tuning, of the winner"
+    weights = [path / "winners" / "models" / space.full.key / "model.safetensors" for path in (study, tmp_path / "new")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_second_driver_is_refused_while_the_supernet_trains(build, space, tmp_path, monkeypatch):
+    answers = []
+
+    def train_supernet(*_):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with only_driver(tmp_path):
+                    os._exit(1)
+            except JournalError as error:
+                os._exit(7 if f"process {os.getppid()} on" in str(error) else 2)
+        answers.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", train_supernet)
+    with pytest.raises(KeyboardInterrupt):
+        search(build(tmp_path), space)
+    assert answers == [7]
+    assert not (tmp_path / "driver.json").exists(), "the next one may start"
+
+
+def test_winner_that_was_timed_otherwise_than_its_candidate_is_named(study, caplog):
+    (row, *_) = rows(study / "winners" / "trials.jsonl")
+    trial = Trial.from_row(row)
+    record = study / "direct_latency.json"
+    for ratio, words in ((1.02, []), (0.9, ["took 0.900 of the full model's time as a candidate"])):
+        caplog.clear()
+        record.write_text(json.dumps({"latency": {trial.schedule.key: {"ratio": ratio * trial.latency_ratio}}}))
+        warn_of_drift(trial, record)
+        assert len(caplog.messages) == len(words)
+        if words:
+            assert f"took {ratio * trial.latency_ratio:.3f} of the full model's" in caplog.text
+
+
 def test_reuse_under_another_dtype_validates_again(build, study, space, tmp_path):
     search(build(tmp_path / "bf16", dtype=torch.bfloat16), space, reuse=study, required_performance=0.3)
     new = rows(tmp_path / "bf16" / "trials.jsonl")
@@ -247,12 +304,22 @@ def test_interrupted_validation_goes_on_with_the_same_examples(build, study, spa
     [
         (lambda study: shutil.rmtree(study / "supernet"), "holds no supernet"),
         (lambda study: (study / "trials.jsonl").unlink(), "no finished trial to reuse"),
+        (lambda study: drop_first_line(study / "trials.jsonl"), "has lost its first line"),
     ],
 )
 def test_what_cannot_be_reused_is_refused(build, study, space, tmp_path, break_it, message):
     break_it(study)
     with pytest.raises(JournalError, match=message):
         search(build(tmp_path / "new"), space, reuse=study)
+
+
+def test_reuse_into_its_own_folder_is_refused(build, study, space):
+    with pytest.raises(JournalError, match="give the new answer a folder of its own"):
+        search(build(study), space, reuse=study)
+
+
+def drop_first_line(path):
+    path.write_text(path.read_text().split("\n", 1)[1])
 
 
 def test_reuse_of_another_dataset_is_refused(build, study, space, tmp_path, tiny_task):

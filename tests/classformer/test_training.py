@@ -8,7 +8,7 @@ from classformer_hf import training as training_module
 from classformer_hf.data import tokenize
 from classformer_hf.search import Schedule
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.training import ClassformerTrainingArguments, build_trainer, fine_tune
+from classformer_hf.training import ClassformerTrainingArguments, build_trainer, find_checkpoint, fine_tune
 
 
 @pytest.fixture
@@ -38,6 +38,18 @@ def force_scores(monkeypatch):
         monkeypatch.setattr(training_module, "build_compute_metrics", lambda task: lambda _: {"accuracy": next(left)})
 
     return force
+
+
+def test_torn_checkpoints_are_deleted_and_the_last_whole_one_is_found(tmp_path):
+    assert find_checkpoint(tmp_path / "none") is None
+    for step, state in ((2, "{}"), (5, None), (9, '{"glob')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_defaults_are_the_thesis_recipe(arguments):

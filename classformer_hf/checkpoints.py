@@ -119,7 +119,9 @@ def load_from_encoder(
         raise ValueError(f"overrides must fit the weights of `{name}`, got {config_overrides}; at odds: {misfits}.")
     model.name_or_path = model.config.name_or_path = name
     if fresh:
-        logger.warning("Fresh weights, which `%s` does not have and training must set: %s", name, _list(fresh))
+        logger.warning(
+            "Fresh weights, which `%s` does not have in this shape and training must set: %s", name, _list(fresh)
+        )
     if unused | homeless:
         logger.info("Weights of `%s` that are not used: %s", name, _list(unused | homeless))
     return model

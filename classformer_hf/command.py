@@ -1,7 +1,9 @@
 """What every command line of the project shares: recipes, and errors in one sentence."""
 
 import dataclasses
+import difflib
 import errno
+import io
 import json
 import logging
 import shlex
@@ -50,7 +52,12 @@ def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments:
         parser.set_defaults(**recipe)
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
-    return parser.parse_args_into_dataclasses(arguments)
+    *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unused:
+        flags = [option for action in parser._actions for option in action.option_strings]
+        similar = difflib.get_close_matches(unused[0].partition("=")[0], flags, n=1)
+        parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
+    return tuple(parsed)
 
 
 def describe_command() -> str:
@@ -110,6 +117,9 @@ def run_command(main: Callable[[], int | None]):
         main: Returns an exit code, or `None` for success.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a line that is written to a file must not wait for the others
+        sys.stdout.reconfigure(line_buffering=True)
     # libraries that report every request or file
     for name in ("httpx", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)

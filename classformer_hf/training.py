@@ -5,6 +5,7 @@ learning rate nor batch size; the defaults here are RoBERTa's usual ones.
 """
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -31,7 +32,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
-from .metrics import build_compute_metrics, predictions_from_logits
+from .metrics import build_compute_metrics, compute_score, predictions_from_logits
 
 RECIPE = (
     "learning_rate",
@@ -60,6 +61,11 @@ RECIPE = (
 )
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 60
 
 
 @dataclass
@@ -137,6 +143,22 @@ class QuietProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+class LogProgress(TrainerCallback):
+    """A line a minute where progress bars are hidden, as in a file."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = self.last = time.monotonic()
+        self.first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.monotonic()
+        if now - self.last < LOG_SECONDS or not state.is_world_process_zero:
+            return
+        self.last = now
+        left = (now - self.started) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
+        logger.info("training step %d of %d, about %.0f minutes left", state.global_step, state.max_steps, left / 60)
+
+
 def build_trainer(
     model: PreTrainedModel,
     task: Task,
@@ -184,7 +206,9 @@ def build_trainer(
     )
     # a dictionary per epoch; the scores are in what `fine_tune` returns and in the trainer's state
     trainer.remove_callback(PrinterCallback)
-    if not arguments.disable_tqdm:
+    if arguments.disable_tqdm:
+        trainer.add_callback(LogProgress)
+    else:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(QuietProgressCallback)
     return trainer
@@ -223,11 +247,12 @@ def fine_tune(
     if arguments.num_train_epochs > 0:
         trainer.train(resume_from_checkpoint=find_checkpoint(Path(str(arguments.output_dir))) if resume else None)
         num_epochs = trainer.state.epoch or 0.0
-    output = trainer.predict(task.splits["validation"], metric_key_prefix="eval")
+    # the Trainer's own predictions come in the order of its batches, which go by length
+    predictions = predictions_from_logits(task.problem_type, predict(model, task.splits["validation"], tokenizer))
     return FineTuned(
-        score=output.metrics[name],  # type: ignore[index]  # compute_metrics is set
+        score=compute_score(task.metric_name, predictions, np.asarray(task.splits["validation"]["labels"])),
         score_as_is=score_as_is,
-        predictions=predictions_from_logits(task.problem_type, output.predictions),
+        predictions=predictions,
         seconds=time.perf_counter() - started,
         num_epochs=num_epochs,
     )

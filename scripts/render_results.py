@@ -76,13 +76,16 @@ def search_headline(record: dict) -> str:
     """One sentence for the README."""
     data = record["summary"]
     low, high = data["speedup_schedule_only_quartiles"]
+    trials = f"{data['num_trials']} trials"
+    if "num_search_trials" in data:
+        trials = f"{data['num_search_trials']} schedules validated, {data['num_trials']} fine-tuned"
     return (
         f"Measured: {data['base_model']} on {data['dataset'].upper()}, asked for "
         f"{100 * data['required_performance']:g} % of the full model's {data['metric_name']}: "
         f"**{data['speedup_against_stock']:.2f}x** faster than the stock model "
         f"({data['speedup_schedule_only']:.2f}x [{low:.2f}, {high:.2f}] by the schedule alone) at "
         f"{100 * data['performance']:.1f} % on the validation split, batch 1 on one CPU thread "
-        f"({data['num_trials']} trials, n = {data['num_validation_examples']}, one seed).\n"
+        f"({trials}, n = {data['num_validation_examples']}, one seed).\n"
     )
 
 
@@ -165,7 +168,7 @@ def supernet_table(record: dict) -> str:
         note += (
             f"The search's winner `{winner['key']}`, after {winner['num_epochs']:g} epoch of its own, has "
             f"{winner['score']:.3f}; fine-tuned individually {twins}: **gap {percent(winner['gap'], 2)} points** "
-            f"(standard error {percent(winner['standard_error'], 2)}). "
+            f"(standard error {percent(winner['standard_error'], 2)}, {winner['standard_error_kind']}). "
         )
     return table(header, rows) + f"\n{note}Command: `{record['command']}`\n"
 

@@ -181,6 +181,11 @@ def check_arguments(search: SearchArguments):
     needs_supernet = [name for name in ("reuse", "length_buckets") if getattr(search, name)]
     if search.evaluation == "finetune" and needs_supernet:
         raise ValueError(f"--{needs_supernet[0]} needs --evaluation supernet.")
+    if search.reuse and not (Path(search.reuse) / "supernet").is_dir():
+        raise ValueError(
+            f"{search.reuse} holds no supernet; --reuse takes the --output_dir of a finished search with --evaluation "
+            "supernet."
+        )
     defaults = SearchArguments()
     needs_finetune = [n for n in ("initial_designs", "reward_latency") if getattr(search, n) != getattr(defaults, n)]
     if search.evaluation == "supernet" and needs_finetune:
@@ -268,10 +273,11 @@ class Progress:
         feasible = "feasible" if result.is_feasible(best) else "not feasible"
         best_text = f"best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x, {feasible}"
         seconds = (time.monotonic() - self.started) / max(done - self.num_before, 1) * (self.max_trials - done)
+        left = f"at most {seconds / 60:.0f} minutes left" if seconds >= 60 else "less than a minute left"
         self.bar.set_postfix_str(best_text)
         self.bar.update()
         if self.is_main:
-            self.bar.write(f"{text} | {best_text} | at most {seconds / 60:.0f} minutes left")
+            self.bar.write(f"{text} | {best_text} | {left}")
 
 
 class Search:

@@ -249,6 +249,7 @@ def compare_winner(study: Study, references: np.ndarray) -> dict | None:
         "twins": [twin.score for twin in twins],
         "gap": float(np.mean([twin.score for twin in twins]) - winner.score),
         "standard_error": float(np.mean(errors)),
+        "standard_error_kind": "paired",
     }
 
 

@@ -32,7 +32,7 @@ from .report import prune_models
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
-from .supernet import FlopsUniformSampler, mean_flops, train_supernet
+from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_supernet
 from .timing import prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
 from .winners import (
@@ -151,6 +151,8 @@ def _run_stages(
     """Run the stages of `search_with_supernet`."""
     output, required, reuse = objective.output, settings.required_performance, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
+    # damage is better said before hours of training than behind them
+    Journal(output / "trials.jsonl", {}, is_writer=False)
     if reuse is None:
         folder = prepare_supernet(objective, space)
     else:
@@ -330,6 +332,12 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     sampler = FlopsUniformSampler(schedules, flops, space.log2_lengths(schedules, objective.lengths))
     arguments = copy.copy(objective.arguments)
     arguments.output_dir = str(objective.output / "supernet_checkpoints")
+    logger.info(
+        "training one supernet for %d schedules: %g epochs of the full model, the smallest one and %d others a step.",
+        len(schedules),
+        arguments.num_train_epochs,
+        NUM_RANDOM,
+    )
     seconds = train_supernet(model, objective.task, objective.tokenizer, arguments, sampler)
     record = {
         "identity": identity,

@@ -231,7 +231,7 @@ def _try_proposals(
     while True:
         while not is_over and runner.has_room and len(journal.trials) + len(runner.schedules) < max_trials:
             if is_time_up is not None and is_time_up():
-                logger.info("time budget used up after %d trials.", len(journal.trials))
+                logger.info("no time left for more than %d trials.", len(journal.trials))
                 is_over = True
                 break
             proposal = sampler.ask()
@@ -245,7 +245,7 @@ def _try_proposals(
             runner.start(*proposal)
         if not runner.schedules:
             if not is_over and len(journal.trials) < max_trials:
-                logger.info("nothing left to try after %d trials.", len(journal.trials))
+                logger.info("nothing left to try after %d trials: the others are no better.", len(journal.trials))
             return
         journal.append(runner.wait().to_trial(journal.next_number))
         yield journal.trials[-1]

@@ -49,6 +49,7 @@ def prepare_table(
         if is_ours and table.max_tokens >= longest:
             return table
         logger.info("%s is of another machine, dtype, number of threads or length; building it anew.", path)
+    logger.info("timing one layer at many lengths for the latency table, which takes up to 3 minutes.")
     total, is_hidden = count_steps(longest, TABLE_ROUNDS), bool(objective.arguments.disable_tqdm)
     with tqdm(total=total, desc="latency table", disable=is_hidden) as bar:
         table = build_latency_table(

@@ -1,5 +1,6 @@
 """The fine-tuning recipe: which epoch is kept, when it stops, what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,16 @@ def test_torn_checkpoints_are_deleted_and_the_last_whole_one_is_found(tmp_path):
             (folder / "trainer_state.json").write_text(state)
     assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_predictions_are_in_the_order_of_the_examples(model, task, tiny_tokenizer, arguments):
+    lengths = [len(ids) for ids in task.splits["validation"]["input_ids"]]
+    assert lengths != sorted(lengths), "the Trainer batches by length"
+    result = fine_tune(model, task, tiny_tokenizer, arguments)
+    split = task.splits["validation"]
+    expected = [int(model(input_ids=torch.tensor([ids])).logits.argmax()) for ids in split["input_ids"]]
+    assert result.predictions.tolist() == expected and len(set(expected)) > 1
+    assert result.score == np.mean(np.array(expected) == split["labels"])
 
 
 def test_defaults_are_the_thesis_recipe(arguments):

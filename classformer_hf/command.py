@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
@@ -130,6 +131,9 @@ def run_command(main: Callable[[], int | None]):
     except KeyboardInterrupt:
         sys.stderr.write("stopped by hand\n")
         sys.exit(130)
+    except StrictDataclassError as error:
+        # of a configuration; the cause says it without the name of the validator
+        sys.exit(f"error: {' '.join(str(error.__cause__ or error).split())}")
     except (ValueError, OSError, FloatingPointError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_disk_full(error):
             raise

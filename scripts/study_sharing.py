@@ -121,7 +121,7 @@ def run_variant(config, task: ImageTask, task_arguments: ImageTaskArguments, tra
     return {
         **{f"validation_{name}": value for name, value in asdict(trained).items() if "accuracy" in name},
         "test_accuracy": scores["test_accuracy"],
-        "test_top5_accuracy": scores["test_top5_accuracy"],
+        "test_top5_accuracy": scores.get("test_top5_accuracy"),
         "train_loss": trained.loss,
         "seconds": round(trained.seconds, 1),
         "parameters": model.num_parameters(),

@@ -86,7 +86,13 @@ def build_model(arguments: ModelArguments, task: ImageTask, processor_arguments:
     if arguments.model_name_or_path is None:
         model = AutoModelForImageClassification.from_config(build_config(arguments, task))
     else:
-        config = AutoConfig.from_pretrained(arguments.model_name_or_path, **task.head_config)
+        try:
+            config = AutoConfig.from_pretrained(arguments.model_name_or_path, **task.head_config)
+        except OSError as error:
+            raise ValueError(
+                f"--model_name_or_path {arguments.model_name_or_path!r} is neither a folder with a config.json nor a "
+                "model on a Hub that can be reached."
+            ) from error
         model = AutoModelForImageClassification.from_pretrained(
             arguments.model_name_or_path, config=config, ignore_mismatched_sizes=True
         )

@@ -135,7 +135,7 @@ def test_bare_encoder_is_carried(tmp_path, caplog, family):
     assert_same(original, model, batch)
     if family in ("electra", "distilbert"):
         assert messages(caplog, logging.WARNING) == [
-            f"Fresh weights, which `{tmp_path}` does not have and training must set: pooler.dense.bias, "
+            f"Fresh weights, which `{tmp_path}` does not have in this shape and training must set: pooler.dense.bias, "
             "pooler.dense.weight"
         ]
     else:
@@ -234,7 +234,7 @@ def test_fresh_head_is_said_aloud(tmp_path, caplog, family):
     with caplog.at_level(logging.INFO, logger="classformer_hf"):
         model = load_from_encoder(tmp_path, num_labels=4)
     assert messages(caplog, logging.WARNING) == [
-        f"Fresh weights, which `{tmp_path}` does not have and training must set: classifier.dense.bias, "
+        f"Fresh weights, which `{tmp_path}` does not have in this shape and training must set: classifier.dense.bias, "
         "classifier.dense.weight, classifier.out_proj.bias, classifier.out_proj.weight"
     ]
     (unused,) = messages(caplog, logging.INFO)

@@ -45,9 +45,9 @@ class StudyArguments:
     methods: list[str] | None = field(default=None, metadata={"help": "Only these; by default all."})
     num_bases: int = field(default=16, metadata={"help": "Basis weights, or mixture components, per layer."})
     num_kernels: int = field(default=16, metadata={"help": "Basis kernels per layer."})
-    tau_weights: float = field(default=1e-3, metadata={"help": "Weight of the loss of equation 3.5."})
-    tau_kernels: float = field(default=1e-3, metadata={"help": "Weight of the loss of equation 3.6."})
-    tau_prior: float = field(default=1e-6, metadata={"help": "Weight of the mixture priors' negative logarithm."})
+    tau_weights: float = field(default=1e-2, metadata={"help": "Weight of the loss of equation 3.5."})
+    tau_kernels: float = field(default=1e-2, metadata={"help": "Weight of the loss of equation 3.6."})
+    tau_prior: float = field(default=1e-5, metadata={"help": "Weight of the mixture priors' negative logarithm."})
     figure: str | None = field(default=None, metadata={"help": "PNG for the histograms of figure 3.8."})
 
 

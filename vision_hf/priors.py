@@ -142,7 +142,7 @@ class NearestBasisLoss(Regulariser):
     """
 
     # the curvature of a basis grows with its members, which are many
-    relative_learning_rate = 0.1
+    relative_learning_rate = 0.02
 
     def __init__(
         self,
@@ -232,7 +232,8 @@ class MixturePrior(Regulariser):
         mixing: Of the components beside the one at 0: "fixed" (equal), "trained", or "dirichlet" (trained, with a
             Dirichlet(2, ..., 2) hyper-prior that keeps all of them alive).
         zero_weight: Mixing weight of a component fixed at mean 0, which sets the sparsity; 0 for none.
-        precision_prior: Shape and rate of the Gamma hyper-prior on 1 / sigma^2 (Gaussian) or 1 / b (Laplace).
+        precision_prior: Shape and rate of the Gamma hyper-prior on 1 / sigma^2 (Gaussian) or 1 / b (Laplace); by
+            default one with the mean 1 / 0.02^2 or 1 / 0.02.
 
     Raises:
         ValueError: An option is out of range.
@@ -250,7 +251,7 @@ class MixturePrior(Regulariser):
         tau: float = 1e-5,
         mixing: str = "trained",
         zero_weight: float = 0.0,
-        precision_prior: tuple[float, float] = (250.0, 0.1),
+        precision_prior: tuple[float, float] | None = None,
     ):
         super().__init__(model, "weight", scope, tau)
         if kind not in ("gaussian", "laplace"):
@@ -261,6 +262,7 @@ class MixturePrior(Regulariser):
             raise ValueError(f"`zero_weight` must be in [0, 1), got {zero_weight}.")
         if num_components < 2:
             raise ValueError(f"`num_components` must be at least 2, got {num_components}.")
+        precision_prior = precision_prior or (250.0, 0.1 if kind == "gaussian" else 5.0)
         if min(precision_prior) <= 0:
             raise ValueError(f"`precision_prior` needs a shape and a rate above 0, got {precision_prior}.")
         self.kind, self.mixing, self.zero_weight, self.precision_prior = kind, mixing, zero_weight, precision_prior

@@ -164,6 +164,13 @@ def main():
     }
     write_json(arguments.output, record)
     if arguments.required_performance is not None:
+        full, margin = rows[0], 2 * rows[0]["standard_error"]
+        if full["score"] < majority + margin:
+            record["warning"] = (
+                f"the full model's {full['metric_name']} {full['score']:.4f} is not above the majority's "
+                f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
+            )
+            print(f"warning: {record['warning']}")
         certify_rows(results, task, arguments)
         write_json(arguments.output, record)
 

@@ -258,7 +258,8 @@ def certificate_table(record: dict) -> str:
 def certificate_sentence(record: dict) -> str:
     """What the one reading of a test split said of every candidate."""
     sentences = [model["certificate"]["sentence"] for model in record["models"] if "certificate" in model]
-    return "".join(f"- {record['dataset'].upper()}: {sentence}\n" for sentence in sentences)
+    warning = f" But {record['warning']}" if "warning" in record else ""
+    return "".join(f"- {record['dataset'].upper()}: {sentence}{warning}\n" for sentence in sentences)
 
 
 def cross_table(record: dict) -> str:

@@ -10,10 +10,10 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow style check results clean
+.PHONY: help install demo demo-vision test test-slow style check results clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install the packages with pinned dependencies
 
@@ -34,6 +34,16 @@ demo: $(INSTALLED) ## search a faster classifier on embedded data, then use it f
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/search_classformer.py recipes/demo.json
 	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo/best
 
+demo-vision: $(INSTALLED) ## train a plain and a shared image classifier on embedded digits and compare (minutes)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_image_classifier.py recipes/demo_vision.json \
+	    --output_dir runs/demo-vision/plain
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_image_classifier.py recipes/demo_vision.json \
+	    --sharing_factor 4 --pointwise_sharing_factor 4 --output_dir runs/demo-vision/shared
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/compare_image_classifiers.py --dataset_name digits \
+	    --models runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --examples_dir runs/demo-vision/examples
+	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-vision/shared/seed-42 \
+	    --images $(addprefix runs/demo-vision/examples/,0_label_7.png 1_label_7.png 2_label_3.png 3_label_5.png)
+
 test: $(INSTALLED) ## run the default tests
 	$(PYTEST)
 
@@ -52,6 +62,6 @@ check: $(INSTALLED) ## lint, check the format and the types
 results: $(INSTALLED) ## check that every printed number equals the JSON behind it
 	$(PYTHON) scripts/render_results.py --check
 
-clean: ## remove caches, build products and the demo's result; .venv and other runs stay
-	rm -rf runs/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+clean: ## remove caches, build products and the demos' results; .venv and other runs stay
+	rm -rf runs/demo runs/demo-vision build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

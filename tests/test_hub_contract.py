@@ -26,6 +26,7 @@ from classformer_hf import (
     ClassformerForSequenceClassification,
     ClassformerModel,
 )
+from vision_hf.priors import NearestBasisLoss, quantise
 
 HERE = Path(__file__).resolve().parent
 
@@ -143,6 +144,13 @@ def build_vision(family, suffix):
     return build
 
 
+def build_codebook(settings):
+    """A network that stores codebooks and indices instead of weights."""
+    plain = vision_hf.SharedXceptionConfig(**TINY_VISION["Xception"], image_size=16, num_labels=3)
+    model = vision_hf.SharedXceptionForImageClassification(plain)
+    return quantise(model, NearestBasisLoss(model, 4))
+
+
 def image_inputs(model):
     return {"pixel_values": torch.randn(4, 3, 16, 16)}
 
@@ -181,6 +189,18 @@ for _family in TINY_VISION:
             **VISION,
         ),
     ]
+CONTRACTS.append(
+    Contract(
+        "codebook_classifier",
+        build=build_codebook,
+        auto_class="AutoModelForImageClassification",
+        output_name="logits",
+        make_labels=class_labels,
+        task="image-classification",
+        make_examples=write_images,
+        **VISION,
+    )
+)
 CHECKS = (
     "saved",
     "sharded",

@@ -427,6 +427,17 @@ def counts_table(record: dict) -> str:
     return table(header, rows) + f"\nCommand: `{record['command']}`\n"
 
 
+def similarity_table(record: dict) -> str:
+    """How similar kernels are to those of the unshared network, beside random ones."""
+    first, second = (record["cosine_similarity"][layer] for layer in ("first", "second"))
+    rows = [
+        [name, *(f"{one[name][kind]:.2f}" for one in (first, second) for kind in ("cosine", "random"))]
+        for name in first
+    ]
+    header = ["left", "first layer", "random", "first layer that shares", "random"]
+    return table(header, rows) + f"\nCommand: `{record['command']}`\n"
+
+
 VIEWS: dict[str, Callable[[dict], str]] = {
     view.__name__: view
     for view in (
@@ -447,6 +458,7 @@ VIEWS: dict[str, Callable[[dict], str]] = {
         learned_table,
         vision_speed_table,
         counts_table,
+        similarity_table,
     )
 }
 

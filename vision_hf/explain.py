@@ -76,7 +76,7 @@ def kernels_of_layer(model: nn.Module, layer: int) -> np.ndarray:
     return weight[:MAX_KERNELS].cpu().numpy()
 
 
-def draw_kernel_sheets(models: dict[str, nn.Module], layer: int, path: str | Path) -> dict[str, float]:
+def draw_kernel_sheets(models: dict[str, nn.Module], layer: int, path: str | Path) -> dict[str, dict[str, float]]:
     """Draw one sheet of kernels per model, each kernel where its most similar one of the first model is.
 
     Args:
@@ -85,38 +85,44 @@ def draw_kernel_sheets(models: dict[str, nn.Module], layer: int, path: str | Pat
         path: PNG to write.
 
     Returns:
-        Mean cosine similarity to the first model's kernels by name, and as `"chance"` that of normal random kernels,
-        matched the same way.
+        By name, the mean `"cosine"` similarity to the first model's kernels, and that of `"random"` ones, matched the
+        same way, of which as many are equal.
 
     Raises:
         ValueError: A model has no such layer, or one of another size.
     """
     import matplotlib.pyplot as plt
 
-    sheets, similarity = {}, {}
-    reference: np.ndarray | None = None
-    for name, model in models.items():
-        kernels = kernels_of_layer(model, layer)
-        reference = kernels if reference is None else reference
-        partners, similarity[name] = match_kernels(
-            kernels.reshape(len(kernels), -1), reference.reshape(len(reference), -1)
-        )
+    sheets = {name: kernels_of_layer(model, layer) for name, model in models.items()}
+    reference = _flatten(next(iter(sheets.values())))
+    similarity = {}
+    for name, kernels in sheets.items():
+        partners, cosine = match_kernels(_flatten(kernels), reference)
+        similarity[name] = {"cosine": cosine, "random": _similarity_by_chance(_flatten(kernels), reference)}
         sheets[name] = kernels[partners]
-    assert reference is not None
-    random = np.random.default_rng(0).standard_normal((20, *reference.shape)).reshape(20, len(reference), -1)
-    flat = reference.reshape(len(reference), -1)
-    similarity["chance"] = float(np.mean([match_kernels(kernels, flat)[1] for kernels in random]))
-    figure, axes = plt.subplots(1, len(sheets), figsize=(3.2 * len(sheets), 3.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(sheets), figsize=(3.4 * len(sheets), 4.1), squeeze=False)
     for axis, (name, kernels) in zip(axes[0], sheets.items(), strict=True):
         axis.imshow(_tile(kernels), cmap="gray", interpolation="nearest")
-        axis.set_title(f"{name}\ncosine {similarity[name]:.2f}", fontsize=10)
+        found = similarity[name]
+        axis.set_title(f"{name}\ncosine {found['cosine']:.2f}, random {found['random']:.2f}", fontsize=10)
         axis.axis("off")
-    what = "first layer" if layer == 0 else "first layer that can share"
-    figure.suptitle(f"Kernels of the {what}; random ones have cosine {similarity['chance']:.2f}", fontsize=11)
-    figure.tight_layout()
+    figure.suptitle(f"Kernels of the first layer{'' if layer == 0 else ' that can share'}", fontsize=11)
+    figure.tight_layout(rect=(0, 0, 1, 0.97), w_pad=4)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return similarity
+
+
+def _flatten(kernels: np.ndarray) -> np.ndarray:
+    return kernels.reshape(len(kernels), -1)
+
+
+def _similarity_by_chance(kernels: np.ndarray, reference: np.ndarray, draws: int = 20) -> float:
+    """Match normal random kernels with a reference; as many are equal as there are equal ones among the kernels."""
+    num_kinds = len(np.unique(kernels, axis=0))
+    generator = np.random.default_rng(0)
+    kinds = [generator.standard_normal((num_kinds, kernels.shape[1])) for _ in range(draws)]
+    return float(np.mean([match_kernels(np.resize(kind, kernels.shape), reference)[1] for kind in kinds]))
 
 
 def _tile(kernels: np.ndarray) -> np.ndarray:

@@ -376,24 +376,27 @@ def conversion_table(record: dict) -> str:
 
 def learned_table(record: dict) -> str:
     """Accuracy before and after every weight or kernel is put on its basis."""
-    methods = list(dict.fromkeys(row["method"] for row in record["rows"]))
+    groups = dict.fromkeys((row["method"], row["tau"]) for row in record["rows"])
     rows = []
-    for method in methods:
-        same = [row for row in record["rows"] if row["method"] == method]
-        cells = [mean_and_values([row[state]["test_accuracy"] for row in same]) for state in ("before", "after")]
-        cells.append(mean_and_values([row["reestimated"]["test_accuracy"] for row in same]))
+    for method, tau in groups:
+        same = [row for row in record["rows"] if (row["method"], row["tau"]) == (method, tau)]
+        states = ("before", "after", "reestimated")
+        cells = [mean_and_values([row[state]["test_accuracy"] for row in same]) for state in states]
+        validation = percent(same[0]["after"]["validation_accuracy"])
         error, zeros = (sum(row[name] for row in same) / len(same) for name in ("relative_error", "zero_ratio"))
         sizes = f"{same[0]['bytes_after'] / same[0]['bytes_before']:.2f}"
-        rows.append([method, *cells, f"{error:.3f}", percent(zeros), sizes])
-    header = ["loss", "before, %", "quantised, %", "statistics anew, %", "weight error", "zeros, %", "file size"]
+        loss = method if tau is None else f"{method}, {tau:g}"
+        loss = f"**{loss}**" if len(same) > 1 and tau is not None else loss
+        rows.append([loss, validation, *cells, f"{error:.3f}", percent(zeros), sizes])
+    header = ["loss, tau", "validation, quantised, %", "test: before, %", "quantised, %", "statistics anew, %"]
+    header += ["weight error", "zeros, %", "file size"]
     options, sizes = record["settings"]["options"], record["settings"]["sizes"]
     recipe = record["settings"]["recipe"]
     note = (
         f"{options['num_bases']} basis weights or components, or {options['num_kernels']} basis kernels, per layer; "
-        f"tau {options['tau_weights']:g} (weights), {options['tau_kernels']:g} (kernels), "
-        f"{options['tau_prior']:g} (priors); "
         f"{sizes['train']:,} training and {sizes['test']:,} test images, {float(recipe['num_train_epochs']):g} epochs; "
-        f"mean and each seed; file size relative to the plain file. Command: `{record['command']}`\n"
+        "the first seed's validation accuracy chose tau for the second seed (bold); mean and each seed; file size "
+        f"relative to the plain file. Command: `{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note
 

@@ -5,13 +5,14 @@
 
 Every method trains the architecture of CONFIG_NAME from scratch with one recipe: "none" (weights or kernels are
 quantised afterwards by k-means), "weights" (equation 3.5, 16 bases per layer, l2), "kernels" (equation 3.6), and the
-mixture priors "gaussian", "laplace" and "sparse" (one component fixed at 0). Settings are chosen on the validation
-split; the test split is read at the end of each training. Finished trainings are in RESULTS_FILE; the same command goes
-on where it was stopped. The histograms of the first seed are drawn into FIGURE.
+mixture priors "gaussian", "laplace" and "sparse" (one component fixed at 0). The first seed trains every weight of the
+loss (TAU_WEIGHTS, TAU_KERNELS, TAU_PRIOR); the one with the best validation accuracy once quantised is the one of the
+other seeds. Finished trainings are in RESULTS_FILE; the same command goes on where it was stopped. The histograms of
+the last seed are drawn into FIGURE.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,23 +46,42 @@ class StudyArguments:
     methods: list[str] | None = field(default=None, metadata={"help": "Only these; by default all."})
     num_bases: int = field(default=16, metadata={"help": "Basis weights, or mixture components, per layer."})
     num_kernels: int = field(default=16, metadata={"help": "Basis kernels per layer."})
-    tau_weights: float = field(default=1e-2, metadata={"help": "Weight of the loss of equation 3.5."})
-    tau_kernels: float = field(default=1e-2, metadata={"help": "Weight of the loss of equation 3.6."})
-    tau_prior: float = field(default=1e-5, metadata={"help": "Weight of the mixture priors' negative logarithm."})
+    tau_weights: list[float] = field(
+        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Weights to try of the loss of equation 3.5."}
+    )
+    tau_kernels: list[float] = field(
+        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Weights to try of the loss of equation 3.6."}
+    )
+    tau_prior: list[float] = field(
+        default_factory=lambda: [1e-5, 1e-4, 1e-3],
+        metadata={"help": "Weights to try of the mixture priors' negative logarithm."},
+    )
     figure: str | None = field(default=None, metadata={"help": "PNG for the histograms of figure 3.8."})
 
 
-def build_regularisers(study: StudyArguments) -> dict[str, Callable[[Any], Regulariser | None]]:
-    """Give what each method adds to the loss, as functions of the model."""
-    prior = {"num_components": study.num_bases, "tau": study.tau_prior}
+def list_taus(study: StudyArguments) -> dict[str, list[float | None]]:
+    """Give every method's weights of its loss."""
+    prior = study.tau_prior
     return {
-        "none": lambda model: None,
-        "weights": lambda model: NearestBasisLoss(model, study.num_bases, tau=study.tau_weights),
-        "kernels": lambda model: NearestBasisLoss(model, study.num_kernels, unit="kernel", tau=study.tau_kernels),
-        "gaussian": lambda model: MixturePrior(model, kind="gaussian", **prior),
-        "laplace": lambda model: MixturePrior(model, kind="laplace", **prior),
-        "sparse": lambda model: MixturePrior(model, kind="gaussian", zero_weight=0.9, **prior),
+        "none": [None],
+        "weights": study.tau_weights,
+        "kernels": study.tau_kernels,
+        "gaussian": prior,
+        "laplace": prior,
+        "sparse": prior,
     }
+
+
+def build_regulariser(study: StudyArguments, method: str, tau: float | None, model: Any) -> Regulariser | None:
+    """Build what a method adds to the loss."""
+    if tau is None:
+        return None
+    if method == "weights":
+        return NearestBasisLoss(model, study.num_bases, tau=tau)
+    if method == "kernels":
+        return NearestBasisLoss(model, study.num_kernels, unit="kernel", tau=tau)
+    kind, zero_weight = ("gaussian", 0.9) if method == "sparse" else (method, 0.0)
+    return MixturePrior(model, study.num_bases, kind=kind, tau=tau, zero_weight=zero_weight)
 
 
 def evaluate(trainer: ImageTrainer, model: Any, splits: Any) -> dict[str, float]:
@@ -103,23 +123,29 @@ def quantised_rows(
     yield "none, kernels", NearestBasisLoss(model, study.num_kernels, unit="kernel")
 
 
-def folder_of(training: ImageTrainingArguments, name: str, seed: int) -> Path:
-    return Path(str(training.output_dir)) / f"{name.replace(', ', '_')}_seed{seed}"
+def folder_of(training: ImageTrainingArguments, name: str, tau: float | None, seed: int) -> Path:
+    weight = "" if tau is None else f"_tau{tau:g}"
+    return Path(str(training.output_dir)) / f"{name.replace(', ', '_')}{weight}_seed{seed}"
 
 
-def run_method(study, method: str, task: ImageTask, task_arguments, training, seed: int) -> list[dict]:
+def run_method(study, method: str, tau: float | None, task: ImageTask, task_arguments, training, seed: int) -> list:
     """Train with one method, quantise, and read validation and test before and after."""
     set_seed(seed)
     config = AutoConfig.from_pretrained(study.config_name, **task.head_config)
     model, training.seed = AutoModelForImageClassification.from_config(config), seed
     processor = build_image_processor(task_arguments, config.image_size)
-    regulariser = build_regularisers(study)[method](model)
+    regulariser = build_regulariser(study, method, tau, model)
     trainer = build_trainer(model, task.without_test(), processor, task_arguments, training, regulariser)
     if isinstance(regulariser, NearestBasisLoss):
         trainer.add_callback(ReseedBases(regulariser))
     trained = train(trainer)
     splits = transform_splits(task, processor, task_arguments)
-    common = {"seed": seed, "seconds": round(trained.seconds, 1), "before": evaluate(trainer, model, splits)}
+    common = {
+        "tau": tau,
+        "seed": seed,
+        "seconds": round(trained.seconds, 1),
+        "before": evaluate(trainer, model, splits),
+    }
     rows = []
     for name, bases in quantised_rows(study, method, model, regulariser):
         small = quantise(model, bases)
@@ -127,20 +153,33 @@ def run_method(study, method: str, task: ImageTask, task_arguments, training, se
         estimate_statistics(small, task, processor)
         row["reestimated"] = evaluate(trainer, small, splits)
         for what, saved in (("before", model), ("after", small)):
-            folder = folder_of(training, name, seed) / what
+            folder = folder_of(training, name, tau, seed) / what
             saved.save_pretrained(folder)
             row[f"bytes_{what}"] = (folder / "model.safetensors").stat().st_size
         rows.append(row)
     return rows
 
 
-def draw_figure(study: StudyArguments, training: ImageTrainingArguments):
-    """Draw the weights of the first seed's saved models."""
+def find_rows(rows: list[dict], method: str, seed: int) -> list[dict]:
+    return [row for row in rows if row["method"].partition(",")[0] == method and row["seed"] == seed]
+
+
+def choose_tau(rows: list[dict], method: str, seed: int) -> float | None:
+    """Choose the weight of the loss with which validation accuracy is best once quantised, then re-estimated."""
+    states = ("after", "reestimated")
+    best = max(find_rows(rows, method, seed), key=lambda row: [row[state]["validation_accuracy"] for state in states])
+    return best["tau"]
+
+
+def draw_figure(study: StudyArguments, training: ImageTrainingArguments, rows: list[dict]):
+    """Draw the weights of the last seed's saved models."""
+    seed = study.seeds[-1]
+    taus = {row["method"]: row["tau"] for row in rows if row["seed"] == seed}
     names = {"without the loss": "none, weights", "with the loss": "weights"}
-    folders = {title: folder_of(training, name, study.seeds[0]) for title, name in names.items()}
-    if study.figure is None or not all(folder.exists() for folder in folders.values()):
+    if study.figure is None or not set(names.values()) <= set(taus):
         return
     load = AutoModelForImageClassification.from_pretrained
+    folders = {title: folder_of(training, name, taus[name], seed) for title, name in names.items()}
     pairs = {title: (load(folder / "before"), load(folder / "after")) for title, folder in folders.items()}
     draw_weight_histograms(pairs, study.figure)
     print(f"wrote {study.figure}")
@@ -153,10 +192,10 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     training.eval_strategy = training.save_strategy = "no"
-    known = list(build_regularisers(study))
+    known = list_taus(study)
     unknown = sorted(set(study.methods or []) - set(known))
     if unknown:
-        raise ValueError(f"--methods has unknown {unknown}; there are {known}.")
+        raise ValueError(f"--methods has unknown {unknown}; there are {list(known)}.")
     task = load_task(task_arguments)
     path = Path(study.results_file)
     settings = {
@@ -164,7 +203,7 @@ def main():
         "sizes": {name: len(split) for name, split in task.splits.items()},
         "augmentation": task_arguments.augmentation,
         "recipe": {name: value for name, value in training.describe_recipe().items() if name != "seed"},
-        "options": {k: v for k, v in asdict(study).items() if k.startswith(("num_", "tau_"))},
+        "options": {name: value for name, value in asdict(study).items() if name.startswith("num_")},
     }
     record = json.loads(path.read_text()) if path.exists() else {"settings": settings, "rows": []}
     if record["settings"] != settings:
@@ -172,15 +211,19 @@ def main():
     record |= {"command": describe_command(), "hardware": hardware_fingerprint()}
     for seed in study.seeds:
         for method in study.methods or known:
-            if any(row["method"].partition(",")[0] == method and row["seed"] == seed for row in record["rows"]):
-                continue
-            rows = run_method(study, method, task, task_arguments, training, seed)
-            record["rows"] += [{**row, "cpu": record["hardware"]["cpu"]} for row in rows]
-            path.write_text(json.dumps(record, indent=1) + "\n")
-            for row in rows:
-                accuracies = [f"{row[state]['test_accuracy']:.4f}" for state in ("before", "after", "reestimated")]
-                print(f"{row['method']}, seed {seed}: test accuracy {' -> '.join(accuracies)}", flush=True)
-    draw_figure(study, training)
+            taus = known[method] if seed == study.seeds[0] else [choose_tau(record["rows"], method, study.seeds[0])]
+            for tau in taus:
+                if any(row["tau"] == tau for row in find_rows(record["rows"], method, seed)):
+                    continue
+                rows = run_method(study, method, tau, task, task_arguments, training, seed)
+                record["rows"] += [{**row, "cpu": record["hardware"]["cpu"]} for row in rows]
+                path.write_text(json.dumps(record, indent=1) + "\n")
+                for row in rows:
+                    accuracies = [f"{row[state]['test_accuracy']:.4f}" for state in ("before", "after", "reestimated")]
+                    print(
+                        f"{row['method']}, tau {tau}, seed {seed}: test accuracy {' -> '.join(accuracies)}", flush=True
+                    )
+    draw_figure(study, training, record["rows"])
 
 
 if __name__ == "__main__":

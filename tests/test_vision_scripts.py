@@ -180,7 +180,8 @@ def test_recipe_of_the_thesis_runs(run, flags, tmp_path, recipe):
 
 STUDIES = {
     "sharing": ["--study", "xception", "--variants", "plain", "depthwise, s=8"],
-    "learned_sharing": ["--methods", "none", "kernels", "sparse", "--num_bases", 4, "--num_kernels", 3],
+    "learned_sharing": ["--methods", "none", "kernels", "sparse", "--num_bases", 4, "--num_kernels", 3]
+    + ["--tau_kernels", 0.01, 0.1, "--tau_prior", 0.001],
     "conversion": ["--sharing_factors", 2, "--methods", "tile", "kmeans_scaled"],
 }
 
@@ -190,7 +191,7 @@ def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study
     record, plain = tmp_path / "study.json", trained / "plain" / "seed-42"
     own = {
         "sharing": ["--seeds", 0],
-        "learned_sharing": ["--config_name", plain, "--seeds", 0, "--figure", tmp_path / "weights.png"],
+        "learned_sharing": ["--config_name", plain, "--seeds", 0, 1, "--figure", tmp_path / "weights.png"],
         "conversion": ["--models", plain],
     }[study]
     command = [f"study_{study}", *STUDIES[study], *own, *flags, "--max_steps", 2, "--results_file", record]
@@ -198,7 +199,7 @@ def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study
     code, _, words = run(*command)
     assert code == 0, words
     rows = json.loads(record.read_text())["rows"]
-    assert len(rows) == {"sharing": 2, "learned_sharing": 4, "conversion": 2}[study]
+    assert len(rows) == {"sharing": 2, "learned_sharing": 9, "conversion": 2}[study]
     content = json.loads(record.read_text())
     content["rows"] = content["rows"][:1]
     record.write_text(json.dumps(content))

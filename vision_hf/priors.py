@@ -58,8 +58,9 @@ class Regulariser(nn.Module):
             sizes.
     """
 
-    # of the regulariser's own parameters, relative to the model's
-    relative_learning_rate = 1.0
+    # of the bases, relative to the model's, times tau: the curvature of the loss in a basis is tau times its members,
+    # which are many
+    learning_rate_scale = 1.0
 
     def __init__(self, model: PreTrainedModel, unit: str, scope: str, tau: float):
         super().__init__()
@@ -76,6 +77,11 @@ class Regulariser(nn.Module):
         groups = [[name] for name in convolutions] if scope == "layer" else [list(convolutions)]
         self.groups: list[list[str]] = groups
         self._weights = [[convolutions[name].weight for name in group] for group in groups]
+
+    @property
+    def relative_learning_rate(self) -> float:
+        """Of the bases, relative to the model's."""
+        return min(1.0, self.learning_rate_scale / self.tau) if self.tau else 1.0
 
     def rows(self, group: int) -> torch.Tensor:
         """Give a group's weights, (N, 1), or kernels, (N, F)."""
@@ -141,8 +147,7 @@ class NearestBasisLoss(Regulariser):
         ValueError: An option is out of range.
     """
 
-    # the curvature of a basis grows with its members, which are many
-    relative_learning_rate = 0.02
+    learning_rate_scale = 2e-4
 
     def __init__(
         self,
@@ -239,8 +244,8 @@ class MixturePrior(Regulariser):
         ValueError: An option is out of range.
     """
 
-    # the curvature of a mean grows with its weights and their precision
-    relative_learning_rate = 0.02
+    # of a mean it grows with its members' precision, too
+    learning_rate_scale = 2e-7
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
@@ -23,24 +22,22 @@ from transformers.utils import logging as transformers_logging
 import vision_hf
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
-from vision_hf.conversion import METHODS, reestimate_batch_norm, weight_error
-from vision_hf.data import EvaluationTransform, ImageTask, ImageTaskArguments, load_task, transform_splits
-from vision_hf.training import ImageTrainer, ImageTrainingArguments, build_trainer, train
+from vision_hf.conversion import METHODS, weight_error
+from vision_hf.data import ImageTask, ImageTaskArguments, load_task, transform_splits
+from vision_hf.expansion import is_ours
+from vision_hf.layouts import from_transformers
+from vision_hf.training import ImageTrainer, ImageTrainingArguments, build_trainer, estimate_statistics, train
 
 
 @dataclass
 class StudyArguments:
-    models: list[str] = field(metadata={"help": "Folders of trained networks that share nothing."})
+    models: list[str] = field(
+        metadata={"help": "Folders of trained networks that share nothing, ours or transformers' EfficientNet, ResNet."}
+    )
     results_file: str = field(metadata={"help": "JSON file for what was measured."})
     sharing_factors: list[int] = field(default_factory=lambda: [2, 4, 8], metadata={"help": "Channels per kernel."})
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Ways to share."})
     num_statistics: int = field(default=1200, metadata={"help": "Training images that batch norm sees."})
-
-
-def statistics_batches(task: ImageTask, processor: Any, number: int) -> list[torch.Tensor]:
-    """Give training images, without augmentation, in batches of 100."""
-    split = task.splits["train"].with_transform(EvaluationTransform(processor))
-    return list(torch.stack(split[: min(number, len(split))]["pixel_values"]).split(100))
 
 
 def accuracy(trainer: ImageTrainer, test: Any) -> float:
@@ -55,7 +52,7 @@ def convert(plain: Any, factor: int, method: str, task: ImageTask, processor, ta
     trainer = build_trainer(shared, task.without_test(), processor, task_arguments, copy.copy(training))
     row = {"weight_error": weight_error(plain, factor, method), "parameters": shared.num_parameters()}
     row["zero_shot"] = accuracy(trainer, splits["test"])
-    reestimate_batch_norm(shared, statistics_batches(task, processor, number))
+    estimate_statistics(shared, task, processor, number)
     row["reestimated"] = accuracy(trainer, splits["test"])
     train(trainer)
     row["fine_tuned"] = accuracy(trainer, splits["test"])
@@ -98,6 +95,7 @@ def main():
     cells = [(m, f, k) for m in study.models for f in study.sharing_factors for k in study.methods]
     for folder, factor, method in tqdm(cells, desc="conversions", unit="conversion"):
         plain: Any = AutoModelForImageClassification.from_pretrained(folder)
+        plain = plain if is_ours(plain) else from_transformers(plain)
         processor = AutoImageProcessor.from_pretrained(folder)
         family = plain.config.family
         common = (task, processor, task_arguments, training)

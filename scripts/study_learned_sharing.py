@@ -17,16 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf  # noqa: F401  registers the families
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
-from vision_hf.conversion import reestimate_batch_norm
 from vision_hf.data import (
-    EvaluationTransform,
     ImageTask,
     ImageTaskArguments,
     build_image_processor,
@@ -35,7 +32,7 @@ from vision_hf.data import (
 )
 from vision_hf.explain import draw_weight_histograms
 from vision_hf.priors import MixturePrior, NearestBasisLoss, Regulariser, ReseedBases, quantise
-from vision_hf.training import ImageTrainer, ImageTrainingArguments, build_trainer, train
+from vision_hf.training import ImageTrainer, ImageTrainingArguments, build_trainer, estimate_statistics, train
 
 
 @dataclass
@@ -47,13 +44,13 @@ class StudyArguments:
     num_bases: int = field(default=16, metadata={"help": "Basis weights, or mixture components, per layer."})
     num_kernels: int = field(default=16, metadata={"help": "Basis kernels per layer."})
     tau_weights: list[float] = field(
-        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Weights to try of the loss of equation 3.5."}
+        default_factory=lambda: [0.001, 0.01, 0.1], metadata={"help": "Weights to try of the loss of equation 3.5."}
     )
     tau_kernels: list[float] = field(
-        default_factory=lambda: [0.01, 0.1, 1.0], metadata={"help": "Weights to try of the loss of equation 3.6."}
+        default_factory=lambda: [0.001, 0.01, 0.1], metadata={"help": "Weights to try of the loss of equation 3.6."}
     )
     tau_prior: list[float] = field(
-        default_factory=lambda: [1e-5, 1e-4, 1e-3],
+        default_factory=lambda: [1e-6, 1e-5, 1e-4],
         metadata={"help": "Weights to try of the mixture priors' negative logarithm."},
     )
     figure: str | None = field(default=None, metadata={"help": "PNG for the histograms of figure 3.8."})
@@ -91,13 +88,6 @@ def evaluate(trainer: ImageTrainer, model: Any, splits: Any) -> dict[str, float]
         f"{name}_accuracy": trainer.evaluate(splits[name], metric_key_prefix=name)[f"{name}_accuracy"]
         for name in ("validation", "test")
     }
-
-
-def estimate_statistics(model: Any, task: ImageTask, processor: Any):
-    """Let batch norm see 1,200 training images."""
-    split = task.splits["train"].with_transform(EvaluationTransform(processor))
-    images = torch.stack(split[: min(1200, len(split))]["pixel_values"])
-    reestimate_batch_norm(model, images.split(100))
 
 
 def describe_assignment(model: Any, regulariser: Regulariser) -> dict[str, float]:

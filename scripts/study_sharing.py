@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, set_seed
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
@@ -25,7 +25,7 @@ from classformer_hf.command import describe_command, parse_arguments, run_comman
 from classformer_hf.cost import hardware_fingerprint
 from vision_hf.cost import count_flops, forward_call, measure_ratios
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
-from vision_hf.training import ImageTrainingArguments, build_trainer, train
+from vision_hf.training import ImageTrainingArguments, build_classifier, build_trainer, train
 
 # below a million parameters each, and about the proportions of the published networks
 XCEPTION = {
@@ -100,16 +100,10 @@ class StudyArguments:
     time: bool = field(default=False, metadata={"help": "Count and time all variants instead of training them."})
 
 
-def build_model(config, task: ImageTask):
-    for name, value in task.head_config.items():
-        setattr(config, name, value)
-    return AutoModelForImageClassification.from_config(config)
-
-
 def run_variant(config, task: ImageTask, task_arguments: ImageTaskArguments, training, seed: int, folder: Path) -> dict:
     """Train one variant, save it in the folder, and read the test split once."""
     set_seed(seed)
-    model, training.seed = build_model(config, task), seed
+    model, training.seed = build_classifier(config, task), seed
     processor = build_image_processor(task_arguments, 32)
     trainer = build_trainer(model, task.without_test(), processor, task_arguments, training)
     trained = train(trainer)
@@ -133,8 +127,8 @@ def time_variants(variants: dict[str, Any], task: ImageTask) -> dict[str, dict]:
     """Count operations of every variant and time it against the plain one, for one image and for 32."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    models = {name: build_model(config, task) for name, config in variants.items()}
-    models["control"] = build_model(variants["plain"], task)
+    models = {name: build_classifier(config, task) for name, config in variants.items()}
+    models["control"] = build_classifier(variants["plain"], task)
     costs: dict[str, dict] = {
         name: {"flops": count_flops(model, torch.randn(1, 3, 32, 32)), "parameters": model.num_parameters()}
         for name, model in models.items()

@@ -14,14 +14,16 @@ import shutil
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
+from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
-from vision_hf.training import ImageTrainingArguments, build_trainer, train
+from vision_hf.training import ImageTrainingArguments, build_classifier, build_trainer, estimate_statistics, train
 
 FAMILIES = {
     "xception": (vision_hf.SharedXceptionConfig, "author-vs"),
@@ -45,7 +47,11 @@ class ModelArguments:
         metadata={"help": "Other settings of the configuration as JSON, e.g. '{\"stage_channels\": [64, 64, 64]}'."},
     )
     sharing_factor: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Channels per kernel: one number, or one per stage."}
+        default_factory=lambda: [1],
+        metadata={
+            "help": "Channels per kernel: one number, or one per stage. With --model_name_or_path the trained network "
+            "is converted, and fine-tuned with shared kernels."
+        },
     )
     pointwise_sharing_factor: list[int] = field(
         default_factory=lambda: [1], metadata={"help": "The same for 1x1 convolutions; the thesis shares none."}
@@ -81,22 +87,38 @@ def build_config(arguments: ModelArguments, task: ImageTask):
     )
 
 
-def build_model(arguments: ModelArguments, task: ImageTask, processor_arguments: ImageTaskArguments):
-    """Build a new model, or load the one to fine-tune with a head for the task."""
+def load_model(arguments: ModelArguments, task: ImageTask, task_arguments: ImageTaskArguments):
+    """Load the model to fine-tune with a head for the task; with a sharing factor, convert it first."""
+    try:
+        config = AutoConfig.from_pretrained(arguments.model_name_or_path, **task.head_config)
+    except OSError as error:
+        raise ValueError(
+            f"--model_name_or_path {arguments.model_name_or_path!r} is neither a folder with a config.json nor a "
+            "model on a Hub that can be reached."
+        ) from error
+    new = ModelArguments()
+    ours = ("family", "preset", "config_overrides", "pointwise_sharing_factor", "channel_divisor", "grad_reduction")
+    changed = [f"--{name}" for name in ours if getattr(arguments, name) != getattr(new, name)]
+    if changed:
+        raise ValueError(f"{', '.join(changed)} build a new model; --model_name_or_path has its own architecture.")
+    model = AutoModelForImageClassification.from_pretrained(
+        arguments.model_name_or_path, config=config, ignore_mismatched_sizes=True
+    )
+    factors = arguments.sharing_factor
+    if factors != [1]:
+        model = share_weights(model, factors[0] if len(factors) == 1 else factors)
+        processor = build_image_processor(task_arguments, task_arguments.image_size or model.config.image_size)
+        estimate_statistics(model, task, processor)
+    return model
+
+
+def build_model(arguments: ModelArguments, task: ImageTask, task_arguments: ImageTaskArguments):
+    """Build a new model, or load the one to fine-tune."""
     if arguments.model_name_or_path is None:
-        model = AutoModelForImageClassification.from_config(build_config(arguments, task))
+        model: Any = build_classifier(build_config(arguments, task), task)
     else:
-        try:
-            config = AutoConfig.from_pretrained(arguments.model_name_or_path, **task.head_config)
-        except OSError as error:
-            raise ValueError(
-                f"--model_name_or_path {arguments.model_name_or_path!r} is neither a folder with a config.json nor a "
-                "model on a Hub that can be reached."
-            ) from error
-        model = AutoModelForImageClassification.from_pretrained(
-            arguments.model_name_or_path, config=config, ignore_mismatched_sizes=True
-        )
-    model.config.image_size = processor_arguments.image_size or model.config.image_size
+        model = load_model(arguments, task, task_arguments)
+    model.config.image_size = task_arguments.image_size or model.config.image_size
     return model
 
 

@@ -162,6 +162,26 @@ def test_fine_tuning_takes_a_trained_folder(run, trained, flags, tmp_path):
     assert code == 0 and "validation accuracy 1.0000" in printed, words
 
 
+def test_fine_tuning_with_a_factor_converts(run, trained, flags, tmp_path):
+    plain = trained / "plain" / "seed-42"
+    command = [
+        "train_image_classifier",
+        "--model_name_or_path",
+        plain,
+        *flags,
+        "--max_steps",
+        2,
+        "--learning_rate",
+        0.01,
+    ]
+    code, printed, words = run(*command, "--sharing_factor", 4, "--output_dir", tmp_path / "run")
+    assert code == 0, words
+    config = json.loads((tmp_path / "run" / "seed-42" / "config.json").read_text())
+    assert config["sharing_factor"] == 4 and "validation accuracy 1.0" in printed
+    code, _, words = run(*command, "--family", "resnet", "--channel_divisor", 2, "--output_dir", tmp_path / "other")
+    assert code == 1 and "--family, --channel_divisor build a new model" in words
+
+
 @pytest.mark.parametrize("recipe", ["xception_cifar10", "efficientnet_imagenet"])
 def test_recipe_of_the_thesis_runs(run, flags, tmp_path, recipe):
     """The published settings, but for the data, the size of the images and the number of steps."""

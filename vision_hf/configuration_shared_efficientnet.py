@@ -3,6 +3,7 @@
 import math
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 
 from .configuration_shared_conv import SharedConvConfig, check_lengths
 
@@ -46,8 +47,12 @@ class SharedEfficientNetConfig(SharedConvConfig):
         hidden_act (`str`, *optional*, defaults to `"silu"`):
             Activation.
         padding_style (`str`, *optional*, defaults to `"symmetric"`):
-            Padding of convolutions with a stride: `"symmetric"`, as timm's own models are trained, or `"same"`, as
-            TensorFlow pads: the odd pixel goes right and below. google/efficientnet-* need `"same"`.
+            Padding of convolutions with a stride: `"symmetric"`, as timm's own models are trained; `"same"`, as
+            TensorFlow pads, by the size of the image: an odd pixel goes right and below (timm's `tf_` models); or
+            `"keras"`, one pixel less left and above whatever the size (google/efficientnet-* and transformers).
+        symmetric_blocks (`list[int]`, *optional*):
+            Blocks, counted from 0 over all stages, that pad symmetrically all the same: transformers'
+            `depthwise_padding`, which makes `"keras"` equal `"same"` at one size of the image.
         drop_path_rate (`float`, *optional*, defaults to 0.2):
             Share of examples for which the last block is skipped in training; it rises linearly from 0.
     """
@@ -75,6 +80,7 @@ class SharedEfficientNetConfig(SharedConvConfig):
     head_channels: int = 1280
     hidden_act: str = "silu"
     padding_style: str = "symmetric"
+    symmetric_blocks: list[int] | None = None
     drop_path_rate: float | int = 0.2
 
     def name_stages(self) -> list[str]:
@@ -98,8 +104,13 @@ class SharedEfficientNetConfig(SharedConvConfig):
             num_block_repeats=self.num_block_repeats,
             expand_ratios=self.expand_ratios,
         )
-        if self.padding_style not in ("symmetric", "same"):
-            raise ValueError(f'`padding_style` must be "symmetric" or "same", got {self.padding_style!r}.')
+        for name in ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be an activation of transformers, got {self.hidden_act!r}.")
+        if self.padding_style not in ("symmetric", "same", "keras"):
+            raise ValueError(f'`padding_style` must be "symmetric", "same" or "keras", got {self.padding_style!r}.')
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
 

@@ -90,7 +90,8 @@ class SharedXceptionConfig(SharedConvConfig):
     def from_preset(cls, preset: str, **overrides):
         divisor = overrides.get("channel_divisor", 1)
         if preset == "author-cifar" and isinstance(divisor, int):
-            overrides["channel_divisor"] = [1, divisor, divisor, divisor, divisor, 1]
+            stages = super().from_preset(preset, **{**overrides, "channel_divisor": 1}).name_stages()
+            overrides["channel_divisor"] = [1 if name in ("stage1", "exit") else divisor for name in stages]
         return super().from_preset(preset, **overrides)
 
     def validate_architecture(self):

@@ -254,26 +254,31 @@ def share_weights(
         raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
     plain: Any = copy.deepcopy(model) if is_ours(model) else from_transformers(model)
     config = copy.deepcopy(plain.config)
-    if {*config.sharing_factors, *config.pointwise_sharing_factors} != {1}:
+    if {*config.sharing_factors, *config.pointwise_sharing_factors} != {1} or config.codebooks:
         raise ValueError("the model shares weights already; expand it first by `expand_weights`.")
     if getattr(config, "share_dim", "in") != "in":
         raise ValueError('a trained ResNet can share inputs: set `share_dim="in"` in its configuration.')
     config.sharing_factor = sharing_factor
     shared: Any = type(plain)(config).to(plain.device, dtype=plain.dtype).eval()
-    shared_layers = dict(shared.named_modules())
     stored: dict[str, tuple[Slot, int]] = {}
-    for slot in tqdm(find_slots(plain), desc="layers", disable=not progress):
-        target = shared_layers[slot.name]
-        factor = slot.conv.weight.shape[slot.axis] // target.weight.shape[slot.axis]
-        if factor > 1:
-            _share_slot(slot, factor, method, seed)
-            stored[f"{slot.name}.weight"] = slot, target.weight.shape[slot.axis]
+    slots = list_shared_slots(plain, shared)
+    for slot, factor in tqdm(slots, desc="layers", disable=not progress):
+        _share_slot(slot, factor, method, seed)
+        stored[f"{slot.name}.weight"] = slot, slot.conv.weight.shape[slot.axis] // factor
     state = plain.state_dict()
     # only now, because later layers may have permuted this one
     for name, (slot, num_groups) in stored.items():
         state[name] = slot.conv.weight.narrow(slot.axis, 0, num_groups)
     shared.load_state_dict(state)
     return shared
+
+
+def list_shared_slots(plain: Any, shared: Any) -> list[tuple[Slot, int]]:
+    """List the layers that a shared network shares, with their factors, in the plain network that it comes from."""
+    layers = dict(shared.named_modules())
+    slots = [(slot, layers[slot.name].weight.shape[slot.axis]) for slot in find_slots(plain)]
+    factors = [(slot, slot.conv.weight.shape[slot.axis] // number) for slot, number in slots]
+    return [(slot, factor) for slot, factor in factors if factor > 1]
 
 
 @torch.no_grad()
@@ -303,10 +308,19 @@ def _share_slot(slot: Slot, factor: int, method: str, seed: int):
     weight.copy_(centres.repeat(factor, 1).view(weight.shape))
 
 
-def weight_error(plain: PreTrainedModel, sharing_factor: int, method: str, seed: int = 0) -> float:
-    """Measure how far the shared kernels are from the trained ones, relative to these, over all layers that share."""
+def weight_error(plain: PreTrainedModel, sharing_factor: int | list[int], method: str, seed: int = 0) -> float:
+    """Measure how far the shared kernels are from the trained ones, relative to these, over all layers that share.
+
+    Args:
+        plain: One of ours that shares nothing.
+        sharing_factor: As for [`share_weights`].
+        method: As for [`share_weights`].
+        seed: Of the clustering.
+    """
     squares = residual = 0.0
-    for slot in find_slots(copy.deepcopy(plain)):
+    config: Any = copy.deepcopy(plain.config)
+    config.sharing_factor = sharing_factor
+    for slot, factor in list_shared_slots(copy.deepcopy(plain), type(plain)(config)):
         kernels = slot.kernels().float()
         scales: list[torch.Tensor] = []
         if slot.absorb_scale is not None:
@@ -314,14 +328,14 @@ def weight_error(plain: PreTrainedModel, sharing_factor: int, method: str, seed:
         order_before = torch.arange(len(kernels), dtype=kernels.dtype)
         if slot.permuted is not None:
             slot.permuted = [(order_before, 0)]
-        _share_slot(slot, sharing_factor, method, seed)
+        _share_slot(slot, factor, method, seed)
         expanded = slot.kernels().float()
         if scales:
             expanded = expanded * scales[0][:, None]
         original = kernels[order_before.long()]
         squares += original.square().sum().item()
         residual += (original - expanded).square().sum().item()
-    return (residual / squares) ** 0.5
+    return (residual / squares) ** 0.5 if squares else 0.0
 
 
 @torch.no_grad()
@@ -338,13 +352,14 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]):
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta, was_training, count = [norm.momentum for norm in norms], model.training, 0
     model.eval()
+    device = next(model.parameters()).device
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
         norm.train()
     try:
         for batch in batches:
-            model(batch)
+            model(batch.to(device))
             count += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -20,7 +20,7 @@ import PIL.Image
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
 from transformers import BaseImageProcessor
-from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 logger = logging.getLogger(__name__)
@@ -147,13 +147,13 @@ def build_image_processor(arguments: ImageTaskArguments, image_size: int) -> Bas
     size = arguments.image_size or image_size
     if arguments.crop_pct is None:
         return ViTImageProcessorPil(size={"height": size, "width": size}, do_convert_rgb=True, **options)
-    options.update(crop_pct=arguments.crop_pct, resample=PIL.Image.Resampling.BICUBIC, do_convert_rgb=True)
-    return ConvNextImageProcessorPil(size={"shortest_edge": size}, **options)
+    options.update(size={"shortest_edge": round(size / arguments.crop_pct)}, crop_size={"height": size, "width": size})
+    return CLIPImageProcessorPil(resample=PIL.Image.Resampling.BICUBIC, do_convert_rgb=True, **options)
 
 
 def transform_splits(task: ImageTask, processor: Any, arguments: ImageTaskArguments) -> DatasetDict:
     """Let the splits give "pixel_values", (3, H, W), instead of images; train is augmented."""
-    size = processor.size.get("height") or processor.size["shortest_edge"]
+    size = (processor.crop_size if processor.do_center_crop else processor.size)["height"]
     train = TrainTransform(arguments, size)
     return DatasetDict(
         {
@@ -176,7 +176,11 @@ class EvaluationTransform:
 
 
 class TrainTransform:
-    """A batch of images, augmented, scaled and normalised; chance is torch's, so that a resumed run repeats it."""
+    """A batch of images, augmented, scaled and normalised.
+
+    Chance is torch's, so that a run that is resumed at the end of an epoch repeats it; within an epoch the batch that
+    is prepared in advance has already drawn.
+    """
 
     def __init__(self, arguments: ImageTaskArguments, size: int):
         self.size, self.padding = size, arguments.crop_padding

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .layers_codebook import CodebookConv2d
 from .layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d
 from .modeling_shared_resnet import SharedConvNorm
 
@@ -17,7 +18,7 @@ def is_ours(model: Any) -> bool:
 
 @torch.no_grad()
 def expand_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """Build the plain network that computes exactly the same.
+    """Build the plain network that computes exactly the same; codebooks are expanded too.
 
     Args:
         model: A shared Xception, EfficientNet or ResNet with any head.
@@ -32,6 +33,7 @@ def expand_weights(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"only shared networks can be expanded, got {type(model).__name__}.")
     config: Any = copy.deepcopy(model.config)
     config.sharing_factor = config.pointwise_sharing_factor = 1
+    config.codebooks = None
     if hasattr(config, "batch_norm_position"):
         config.batch_norm_position = "after"
     plain: Any = type(model)(config)
@@ -39,6 +41,9 @@ def expand_weights(model: PreTrainedModel) -> PreTrainedModel:
     state = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, (SharedConv2d, SharedDepthwiseConv2d)):
+            state[f"{name}.weight"] = module.expanded_weight()
+        elif isinstance(module, CodebookConv2d):
+            del state[f"{name}.codebook"], state[f"{name}.indices"]
             state[f"{name}.weight"] = module.expanded_weight()
     for name, module in model.named_modules():
         if isinstance(module, SharedConvNorm) and module.repeats > 1:

@@ -65,6 +65,8 @@ def use_codebooks(model: nn.Module, codebooks: dict[str, dict[str, Any]]):
             raise ValueError(f"`codebooks` names the convolution {name!r}, which the model does not have.") from error
         if getattr(conv, "num_ties", 1) != 1 or not hasattr(conv, "kernel_size"):
             raise ValueError(f"{name} is no convolution that could have a codebook: it shares weights already.")
+        if set(options) != {"size", "unit"}:
+            raise ValueError(f'a codebook has a "size" and a "unit", got {options} for {name!r}.')
         setattr(
             parent, child, CodebookConv2d(geometry_of(conv), conv.bias is not None, options["size"], options["unit"])
         )

@@ -115,7 +115,8 @@ class SharedDepthwiseConv2d(_SharedConv):
     """Depthwise convolution in which `sharing_factor` channels use one kernel (thesis section 3.2).
 
     Channel c uses kernel c mod (channels / s). It computes as much as a plain depthwise convolution and stores 1/s of
-    its kernels. Without gradients, in evaluation mode, the expanded weight is kept between calls.
+    its kernels. Without gradients, in evaluation mode, the expanded weight is kept between calls; after a change
+    through `weight.data`, which PyTorch does not record, call `eval()` again.
 
     Args:
         channels: Input and output channels, C.
@@ -160,7 +161,7 @@ class SharedDepthwiseConv2d(_SharedConv):
             grad_reduction=grad_reduction,
         )
         self.sharing_factor = sharing_factor
-        self._cached: tuple[Any, torch.Tensor] | None = None
+        self._cached: tuple[Any, torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Convolve (B, C, H, W)."""
@@ -180,12 +181,14 @@ class SharedDepthwiseConv2d(_SharedConv):
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or weight.is_inference()  # such a tensor does not say when it changes
+            or not isinstance(weight, nn.Parameter)  # put there by torch.func, for one call
         )
         if not is_cacheable:
             return self.expanded_weight()
         key = (weight._version, weight.data_ptr(), weight.device, weight.dtype)
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self.expanded_weight())
+            # with the stored weight, so that no other tensor gets its address
+            self._cached = (key, self.expanded_weight(), weight.detach())
         return self._cached[1]
 
     # writing to `weight.data` leaves no trace that a key could show, so whatever may have done it drops the cache

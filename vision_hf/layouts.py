@@ -57,10 +57,21 @@ def _config_from_efficientnet(theirs: EfficientNetConfig, head: dict) -> SharedE
         batch_norm_momentum=1 - theirs.batch_norm_momentum,  # theirs is Keras' number
         dropout_rate=theirs.dropout_rate,
         drop_path_rate=theirs.drop_connect_rate,
-        padding_style="same",
+        padding_style="keras",
+        symmetric_blocks=list(theirs.depthwise_padding),
         **head,
     )
     return config
+
+
+def _symmetric_blocks(config: SharedEfficientNetConfig) -> list[int]:
+    """List the blocks that get symmetric padding where an image of `image_size` is padded as TensorFlow does."""
+    found, number, side = [], 0, -(-config.image_size // config.stem_stride)
+    for blocks, stride in zip(config.num_block_repeats, config.strides, strict=True):
+        if stride > 1 and side % 2:
+            found.append(number)
+        number, side = number + config.scale_depth(blocks), -(-side // stride)
+    return found
 
 
 def _config_from_resnet(theirs: ResNetConfig, head: dict) -> SharedResNetConfig:
@@ -82,6 +93,9 @@ def _config_from_resnet(theirs: ResNetConfig, head: dict) -> SharedResNetConfig:
 def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """Turn one of our EfficientNet or ResNet classifiers, expanded, into transformers' own with the same outputs.
 
+    `padding_style="same"` depends on the size of the image and theirs does not: the outputs are the same for images of
+    `image_size`.
+
     Raises:
         ValueError: transformers has no such network: an Xception, symmetric padding, or a stem for small images.
     """
@@ -90,8 +104,11 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     head = {"num_labels": ours.num_labels, "id2label": ours.id2label, "label2id": ours.label2id}
     theirs: Any
     if isinstance(plain, SharedEfficientNetForImageClassification):
-        fixed = {"padding_style": "same", "stem_stride": 2, "stem_channels": 32, "head_channels": 1280}
+        fixed = {"stem_stride": 2, "stem_channels": 32, "head_channels": 1280}
         others = {name: getattr(ours, name) for name, value in fixed.items() if getattr(ours, name) != value}
+        is_same = ours.padding_style == "same"
+        if ours.padding_style == "symmetric" or (is_same and (ours.image_size % 2 or max(ours.strides) > 2)):
+            others |= {"padding_style": ours.padding_style, "image_size": ours.image_size}
         if others or ours.divide_channels(list(ours.out_channels)) != list(ours.out_channels):
             raise ValueError(
                 f"transformers' EfficientNet pads like TensorFlow and keeps all channels: it has {fixed}, got "
@@ -106,12 +123,16 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
             hidden_dim=ours.scale_width(ours.head_channels),
             batch_norm_momentum=1 - ours.batch_norm_momentum,
             drop_connect_rate=ours.drop_path_rate,
+            depthwise_padding=_symmetric_blocks(ours) if is_same else ours.symmetric_blocks or [],
             **head,
         )
         theirs = EfficientNetForImageClassification(config)
     elif isinstance(plain, SharedResNetForImageClassification):
-        if ours.stem_type != "imagenet":
-            raise ValueError('transformers\' ResNet has `stem_type="imagenet"`.')
+        if ours.stem_type != "imagenet" or ours.batch_norm_eps != 1e-5:
+            raise ValueError(
+                'transformers\' ResNet has `stem_type="imagenet"` and `batch_norm_eps=1e-5`, got '
+                f"{ours.stem_type!r} and {ours.batch_norm_eps:g}."
+            )
         sizes = {"hidden_sizes": ours.divide_channels(list(ours.hidden_sizes)), "depths": ours.depths}
         config = ResNetConfig(
             num_channels=ours.num_channels,
@@ -149,7 +170,13 @@ def from_timm(state: Mapping[str, torch.Tensor], config: Any) -> PreTrainedModel
 
 
 def to_timm(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Give the expanded weights of an EfficientNet or ResNet classifier by timm's names."""
+    """Give the expanded weights of an EfficientNet or ResNet classifier by timm's names.
+
+    Raises:
+        ValueError: The model is another one, or has no classifier.
+    """
+    if not isinstance(model, SharedEfficientNetForImageClassification | SharedResNetForImageClassification):
+        raise ValueError(f"timm's layout is of EfficientNet and ResNet classifiers, got {type(model).__name__}.")
     plain = expand_weights(model)
     return {timm_key(key, plain.config): value for key, value in plain.state_dict().items()}
 

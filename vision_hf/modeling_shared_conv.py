@@ -30,11 +30,24 @@ def batch_norm(config: SharedConvConfig, channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
 
 
+def pad_keras(hidden: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """Pad (B, C, H, W) as Keras' networks do before a stride of 2, whatever the size: one pixel less left and above."""
+    before, behind = kernel_size // 2 - 1, kernel_size // 2
+    return nn.functional.pad(hidden, (before, behind, before, behind))
+
+
 def pad_same(hidden: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
     """Pad (B, C, H, W) as TensorFlow does for "same": what does not divide evenly goes right and below."""
     needed = [max((-(-size // stride) - 1) * stride + kernel_size - size, 0) for size in hidden.shape[-2:]]
     top, left = needed[0] // 2, needed[1] // 2
     return nn.functional.pad(hidden, (left, needed[1] - left, top, needed[0] - top))
+
+
+def pad_strided(hidden: torch.Tensor, style: str, kernel_size: int, stride: int) -> torch.Tensor:
+    """Pad (B, C, H, W) in one of the configuration's styles; a symmetric convolution pads by itself."""
+    if style == "symmetric":
+        return hidden
+    return pad_keras(hidden, kernel_size) if style == "keras" else pad_same(hidden, kernel_size, stride)
 
 
 class ConvNormAct(nn.Module):
@@ -52,15 +65,14 @@ class ConvNormAct(nn.Module):
     ):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
-        self.is_same = padding_style == "same" and stride > 1
-        padding = 0 if self.is_same else kernel_size // 2
+        self.padding_style = padding_style if stride > 1 else "symmetric"
+        padding = kernel_size // 2 if self.padding_style == "symmetric" else 0
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.norm = batch_norm(config, out_channels)
         self.act = ACT2FN[activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.is_same:
-            hidden = pad_same(hidden, self.kernel_size, self.stride)
+        hidden = pad_strided(hidden, self.padding_style, self.kernel_size, self.stride)
         return self.act(self.norm(self.conv(hidden)))
 
 
@@ -114,7 +126,10 @@ class SharedConvModel(SharedConvPreTrainedModel):
         self.stages = nn.ModuleList(stages)
         self.head = head if self.has_head else nn.Identity()
         self.num_features: Any = self.stage_channels
-        use_codebooks(self, config.codebooks or {})
+        # a backbone has no head
+        codebooks = config.codebooks or {}
+        present = {k: v for k, v in codebooks.items() if self.has_head or not k.startswith("head.")}
+        use_codebooks(self, present)
         self.post_init()
 
     def build(self, config: Any) -> tuple[nn.Module, list[nn.Module], nn.Module, list[int]]:
@@ -239,5 +254,7 @@ __all__ = [
     "SharedConvModel",
     "SharedConvPreTrainedModel",
     "batch_norm",
+    "pad_keras",
     "pad_same",
+    "pad_strided",
 ]

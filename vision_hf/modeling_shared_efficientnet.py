@@ -21,7 +21,7 @@ from .modeling_shared_conv import (
     SharedConvForImageClassification,
     SharedConvModel,
     batch_norm,
-    pad_same,
+    pad_strided,
 )
 
 
@@ -58,6 +58,7 @@ class MBConvBlock(GradientCheckpointingLayer):
         expand_ratio: int,
         factors: tuple[int, int],
         drop_rate: float,
+        padding_style: str,
         name: str,
     ):
         super().__init__()
@@ -68,12 +69,12 @@ class MBConvBlock(GradientCheckpointingLayer):
         if self.is_expanding:
             self.expand = SharedConv2d(in_channels, width, 1, name=f"{name}.expand", **shared)
             self.expand_norm = batch_norm(config, width)
-        self.stride, self.is_same = stride, config.padding_style == "same" and stride > 1
+        self.stride, self.padding_style = stride, padding_style if stride > 1 else "symmetric"
         self.depthwise = SharedDepthwiseConv2d(
             width,
             kernel_size,
             stride,
-            padding=0 if self.is_same else kernel_size // 2,
+            padding=kernel_size // 2 if self.padding_style == "symmetric" else 0,
             sharing_factor=factors[0],
             grad_reduction=config.grad_reduction,
             name=f"{name}.depthwise",
@@ -91,8 +92,7 @@ class MBConvBlock(GradientCheckpointingLayer):
         residual = hidden
         if self.is_expanding:
             hidden = self.act(self.expand_norm(self.expand(hidden)))
-        if self.is_same:
-            hidden = pad_same(hidden, self.depthwise.kernel_size[0], self.stride)
+        hidden = pad_strided(hidden, self.padding_style, self.depthwise.kernel_size[0], self.stride)
         hidden = self.act(self.depthwise_norm(self.depthwise(hidden)))
         hidden = self.project_norm(self.project(self.squeeze_excite(hidden)))
         if not self.has_shortcut:
@@ -114,6 +114,7 @@ class SharedEfficientNetModel(SharedConvModel):
         for index, name in enumerate(config.name_stages()):
             blocks = []
             for number in range(repeats[index]):
+                is_symmetric = num_blocks in (config.symmetric_blocks or [])
                 blocks.append(
                     MBConvBlock(
                         config,
@@ -124,6 +125,7 @@ class SharedEfficientNetModel(SharedConvModel):
                         config.expand_ratios[index],
                         (config.sharing_factors[index], config.pointwise_sharing_factors[index]),
                         config.drop_path_rate * num_blocks / sum(repeats),
+                        "symmetric" if is_symmetric else config.padding_style,
                         f"{name}.{number}",
                     )
                 )

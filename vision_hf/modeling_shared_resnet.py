@@ -70,6 +70,8 @@ class ResNetBlock(GradientCheckpointingLayer):
         name: str,
     ):
         super().__init__()
+        if config.layer_type == "bottleneck" and out_channels % 4:
+            raise ValueError(f"{name}: a bottleneck is a quarter as wide, which {out_channels} channels do not give.")
         # kernel size, output channels, stride
         if config.layer_type == "basic":
             plan = [(3, out_channels, stride), (3, out_channels, 1)]

@@ -20,6 +20,7 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import (
+    AutoModelForImageClassification,
     BaseImageProcessor,
     EvalPrediction,
     PreTrainedModel,
@@ -31,7 +32,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from .data import ImageTask, ImageTaskArguments, collate, transform_splits
+from .conversion import reestimate_batch_norm
+from .data import EvaluationTransform, ImageTask, ImageTaskArguments, collate, transform_splits
 
 OPTIMIZERS = ("sgd", "rmsprop_tf", "adamw")
 RECIPE = (
@@ -206,6 +208,8 @@ class ImageTrainer(Trainer):
     def __init__(self, *args, regulariser: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.regulariser = regulariser
+        if regulariser is not None:
+            regulariser.to(self.args.device)
         self.average: AveragedModel | None = None
         if self.args.ema_decay > 0:
             update = average_weights(self.args.ema_decay)
@@ -271,6 +275,12 @@ class ImageTrainer(Trainer):
         if self.average is not None and self.average.n_averaged > 0:
             self.model.load_state_dict(self.average.module.state_dict())
 
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.average is not None and self.state.best_model_checkpoint is not None:
+            path = Path(self.state.best_model_checkpoint) / "average.pt"
+            self.average.load_state_dict(torch.load(path, weights_only=True, map_location=self.args.device))
+
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
@@ -281,7 +291,8 @@ class ImageTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             for name, module in self._companions().items():
-                module.load_state_dict(torch.load(Path(checkpoint) / f"{name}.pt", weights_only=True))
+                path = Path(checkpoint) / f"{name}.pt"
+                module.load_state_dict(torch.load(path, weights_only=True, map_location=self.args.device))
 
     def _companions(self) -> dict[str, nn.Module]:
         """What a checkpoint must hold beside the model."""
@@ -314,6 +325,20 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     if logits.shape[1] > 5:
         scores["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(logits.shape[1])))
     return scores
+
+
+def build_classifier(config: Any, task: ImageTask) -> PreTrainedModel:
+    """Build a new classifier with a head for the task; the configuration is changed."""
+    for name, value in task.head_config.items():
+        setattr(config, name, value)
+    return AutoModelForImageClassification.from_config(config)
+
+
+def estimate_statistics(model: Any, task: ImageTask, processor: BaseImageProcessor, number: int = 1200):
+    """Estimate batch norm's statistics anew on training images, without augmentation."""
+    split = task.splits["train"].with_transform(EvaluationTransform(processor))
+    images = torch.stack(split[: min(number, len(split))]["pixel_values"])
+    reestimate_batch_norm(model, images.split(100))
 
 
 @torch.no_grad()

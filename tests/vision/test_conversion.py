@@ -25,6 +25,7 @@ from vision_hf.conversion import (
     weight_error,
 )
 from vision_hf.layouts import from_timm, from_transformers, to_timm, to_transformers
+from vision_hf.priors import NearestBasisLoss, quantise
 
 SETTINGS = {
     "Xception": {
@@ -240,6 +241,86 @@ def test_shared_network_becomes_transformers_own(tmp_path):
     plain = EfficientNetForImageClassification.from_pretrained(tmp_path).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(logits(plain, images), logits(shared, images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [64, 72, 75])
+@pytest.mark.parametrize("padding", [[], [4]])
+def test_padding_of_transformers_is_kept_at_every_size(size, padding):
+    theirs = randomise_norms(
+        EfficientNetForImageClassification(
+            EfficientNetConfig(
+                width_coefficient=0.25,
+                depth_coefficient=1.0,
+                hidden_dim=320,
+                num_block_repeats=[1] * 7,
+                depthwise_padding=padding,
+                num_labels=5,
+                image_size=size,
+            )
+        ).eval()
+    )
+    images = torch.randn(2, 3, size, size)
+    ours = from_transformers(theirs)
+    torch.testing.assert_close(logits(ours, images), logits(theirs, images), atol=1e-5, rtol=1e-4)
+    back = to_transformers(ours)
+    assert list(back.config.depthwise_padding) == padding
+    torch.testing.assert_close(logits(back, images), logits(theirs, images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [64, 70, 76])
+def test_padding_of_tensorflow_is_kept_at_the_size_of_the_image(size):
+    settings = {"stem_channels": 32, "head_channels": 1280, "strides": [2, 2], "image_size": size}
+    ours = make("EfficientNet", **settings).float()
+    images = torch.randn(2, 3, size, size)
+    theirs = to_transformers(ours)
+    torch.testing.assert_close(logits(theirs, images), logits(ours, images), atol=1e-4, rtol=1e-4)
+
+
+def test_what_transformers_cannot_compute_is_refused():
+    with pytest.raises(ValueError, match="`batch_norm_eps=1e-5`, got 'imagenet' and 0.1"):
+        to_transformers(make("ResNet", batch_norm_eps=0.1))
+    settings = {"stem_channels": 32, "head_channels": 1280}
+    with pytest.raises(ValueError, match="'padding_style': 'same', 'image_size': 65"):
+        to_transformers(make("EfficientNet", image_size=65, **settings))
+    with pytest.raises(ValueError, match="classifiers, got SharedResNetModel"):
+        to_timm(make("ResNet").model)
+
+
+@each_family
+def test_codebooks_expand(family):
+    model = make(family)
+    quantised = quantise(model, NearestBasisLoss(model, 4))
+    plain = expand_weights(quantised)
+    assert plain.config.codebooks is None and set(plain.state_dict()) == set(model.state_dict())
+    torch.testing.assert_close(logits(plain), logits(quantised))
+    with pytest.raises(ValueError, match="expand it first"):
+        share_weights(quantised, 2)
+
+
+def test_folder_with_codebooks_opens_as_a_backbone(tmp_path):
+    model = make("EfficientNet").float()
+    quantise(model, NearestBasisLoss(model, 4)).save_pretrained(tmp_path)
+    backbone = vision_hf.SharedEfficientNetBackbone.from_pretrained(tmp_path).eval()
+    assert backbone(torch.randn(1, 3, 32, 32)).feature_maps[-1].shape == (1, 24, 8, 8)
+
+
+def test_weight_error_counts_the_layers_that_share():
+    plain = make("Xception", unshared_stages=["stage1"])
+    error = weight_error(plain, 2, "tile")
+    assert error == pytest.approx(weight_error(make("Xception"), [1, 2, 2], "tile"), rel=0.2)
+    shared = {name for name, module in share_weights(plain, 2, "tile").named_modules() if _is_tied(module)}
+    squares = residual = 0.0
+    layers = dict(plain.named_modules())
+    for name in shared:
+        weight = layers[name].weight.detach()
+        mean = weight.view(2, -1, *weight.shape[1:]).mean(0)
+        squares += weight.square().sum().item()
+        residual += (weight - mean.repeat(2, 1, 1, 1)).square().sum().item()
+    assert error == pytest.approx((residual / squares) ** 0.5, rel=1e-5)
+
+
+def _is_tied(module):
+    return getattr(module, "num_ties", 1) > 1
 
 
 def test_transformers_folder_becomes_shared(tmp_path):

@@ -121,7 +121,7 @@ def test_efficientnet_b0(num_labels, factor, expected):
 FAMILY = (5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960)
 
 
-@pytest.mark.parametrize(("number", "expected"), enumerate(FAMILY))
+@pytest.mark.parametrize(("number", "expected"), list(enumerate(FAMILY)))
 def test_efficientnet_family(number, expected):
     assert count_efficientnet(f"b{number}", num_labels=1000) == expected
 

@@ -124,6 +124,15 @@ def test_crop_pct_evaluates_on_the_middle():
     assert (bright[:, :, 3:-3, 3:-3] > 2).all()
 
 
+@pytest.mark.parametrize("size", [16, 384])
+def test_middle_keeps_the_shape_of_things(size):
+    processor = build_image_processor(ImageTaskArguments(crop_pct=0.5), size)
+    image = np.zeros((size, 3 * size, 3), np.uint8)
+    image[size // 4 : 3 * size // 4, 5 * size // 4 : 7 * size // 4] = 255
+    pixels = processor(PIL.Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, size, size) and (pixels[:, :, 2:-2, 2:-2] > 2).all()
+
+
 BAD_ARGUMENTS = {
     "augmentation": ({"augmentation": "flip"}, "--augmentation must be one of"),
     "fraction": ({"validation_fraction": 1.5}, "between 0 and 1, got 1.5"),

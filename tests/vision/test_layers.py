@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from vision_hf.layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d, SharedSeparableConv2d
 
@@ -148,6 +149,23 @@ def test_kept_weight_is_never_stale():
     with torch.inference_mode():
         layer(hidden)
     assert layer(hidden).requires_grad, "after inference mode, gradients flow again"
+
+
+def test_kept_weight_is_no_other_tensor_s():
+    layer = build(SharedDepthwiseConv2d, (8, 3), sharing_factor=2).eval()
+    hidden = torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        for _ in range(20):  # a freed tensor's address is soon used again
+            layer(hidden)
+            layer.weight.data = torch.randn(4, 1, 3, 3)
+            layer.weight.data = torch.randn(4, 1, 3, 3)
+            torch.testing.assert_close(layer(hidden), layer.expand()(hidden))
+            weight = torch.randn(4, 1, 3, 3)
+            output = torch.func.functional_call(layer, {"weight": weight}, (hidden,))
+            torch.testing.assert_close(output, F.conv2d(hidden, weight.repeat(2, 1, 1, 1), groups=8))
+        weights = torch.randn(3, 4, 1, 3, 3)
+        several = torch.vmap(lambda weight: torch.func.functional_call(layer, {"weight": weight}, (hidden,)))(weights)
+    assert several.shape == (3, 1, 8, 3, 3)
 
 
 def test_mean_divides_the_step_of_plain_gradient_descent_by_the_factor():

@@ -324,7 +324,15 @@ BAD_CONFIGS = {
     "unknown stage": ("Xception", {"unshared_stages": ["entry"]}, "has \\['entry'\\]; the stages are"),
     "dropout 1": ("ResNet", {"dropout_rate": 1.0}, "in \\[0, 1\\), got 1.0"),
     "drop path 2": ("EfficientNet", {"drop_path_rate": 2}, "`drop_path_rate` must be in"),
-    "unknown padding": ("EfficientNet", {"padding_style": "valid"}, '"symmetric" or "same", got \'valid\''),
+    "unknown padding": ("EfficientNet", {"padding_style": "valid"}, '"same" or "keras", got \'valid\''),
+    "expansion 0": ("EfficientNet", {"expand_ratios": [0, 4]}, "`expand_ratios` must be at least 1"),
+    "unknown activation": ("EfficientNet", {"hidden_act": "swich"}, "an activation of transformers, got 'swich'"),
+    "codebook without a size": (
+        "Xception",
+        {"codebooks": {"stages.0.0.units.0.conv.depthwise": {"unit": "weight"}}},
+        'a "size" and a "unit", got',
+    ),
+    "narrow bottleneck": ("ResNet", {"channel_divisor": 16}, "stage1.0: a bottleneck is a quarter as wide"),
     "strides of another length": ("Xception", {"stage_strides": [1]}, "`stage_strides` needs one value for each"),
     "stem without strides": ("Xception", {"stem_strides": []}, "one value per convolution of the stem"),
     "unknown layer": ("ResNet", {"layer_type": "wide"}, "`layer_type` must be one of"),
@@ -367,6 +375,13 @@ def test_images_of_another_shape_are_refused(shape):
 def test_unknown_preset_lists_the_presets():
     with pytest.raises(ValueError, match="presets \\['author-cifar', 'author-vs', 'full-728'\\], got 'tiny'"):
         vision_hf.SharedXceptionConfig.from_preset("tiny")
+
+
+def test_author_s_preset_divides_what_stages_there_are():
+    config = vision_hf.SharedXceptionConfig.from_preset(
+        "author-cifar", exit_channels=[], unshared_stages=[], channel_divisor=2
+    )
+    assert config.channel_divisor == [1, 2, 2, 2, 2]
 
 
 def test_another_factor_for_a_saved_folder_is_refused(tmp_path):

@@ -130,6 +130,19 @@ def test_average_is_what_is_evaluated_and_kept(make_trainer):
     torch.testing.assert_close(kept[name], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_best_checkpoint_has_its_own_average(make_trainer):
+    trainer = make_trainer(
+        ema_decay=0.5, num_train_epochs=3, load_best_model_at_end=True, metric_for_best_model="loss", save_total_limit=3
+    )
+    trainer.args.greater_is_better = True  # so that the first epoch is the best
+    losses = []
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda *args, **kwargs: losses.append(evaluate(*args, **kwargs)) or losses[-1]
+    train(trainer)
+    assert losses[0]["eval_loss"] == max(loss["eval_loss"] for loss in losses[:3])
+    assert losses[-1]["eval_loss"] == pytest.approx(losses[0]["eval_loss"])
+
+
 class _Record(vision_hf.training.TrainerCallback):
     """Keeps the weights after every step."""
 

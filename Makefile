@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-vision test test-slow style check results clean
+.PHONY: help install demo demo-vision demo-avae test test-slow style check results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,16 @@ demo-vision: $(INSTALLED) ## train a plain and a shared image classifier on embe
 	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-vision/shared/seed-42 \
 	    --images $(addprefix runs/demo-vision/examples/,0_label_7.png 1_label_7.png 2_label_3.png 3_label_5.png)
 
+demo-avae: $(INSTALLED) ## train a plain and an affine autoencoder on turned digits and align some (minutes)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_avae.py recipes/demo_avae.json \
+	    --transforms none --latent_dim 7 --output_dir runs/demo-avae/vae
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_avae.py recipes/demo_avae.json --output_dir runs/demo-avae/avae
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/evaluate_avae.py --dataset_name digits --object_size 16 \
+	    --models runs/demo-avae/vae/seed-42 runs/demo-avae/avae/seed-42 \
+	    --figures_dir runs/demo-avae/pictures --examples_dir runs/demo-avae/examples
+	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 \
+	    --align $(addprefix runs/demo-avae/examples/,0.png 1.png 2.png 3.png)
+
 test: $(INSTALLED) ## run the default tests
 	$(PYTEST)
 
@@ -63,5 +73,5 @@ results: $(INSTALLED) ## check that every printed number equals the JSON behind 
 	$(PYTHON) scripts/render_results.py --check
 
 clean: ## remove caches, build products and the demos' results; .venv and other runs stay
-	rm -rf runs/demo runs/demo-vision build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs/demo runs/demo-vision runs/demo-avae build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,10 +1,11 @@
-"""Classify texts or images with a saved model folder as someone would who has nothing but that folder.
+"""Classify texts or images, or align images, as someone would who has nothing but a saved model folder.
 
 A fresh process starts in an empty directory with empty Hugging Face caches and no network. It refuses to import this
-project's packages, so what loads is the code inside the folder. The last step of `make demo` and `make demo-vision`:
+project's packages, so what loads is the code inside the folder. The last step of the demos:
 
     python scripts/classify_elsewhere.py runs/demo/best --texts "def main(): ..." "def load(path): ..."
     python scripts/classify_elsewhere.py runs/demo-vision/shared/seed-42 --images one.png two.png
+    python scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 --align turned.png
 """
 
 import json
@@ -32,10 +33,25 @@ class RefuseOurPackages:
 
 sys.meta_path.insert(0, RefuseOurPackages())
 try:
-    from transformers import pipeline
+    from transformers import AutoImageProcessor, AutoModel, pipeline
 
-    classify = pipeline(task["pipeline"], model=task["folder"], trust_remote_code=True, device="cpu")
-    answer = {"results": classify(task["inputs"], **task["options"])}
+    if task["pipeline"] == "align":
+        import math
+        import PIL.Image
+
+        model = AutoModel.from_pretrained(task["folder"], trust_remote_code=True).eval()
+        processor = AutoImageProcessor.from_pretrained(task["folder"], trust_remote_code=True)
+        images = [PIL.Image.open(path) for path in task["inputs"]]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        found = model.search_pose(pixels)
+        for path, image in zip(task["inputs"], model.align(pixels, found.alpha)):
+            picture = PIL.Image.fromarray((image[0] * 255).round().byte().numpy())
+            picture.save(path.rpartition(".")[0] + "_aligned.png")
+        names = ["turned by {:.0f} degrees".format(math.degrees(alpha[0])) for alpha in found.alpha]
+        answer = {"results": [{"label": n, "score": loss} for n, loss in zip(names, found.loss.tolist())]}
+    else:
+        classify = pipeline(task["pipeline"], model=task["folder"], trust_remote_code=True, device="cpu")
+        answer = {"results": classify(task["inputs"], **task["options"])}
 except Exception as error:
     answer = {"error": str(error).strip() or type(error).__name__}
 with open(task["answer"], "w") as stream:
@@ -61,6 +77,10 @@ class ElsewhereArguments:
         metadata={"help": "Texts to classify; two short Python functions by default."},
     )
     images: list[str] | None = field(default=None, metadata={"help": "Image files to classify, instead of texts."})
+    align: list[str] | None = field(
+        default=None,
+        metadata={"help": "Image files to turn upright by an autoencoder; results lie beside them as *_aligned.png."},
+    )
 
 
 def find_folder(name: str) -> Path:
@@ -77,7 +97,7 @@ def find_images(names: list[str]) -> list[str]:
     """Return the absolute paths of images or stop with one sentence."""
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
-        sys.exit(f"`--images` must be image files, but {missing[0]} does not exist.")
+        sys.exit(f"`--images` and `--align` must be image files, but {missing[0]} does not exist.")
     return [str(Path(name).resolve()) for name in names]
 
 
@@ -87,10 +107,10 @@ def classify_elsewhere(folder: Path, inputs: list[str], pipeline: str = "text-cl
     Args:
         folder: Absolute path of the saved model.
         inputs: Texts, or absolute paths of images, to classify.
-        pipeline: "text-classification" or "image-classification".
+        pipeline: "text-classification", "image-classification" or "align".
 
     Returns:
-        One {"label": str, "score": float} per input, the most likely one.
+        One {"label": str, "score": float} per input, the most likely one; of "align" the angle and the loss.
 
     Raises:
         RuntimeError: The folder does not load or does not classify.
@@ -133,12 +153,15 @@ def main() -> None:
     parser.add_argument("folder", help="Saved model folder, with its tokenizer and code.")
     arguments, positional = parser.parse_args_into_dataclasses()
     folder = find_folder(positional.folder)
-    if arguments.images is None:
-        inputs, shown, kind = arguments.texts, [" ".join(text.split()) for text in arguments.texts], "text"
+    if arguments.align is not None:
+        inputs, shown, kind = find_images(arguments.align), arguments.align, "align"
+    elif arguments.images is None:
+        shown, kind = [" ".join(text.split()) for text in arguments.texts], "text-classification"
+        inputs = arguments.texts
     else:
-        inputs, shown, kind = find_images(arguments.images), arguments.images, "image"
+        inputs, shown, kind = find_images(arguments.images), arguments.images, "image-classification"
     try:
-        results = classify_elsewhere(folder, inputs, f"{kind}-classification")
+        results = classify_elsewhere(folder, inputs, kind)
     except RuntimeError as error:
         sys.exit(f"{folder} does not load without this project's packages: {error}")
     print(f"Loaded {folder} in a fresh process, from an empty directory and without this project's packages:")

@@ -98,6 +98,22 @@ def tiny_image_processor():
 
 
 @pytest.fixture(scope="session")
+def tiny_shape_processor_2d():
+    """Images padded to 16 x 16."""
+    from avae_hf import AVAEImageProcessor
+
+    return AVAEImageProcessor(image_size=16)
+
+
+@pytest.fixture(scope="session")
+def tiny_shape_processor_3d():
+    """Voxels padded to 16 x 16 x 16."""
+    from avae_hf import AVAEImageProcessor
+
+    return AVAEImageProcessor(image_size=16, spatial_dims=3)
+
+
+@pytest.fixture(scope="session")
 def tiny_roberta_folder(tmp_path_factory, tiny_tokenizer):
     """A saved stock RoBERTa classifier with its tokenizer."""
     return _save_classifier(RobertaForSequenceClassification, RobertaConfig(**TINY), tiny_tokenizer, tmp_path_factory)

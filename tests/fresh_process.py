@@ -125,6 +125,19 @@ def check_pipeline(row):
         assert 0 < answer["score"] <= 1 and answer["label"] in run.model.config.label2id, answer
 
 
+def check_image_processor(row):
+    folder = row["folders"]["saved"]
+    path = Path(folder, "preprocessor_config.json")
+    if not path.exists():
+        return
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    if "auto_map" in json.loads(path.read_text()):
+        assert type(processor).__module__.startswith("transformers_modules."), type(processor).__module__
+        shape = [8] * processor.spatial_dims
+        pixels = processor([torch.ones(shape)], return_tensors="pt")["pixel_values"]
+        assert load(row)(pixels, search=False).reconstruction.shape == pixels.shape
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
 
 

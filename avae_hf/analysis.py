@@ -1,0 +1,407 @@
+"""What an autoencoder has learned about pose: numbers and pictures (R. Bidart, thesis 2023, figures 4.4 to 4.13).
+
+Functions that measure take a model in evaluation mode and upright inputs, and give plain numbers, so that a record of
+them can be drawn again without the model. Letters: N inputs, B of them, C channels, P pose numbers, S samples.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .configuration_avae import AVAEConfig
+from .data import put_in_pose
+from .layers_avae import affine_matrix, invert_affine, warp
+from .pose_search_avae import negative_elbo
+
+
+def pose_of(config: AVAEConfig, number: int, **values: float | torch.Tensor) -> torch.Tensor:
+    """Build poses, (number, P), from values by transform, e.g. `rotation=0.5`; the others are the identity."""
+    parts = []
+    for name, size in config.pose_sizes.items():
+        parts.append(torch.as_tensor(values.get(name, 0.0)).float().reshape(-1, 1).expand(number, size))
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def measure_curve(
+    model: Any, images: torch.Tensor, transform: str, values: Sequence[float], batch_size: int = 128
+) -> list[dict[str, float]]:
+    """Measure loss and squared error of inputs that are all transformed alike (figures 4.4 and 4.6).
+
+    Args:
+        model: In evaluation mode; it searches if its configuration has transforms.
+        images: Upright, (N, C, ...).
+        transform: "rotation", in radians, or "shear", the tangent of an angle; all of a transform's numbers are equal.
+        values: At which to measure.
+        batch_size: Inputs at a time.
+
+    Returns:
+        For every value: "value", mean "loss" and mean "squared_error".
+    """
+    config = AVAEConfig(
+        spatial_dims=model.config.spatial_dims, transforms=[transform], background=model.config.background
+    )
+    rows = []
+    for value in values:
+        losses, errors = [], []
+        for batch in images.split(batch_size):
+            posed = put_in_pose(config, batch, pose_of(config, len(batch), **{transform: value})).to(model.device)
+            outputs = model(posed)
+            losses.append(outputs.reconstruction_loss + outputs.divergence)
+            errors.append((outputs.reconstruction - posed).square().flatten(1).sum(1))
+        loss, error = torch.cat(losses).mean().item(), torch.cat(errors).mean().item()
+        rows.append({"value": float(value), "loss": loss, "squared_error": error})
+    return rows
+
+
+def circular_concentration(angles: np.ndarray, order: int = 1) -> float:
+    """Compute the mean resultant length: 1 where all angles are equal, about 1 / sqrt(N) for random ones.
+
+    Args:
+        angles: In radians.
+        order: 2 counts angles that are half a turn apart as equal.
+    """
+    return float(np.abs(np.exp(1j * order * np.asarray(angles)).mean()))
+
+
+def measure_orientations(
+    alpha: np.ndarray, pose: np.ndarray, labels: np.ndarray, classes: Sequence[int], num_bins: int = 20
+) -> dict[str, dict]:
+    """Say in which orientation each class is encoded: what a 2D input's own angle and the model's leave (figure 4.12).
+
+    Args:
+        alpha: Poses that the model found, (N, P); the first number is the angle.
+        pose: The true ones, of the same kind.
+        labels: (N,).
+        classes: Which ones to report.
+        num_bins: Of the histograms, from -pi to pi.
+
+    Returns:
+        By class: "counts" of the histogram, and "concentration" and "doubled_concentration" of the angles.
+    """
+    left = (pose[:, 0] - alpha[:, 0] + np.pi) % (2 * np.pi) - np.pi
+    found = {}
+    for number in classes:
+        angles = left[labels == number]
+        found[str(number)] = {
+            "counts": np.histogram(angles, num_bins, (-np.pi, np.pi))[0].tolist(),
+            "concentration": circular_concentration(angles),
+            "doubled_concentration": circular_concentration(angles, 2),
+        }
+    return found
+
+
+def probe_angle(features: np.ndarray, angles: np.ndarray) -> float:
+    """Predict the direction of an angle from features, linearly: cross-validated share of the variance explained.
+
+    Args:
+        features: (N, F).
+        angles: In radians, (N,).
+
+    Returns:
+        R^2 over cosine and sine, at most 1; 0 or below where nothing can be predicted.
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.preprocessing import StandardScaler
+
+    targets = np.stack([np.cos(angles), np.sin(angles)], 1)
+    folds = KFold(5, shuffle=True, random_state=0)
+    predicted = cross_val_predict(Ridge(1.0), StandardScaler().fit_transform(features), targets, cv=folds)
+    return float(1 - ((targets - predicted) ** 2).sum() / ((targets - targets.mean(0)) ** 2).sum())
+
+
+def mutual_information(features: np.ndarray, angles: np.ndarray, seed: int = 0) -> float:
+    """Estimate the information, in nats, that the most telling single feature has about the direction of an angle.
+
+    The estimate is from nearest neighbours (Kraskov et al., 2004), as scikit-learn computes it.
+
+    Args:
+        features: (N, F).
+        angles: In radians, (N,).
+        seed: Of the noise that breaks ties.
+    """
+    from sklearn.feature_selection import mutual_info_regression
+
+    targets = (np.cos(angles), np.sin(angles))
+    return float(max(mutual_info_regression(features, target, random_state=seed).max() for target in targets))
+
+
+def measure_disentanglement(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """Measure where the angle of 2D inputs went: into the latent, where it should not be, or into alpha.
+
+    Args:
+        found: What `avae_hf.training.evaluate_model` gives.
+
+    Returns:
+        Linear probe and mutual information of the latent and, if the model searches rotations, of the directions of
+        alpha.
+    """
+    angles = found["pose"][:, 0]
+    result = {
+        "latent_probe": probe_angle(found["latent"], angles),
+        "latent_information": mutual_information(found["latent"], angles),
+    }
+    if found["alpha"].shape[1]:
+        directions = np.stack([np.cos(found["alpha"][:, 0]), np.sin(found["alpha"][:, 0])], 1)
+        result |= {
+            "alpha_probe": probe_angle(directions, angles),
+            "alpha_information": mutual_information(directions, angles),
+        }
+    return result
+
+
+@torch.no_grad()
+def measure_consistency(model: Any, images: torch.Tensor, angles: Sequence[float], batch_size: int = 128) -> float:
+    """Compare `align` of turned inputs with `align` of the inputs themselves.
+
+    Args:
+        model: Searches a 2D rotation.
+        images: Upright, (N, C, H, W).
+        angles: In radians; every input is turned by all of them.
+        batch_size: Inputs at a time.
+
+    Returns:
+        Mean squared difference relative to the mean square of the aligned inputs: 0 for perfect agreement, about 2 for
+        inputs that have nothing to do with each other.
+    """
+    config = AVAEConfig(transforms=["rotation"], background=model.config.background)
+    difference = total = 0.0
+    for batch in images.split(batch_size):
+        reference = model.align(batch.to(model.device))
+        for angle in angles:
+            turned = put_in_pose(config, batch, pose_of(config, len(batch), rotation=angle)).to(model.device)
+            difference += (model.align(turned) - reference).square().sum().item()
+            total += reference.square().sum().item()
+    return difference / total
+
+
+@torch.no_grad()
+def estimate_log_likelihood(
+    model: Any,
+    images: torch.Tensor,
+    num_samples: int = 64,
+    num_angles: int = 1,
+    generator: torch.Generator | None = None,
+) -> np.ndarray:
+    """Estimate log p(x) by importance sampling from the posterior (Burda et al., ICLR 2016), in nats.
+
+    A model that searches rotations is averaged over evenly spaced angles too, as a model with a uniform prior of alpha,
+    which makes its likelihood comparable with that of a plain autoencoder. At the single best alpha it would be too
+    large.
+
+    Args:
+        model: In evaluation mode.
+        images: (N, C, ...).
+        num_samples: Of the latent, S.
+        num_angles: Of alpha; 1 for a model without transforms.
+        generator: Of the samples.
+
+    Returns:
+        Estimates, (N,). They are lower bounds in expectation.
+
+    Raises:
+        ValueError: There are other transforms than a 2D rotation, or several angles without one.
+    """
+    config = model.config
+    if config.transforms not in ([], ["rotation"]) or (config.transforms and config.spatial_dims != 2):
+        raise ValueError(f"the likelihood is averaged over 2D rotations only, the model has {config.transforms}.")
+    if num_angles > 1 and not config.transforms:
+        raise ValueError("a model without transforms has one pose: use `num_angles=1`.")
+    angles = torch.arange(num_angles) * 2 * math.pi / num_angles
+    estimates = []
+    for image in images:
+        values = [_log_likelihood_at(model, image, angle, num_samples, generator) for angle in angles]
+        estimates.append(torch.cat(values).logsumexp(0).item() - math.log(num_samples * num_angles))
+    return np.array(estimates)
+
+
+def _log_likelihood_at(model: Any, image: torch.Tensor, angle: torch.Tensor, num_samples: int, generator):
+    """Give the log weights of samples of one input in one pose, (S,)."""
+    config = model.config
+    images = image[None].to(model.device)
+    matrix = affine_matrix(config, pose_of(config, 1, rotation=angle)) if config.transforms else None
+    aligned = images if matrix is None else warp(images, matrix, config.background)
+    mean, log_variance = model.encoder(aligned)
+    noise = torch.randn(num_samples, config.latent_dim, generator=generator).to(model.device)
+    latent = mean + noise * (0.5 * log_variance).exp()
+    drawn = model.decoder(latent)
+    if matrix is not None:
+        drawn = warp(drawn, invert_affine(matrix.expand(num_samples, -1, -1)), config.background)
+    several = images.expand(num_samples, *image.shape)
+    energy, _ = negative_elbo(config, several, drawn, mean.expand_as(latent), log_variance.expand_as(latent))
+    log_likelihood = -energy
+    if config.likelihood == "gaussian":
+        variance = 1 / config.reconstruction_scale
+        log_likelihood = log_likelihood - 0.5 * image.numel() * math.log(2 * math.pi * variance)
+    log_prior = -0.5 * latent.square().sum(1)
+    log_posterior = -0.5 * (noise.square() + log_variance).sum(1)
+    return log_likelihood + log_prior - log_posterior
+
+
+def fit_upright_classifier(images: torch.Tensor, labels: torch.Tensor) -> Any:
+    """Fit a support vector machine to upright images, (N, C, H, W), as a classifier that knows one orientation only."""
+    from sklearn.svm import SVC
+
+    return SVC(C=10, gamma="scale").fit(images.flatten(1).numpy(), labels.numpy())
+
+
+@torch.no_grad()
+def measure_robustness(
+    model: Any,
+    classifier: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    angles: Sequence[float],
+    batch_size: int = 128,
+) -> list[dict[str, float]]:
+    """Classify turned images, with and without `align` in front.
+
+    Args:
+        model: Searches a 2D rotation; its canonical pose must be the classifier's.
+        classifier: With `predict` of flattened images.
+        images: Upright, (N, C, H, W).
+        labels: (N,).
+        angles: In radians.
+        batch_size: Images at a time.
+
+    Returns:
+        For every angle: "value", and the accuracies "turned" and "aligned".
+    """
+    config = AVAEConfig(transforms=["rotation"], background=model.config.background)
+    rows = []
+    for angle in angles:
+        turned = put_in_pose(config, images, pose_of(config, len(images), rotation=angle))
+        aligned = torch.cat([model.align(batch.to(model.device)).cpu() for batch in turned.split(batch_size)])
+        accuracies = [
+            float((classifier.predict(inputs.flatten(1).numpy()) == labels.numpy()).mean())
+            for inputs in (turned, aligned)
+        ]
+        rows.append({"value": float(angle), "turned": accuracies[0], "aligned": accuracies[1]})
+    return rows
+
+
+def project(images: torch.Tensor) -> np.ndarray:
+    """Give pictures, (B, H, W), of images (first channel) or of voxels (seen along x, the sum over the depth)."""
+    images = images[:, 0].float().cpu()
+    if images.ndim == 3:
+        return images.numpy()
+    # z upwards
+    return (1 - torch.exp(-images.sum(3) / 4).flip(1)).numpy()
+
+
+@torch.no_grad()
+def draw_reconstructions(models: dict[str, Any], images: torch.Tensor, angles: Sequence[float], path: str | Path):
+    """Draw inputs at several angles, what each model makes of them, and how it aligns them (figures 4.5 and 4.9).
+
+    Args:
+        models: By title, in evaluation mode.
+        images: Upright, a few, (B, C, ...).
+        angles: In radians; of 3D inputs around z.
+        path: PNG.
+    """
+    import matplotlib.pyplot as plt
+
+    first = next(iter(models.values())).config
+    config = AVAEConfig(spatial_dims=first.spatial_dims, transforms=["rotation"], background=first.background)
+    turn = torch.zeros(len(angles), config.pose_dim)
+    turn[:, -1] = torch.tensor(angles)
+    posed = put_in_pose(config, images.repeat_interleave(len(angles), 0), turn.repeat(len(images), 1))
+    rows = {"input": project(posed)}
+    for title, model in models.items():
+        encoded = model.encode(posed.to(model.device))
+        rows[title] = project(model.decode(encoded.latent_mean, encoded.alpha))
+        if model.config.transforms:
+            rows[f"{title}: aligned"] = project(model.align(posed.to(model.device), encoded.alpha))
+    number = len(posed)
+    figure, axes = plt.subplots(len(rows), number, figsize=(0.62 * number, 0.68 * len(rows)), squeeze=False)
+    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([]), axis.set_yticks([])
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+    for column, axis in enumerate(axes[0]):
+        axis.set_title(f"{math.degrees(angles[column % len(angles)]):.0f}°", fontsize=7)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def draw_orientations(epochs: dict[str, dict[str, dict]], path: str | Path):
+    """Draw in which orientations classes are encoded, one row per class and one column per epoch (figures 4.12, 4.13).
+
+    Args:
+        epochs: By title, e.g. "epoch 1", what [`measure_orientations`] gives.
+        path: PNG.
+    """
+    import matplotlib.pyplot as plt
+
+    classes = list(next(iter(epochs.values())))
+    figure, axes = plt.subplots(
+        len(classes), len(epochs), figsize=(2.6 * len(epochs), 1.7 * len(classes)), squeeze=False, sharex=True
+    )
+    for column, (epoch, found) in enumerate(epochs.items()):
+        for row, name in enumerate(classes):
+            counts, axis = np.array(found[name]["counts"]), axes[row, column]
+            edges = np.linspace(-180, 180, len(counts) + 1)
+            axis.bar(edges[:-1], counts / max(counts.sum(), 1) * 100, np.diff(edges), align="edge", color="tab:blue")
+            axis.set_title(f'"{name}", {epoch}', fontsize=8)
+            axis.set_xticks([-180, -90, 0, 90, 180])
+            axis.tick_params(labelsize=7)
+        axes[-1, column].set_xlabel("degrees", fontsize=8)
+    for line in axes:
+        line[0].set_ylabel("% of inputs", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_curves(
+    curves: dict[str, dict[str, Sequence[tuple[float, float]]]],
+    labels: tuple[str, str],
+    path: str | Path,
+    marker: str = "o",
+):
+    """Draw curves, one panel per title.
+
+    Args:
+        curves: By title and name, points (x, y).
+        labels: Of the axes.
+        path: PNG.
+        marker: Of the points.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.4 * len(curves), 3.4), squeeze=False)
+    for axis, (title, named) in zip(axes[0], curves.items(), strict=True):
+        for name, points in named.items():
+            xs, ys = zip(*points, strict=True)
+            axis.plot(xs, ys, marker=marker, markersize=3, label=name)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(labels[0]), axis.set_ylabel(labels[1])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+__all__ = [
+    "circular_concentration",
+    "draw_curves",
+    "draw_orientations",
+    "draw_reconstructions",
+    "estimate_log_likelihood",
+    "fit_upright_classifier",
+    "measure_consistency",
+    "measure_curve",
+    "measure_disentanglement",
+    "measure_orientations",
+    "measure_robustness",
+    "mutual_information",
+    "probe_angle",
+]

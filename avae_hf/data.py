@@ -1,0 +1,412 @@
+"""Data for the autoencoder: images or voxels as tensors, each put in a random pose (R. Bidart, thesis 2023, 4.1.5).
+
+Training draws a new pose at every access; the poses of validation and test are drawn once, with a seed. Everything is
+kept in memory, as the image processor gives it. Letters: N inputs, B of them in a batch, C channels, P pose numbers.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Image, load_dataset
+
+from .configuration_avae import TRANSFORMS, AVAEConfig
+from .image_processing_avae import AVAEImageProcessor
+from .layers_avae import affine_matrix, invert_affine, warp
+from .pose_search_avae import draw_poses
+
+logger = logging.getLogger(__name__)
+
+SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation")}
+
+
+@dataclass
+class ShapeTaskArguments:
+    dataset_name: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (scikit-learn's, embedded), a folder of train, validation and test parquet files, a folder "
+            "of images (train/CLASS/*.png) or of meshes (CLASS/train/*.off, as ModelNet comes), one parquet file, or a "
+            "name on the Hub."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the image or of the voxels; inferred if not given."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the class, for reports and --classes; inferred if not given."}
+    )
+    classes: list[str] | None = field(default=None, metadata={"help": "Use only these classes, e.g. chair."})
+    object_size: int | None = field(
+        default=None, metadata={"help": "Resize inputs to so many pixels or voxels before they are padded."}
+    )
+    normalize: bool = field(
+        default=False, metadata={"help": "Subtract the training data's mean and divide by its deviation."}
+    )
+    augment: list[str] = field(
+        default_factory=lambda: ["rotation"],
+        metadata={"help": "What is random about the poses: rotation, translation, scale, shear, or none."},
+    )
+    max_translation: float = field(default=0.2, metadata={"help": "Largest translation, in half sides of the image."})
+    max_log_scale: float = field(default=0.25, metadata={"help": "Largest logarithm of a scale."})
+    max_shear: float = field(default=0.5, metadata={"help": "Largest shear, the tangent of its angle."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many inputs."})
+    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits, drawn inputs and their poses."})
+
+    def pose_config(self, spatial_dims: int, background: float = 0.0) -> AVAEConfig:
+        """Say by a configuration what poses the data get.
+
+        Raises:
+            StrictDataclassClassValidationError: A transform is unknown, or a limit negative.
+        """
+        return AVAEConfig(
+            spatial_dims=spatial_dims,
+            transforms=[] if self.augment == ["none"] else self.augment,
+            max_translation=self.max_translation,
+            max_log_scale=self.max_log_scale,
+            max_shear=self.max_shear,
+            background=background,
+        )
+
+
+class PoseDataset(torch.utils.data.Dataset):
+    """Inputs with poses for the Trainer; [`PoseCollator`] puts them there.
+
+    Args:
+        images: Upright, (N, C, ...).
+        labels: Classes, (N,); -1 where there are none.
+        config: What the poses consist of.
+        seed: Of poses that stay the same; `None` for new ones at every access.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, config: AVAEConfig, seed: int | None = None):
+        self.images, self.labels, self.config = images, labels, config
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.poses = None if generator is None else draw_poses(config, len(images), generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        pose = draw_poses(self.config, 1)[0] if self.poses is None else self.poses[row]
+        return {"pixel_values": self.images[row], "pose": pose, "labels": self.labels[row]}
+
+    @property
+    def collate(self) -> "PoseCollator":
+        """The collator for these poses."""
+        return PoseCollator(self.config)
+
+
+class PoseCollator:
+    """Stacks examples and puts every one in its pose, all at once."""
+
+    def __init__(self, config: AVAEConfig):
+        self.config = config
+
+    def __call__(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        batch = {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+        batch["pixel_values"] = put_in_pose(self.config, batch["pixel_values"], batch["pose"])
+        return batch
+
+
+def put_in_pose(config: AVAEConfig, images: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+    """Put upright inputs, (B, C, ...), in poses, (B, P)."""
+    if not config.transforms:
+        return images
+    return warp(images, invert_affine(affine_matrix(config, pose)), config.background)
+
+
+@dataclass(frozen=True)
+class ShapeTask:
+    """Splits of upright inputs.
+
+    Args:
+        name: For reports.
+        images: By split, "train", "validation" and maybe "test", (N, C, ...).
+        labels: By split, (N,).
+        label_names: Names of the classes; empty without a column of them.
+        processor: What made the tensors.
+    """
+
+    name: str
+    images: dict[str, torch.Tensor]
+    labels: dict[str, torch.Tensor]
+    label_names: list[str]
+    processor: AVAEImageProcessor
+
+    @property
+    def background(self) -> float:
+        """Value of empty space."""
+        processor = self.processor
+        return -processor.image_mean / processor.image_std if processor.do_normalize else 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over train and validation."""
+        digest = hashlib.sha256()
+        for name in ("train", "validation"):
+            digest.update(self.images[name].numpy().tobytes() + self.labels[name].numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def in_poses(self, split: str, arguments: ShapeTaskArguments) -> PoseDataset:
+        """Give a split in random poses: fresh ones for train, seeded ones for the others."""
+        config = arguments.pose_config(self.images[split].ndim - 2, self.background)
+        seed = None if split == "train" else arguments.split_seed
+        return PoseDataset(self.images[split], self.labels[split], config, seed)
+
+
+def load_task(arguments: ShapeTaskArguments, image_size: int, spatial_dims: int, in_channels: int) -> ShapeTask:
+    """Load a data set as tensors that a model takes.
+
+    Args:
+        arguments: Which data.
+        image_size: Of the model.
+        spatial_dims: Of the model.
+        in_channels: Of the model.
+
+    Raises:
+        ValueError: The data cannot be read or do not fit the model, a column or class does not exist, or an argument is
+            out of range.
+    """
+    _check_arguments(arguments)
+    name, splits = _read_splits(arguments)
+    image_column = arguments.image_column or _find_image_column(splits["train"])
+    label_column = arguments.label_column or _find_label_column(splits["train"])
+    for split_name, split in splits.items():
+        for column in (image_column, label_column):
+            if column is not None and column not in split.column_names:
+                raise ValueError(
+                    f"column {column!r} is not in split {split_name!r}, found {split.column_names}; name the columns "
+                    "by --image_column and --label_column."
+                )
+    label_names = _name_labels(splits, label_column)
+    if arguments.classes is not None:
+        splits = {key: _select(split, label_column, label_names, arguments.classes) for key, split in splits.items()}
+    splits = _complete_splits(splits, arguments)
+    processor = AVAEImageProcessor(image_size, spatial_dims, in_channels, arguments.object_size)
+    images: dict[str, torch.Tensor] = {}
+    labels: dict[str, torch.Tensor] = {}
+    for key, split in splits.items():
+        images[key] = processor(_decode(split, image_column), return_tensors="pt")["pixel_values"]
+        ids = _label_ids(split, label_column, label_names)
+        # voxel grids of nothing, which published data sets contain
+        is_full = images[key].flatten(1).amax(1) > 0
+        images[key], labels[key] = images[key][is_full], ids[is_full]
+        if not is_full.all():
+            logger.info(f"{key}: {int((~is_full).sum())} empty inputs are left out")
+        if not is_full.any():
+            raise ValueError(f"split {key!r} of {name} has no input that is not empty.")
+    if arguments.normalize:
+        processor = _normalise(processor, images)
+    sizes = ", ".join(f"{key} {len(values)}" for key, values in images.items())
+    logger.info(f"task {name}: {sizes}")
+    return ShapeTask(name, images, labels, label_names, processor)
+
+
+def _check_arguments(arguments: ShapeTaskArguments):
+    if not 0 < arguments.validation_fraction < 1:
+        raise ValueError(f"--validation_fraction must be between 0 and 1, got {arguments.validation_fraction}.")
+    unknown = [name for name in arguments.augment if name not in TRANSFORMS]
+    if unknown and arguments.augment != ["none"]:
+        raise ValueError(f"--augment must be some of {TRANSFORMS}, or none, got {arguments.augment}.")
+    for name in ("max_train_samples", "max_validation_samples", "max_test_samples"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+
+
+def _read_splits(arguments: ShapeTaskArguments) -> tuple[str, dict[str, Dataset]]:
+    name, path = arguments.dataset_name, Path(arguments.dataset_name).expanduser()
+    if name == "digits":
+        return name, _read_digits()
+    if not path.exists() and (path.suffix or name.startswith((".", "/", "~"))):
+        raise ValueError(f"there is no file or folder {name}; check the path.")
+    try:
+        if path.is_file():
+            found = {"train": load_dataset("parquet", data_files=str(path), split="train")}
+        elif next(path.rglob("*.off"), None) is not None:
+            found = read_meshes(path, arguments)
+        elif path.is_dir():
+            # one split may come in shards such as train-00000-of-00002.parquet
+            names = sorted({file.stem.split("-")[0] for file in path.glob("*.parquet")})
+            files = {split: [str(file) for file in sorted(path.glob(f"{split}*.parquet"))] for split in names}
+            read = ("parquet", {"data_files": files}) if files else ("imagefolder", {"data_dir": str(path)})
+            found = dict(load_dataset(read[0], **read[1]))
+        else:
+            found = dict(load_dataset(name, arguments.dataset_config_name))
+    # the libraries below raise errors of many kinds, from connections to parsers
+    except Exception as error:
+        reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
+        raise ValueError(
+            f"could not read {name!r} ({reason}); it must be a folder of parquet files, of images in folders per class "
+            "or of .off meshes, a parquet file, or a name on a Hub that can be reached."
+        ) from error
+    splits = {SPLIT_NAMES[split]: rows for split, rows in found.items() if split in SPLIT_NAMES}
+    if not len(splits.get("train", ())):
+        raise ValueError(
+            f"{name} has no train split, or an empty one, found {list(found)}; name a folder or file train."
+        )
+    return path.resolve().stem if path.exists() else name, {"train": splits.pop("train"), **splits}
+
+
+def _read_digits() -> dict[str, Dataset]:
+    """Load the 1,797 handwritten digits, 8x8, that scikit-learn carries; the last 597 are the test split."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = [image.tolist() for image in np.round(data.images * (255 / 16)).astype(np.uint8)]
+    rows = Dataset.from_dict({"pixels": pixels, "label": data.target.tolist()})
+    rows = rows.cast_column("label", ClassLabel(names=[str(digit) for digit in range(10)]))
+    return {"train": rows.select(range(1200)), "test": rows.select(range(1200, 1797))}
+
+
+def read_meshes(folder: Path, arguments: ShapeTaskArguments, resolution: int = 24) -> dict[str, Dataset]:
+    """Voxelise meshes, CLASS/train/*.off and CLASS/test/*.off, by the library trimesh.
+
+    Args:
+        folder: As Princeton's ModelNet archives unpack.
+        arguments: Its `classes` are read, and its `object_size` is the resolution.
+        resolution: Voxels along the longest side of a solid.
+
+    Raises:
+        ValueError: trimesh is not installed, or a file, which the message names, cannot be read.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise ValueError("meshes need trimesh: pip install 'redundancy-hf[meshes]'") from error
+    resolution = arguments.object_size or resolution
+    names = sorted({file.parent.parent.name for file in folder.rglob("*.off")})
+    found: dict[str, list[dict]] = {}
+    for file in sorted(folder.rglob("*.off")):
+        name, split = file.parent.parent.name, file.parent.name
+        if arguments.classes is not None and name not in arguments.classes:
+            continue
+        try:
+            mesh: Any = trimesh.load(_repair_header(file), file_type="off", force="mesh")
+            grid = mesh.voxelized(max(mesh.extents) / (resolution - 1)).fill().matrix
+        except Exception as error:
+            raise ValueError(f"{file.name} is no mesh that can be read ({error})") from error
+        voxels = np.asarray(grid, np.uint8)[:resolution, :resolution, :resolution]
+        row = {"voxels": np.packbits(voxels).tobytes(), "shape": list(voxels.shape), "label": names.index(name)}
+        found.setdefault(split, []).append(row)
+    splits = {split: Dataset.from_list(rows) for split, rows in found.items()}
+    return {split: rows.cast_column("label", ClassLabel(names=names)) for split, rows in splits.items()}
+
+
+def _repair_header(file: Path):
+    """Open a mesh; in some of ModelNet's files the counts stand on the line of the word OFF."""
+    import io
+
+    text = file.read_text()
+    if text.startswith("OFF") and text[3:4] not in ("\n", "\r"):
+        text = "OFF\n" + text[3:].lstrip()
+    return io.BytesIO(text.encode())
+
+
+def _find_image_column(train: Dataset) -> str:
+    columns = [name for name, feature in train.features.items() if isinstance(feature, Image)]
+    columns = columns or [name for name in ("voxels", "pixels", "image") if name in train.column_names]
+    if len(columns) != 1:
+        raise ValueError(
+            f"one column must hold images or voxels, found {columns} among {train.column_names}; name it by "
+            "--image_column."
+        )
+    return columns[0]
+
+
+def _find_label_column(train: Dataset) -> str | None:
+    classes = [name for name, feature in train.features.items() if isinstance(feature, ClassLabel)]
+    usual = [name for name in ("label", "labels", "class") if name in train.column_names]
+    return (usual or classes or [None])[0]
+
+
+def _name_labels(splits: dict[str, Dataset], column: str | None) -> list[str]:
+    if column is None:
+        return []
+    feature = splits["train"].features[column]
+    return (
+        feature.names if isinstance(feature, ClassLabel) else sorted({str(value) for value in splits["train"][column]})
+    )
+
+
+def _label_ids(split: Dataset, column: str | None, names: list[str]) -> torch.Tensor:
+    if column is None:
+        return torch.full((len(split),), -1)
+    if isinstance(split.features[column], ClassLabel):
+        return torch.tensor(split[column][:])
+    known = {name: number for number, name in enumerate(names)}
+    return torch.tensor([known.get(str(value), -1) for value in split[column]])
+
+
+def _select(split: Dataset, column: str | None, names: list[str], classes: list[str]) -> Dataset:
+    unknown = sorted(set(classes) - set(names))
+    if unknown:
+        raise ValueError(f"--classes has {unknown}; the classes are {names or 'not given by any column'}.")
+    wanted = torch.tensor([names.index(name) for name in classes])
+    rows = torch.isin(_label_ids(split, column, names), wanted).nonzero().flatten()
+    return split.select(rows.tolist())
+
+
+def _complete_splits(splits: dict[str, Dataset], arguments: ShapeTaskArguments) -> dict[str, Dataset]:
+    """Carve what is missing from train, and draw at most as many inputs as asked for."""
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    for name in ("test", "validation"):
+        if name not in splits:
+            if len(splits["train"]) < 2:
+                raise ValueError(f"train has too few inputs ({len(splits['train'])}) to carve a {name} split from it.")
+            carved = splits["train"].train_test_split(arguments.validation_fraction, seed=arguments.split_seed)
+            splits["train"], splits[name] = carved["train"], carved["test"]
+    for name, split in splits.items():
+        number = getattr(arguments, f"max_{name}_samples")
+        if number is not None and number < len(split):
+            rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:number]
+            splits[name] = split.select(np.sort(rows))
+    return {name: splits[name] for name in ("train", "validation", "test")}
+
+
+def _decode(split: Dataset, column: str) -> list[Any]:
+    """Give images as Pillow has them, and arrays of packed or nested voxels."""
+    values = split[column][:]
+    if values and isinstance(values[0], bytes):
+        if "shape" not in split.column_names:
+            raise ValueError(
+                f"column {column!r} holds packed voxels, which need a column 'shape', found {split.column_names}."
+            )
+        shapes = split["shape"][:]
+        bits = [np.unpackbits(np.frombuffer(value, np.uint8)) for value in values]
+        return [flat[: np.prod(shape)].reshape(shape) for flat, shape in zip(bits, shapes, strict=True)]
+    if values and isinstance(values[0], list):
+        arrays = [np.asarray(value) for value in values]
+        return [array.astype(np.uint8) if array.dtype.kind == "i" else array for array in arrays]
+    return values
+
+
+def _normalise(processor: AVAEImageProcessor, images: dict[str, torch.Tensor]) -> AVAEImageProcessor:
+    """Normalise all splits by train's mean and deviation, in place, and give the processor that does the same."""
+    mean, deviation = images["train"].mean().item(), images["train"].std().item()
+    for name in images:
+        images[name] = (images[name] - mean) / deviation
+    return AVAEImageProcessor(
+        processor.image_size,
+        processor.spatial_dims,
+        processor.num_channels,
+        processor.object_size,
+        do_normalize=True,
+        image_mean=mean,
+        image_std=deviation,
+    )
+
+
+__all__ = ["PoseCollator", "PoseDataset", "ShapeTask", "ShapeTaskArguments", "load_task", "put_in_pose", "read_meshes"]

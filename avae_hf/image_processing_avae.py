@@ -1,0 +1,143 @@
+"""Images and voxels for the affine variational autoencoder: one size, values from 0 to 1, room around to turn."""
+
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import to_numpy_array
+
+# of red, green and blue in the brightness of a pixel (ITU-R BT.601), as Pillow has them
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+class AVAEImageProcessor(BaseImageProcessor):
+    r"""
+    Scales inputs to [0, 1] and pads them with 0 to a square or cube, in the middle.
+
+    Args:
+        image_size (`int`, *optional*, defaults to 40):
+            Side of the result.
+        spatial_dims (`int`, *optional*, defaults to 2):
+            2 for images, 3 for voxels.
+        num_channels (`int`, *optional*, defaults to 1):
+            Channels of the result; colour becomes brightness where it is 1.
+        object_size (`int`, *optional*):
+            Resize an input, before it is padded, so that its longest side has so many pixels or voxels. An input that
+            has the size of the result is taken as it is.
+        do_rescale (`bool`, *optional*):
+            Whether whole numbers are multiplied by `rescale_factor`; by default in 2D only, since voxels are 0 or 1.
+        rescale_factor (`float`, *optional*, defaults to 1/255):
+            What they are multiplied by. Floating-point numbers stay as they are.
+        do_normalize (`bool`, *optional*, defaults to `False`):
+            Whether to subtract `image_mean` and to divide by `image_std`, last of all.
+        image_mean (`float`, *optional*, defaults to 0.1307):
+            Mean, by default MNIST's.
+        image_std (`float`, *optional*, defaults to 0.3081):
+            Standard deviation, by default MNIST's.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_size: int = 40,
+        spatial_dims: int = 2,
+        num_channels: int = 1,
+        object_size: int | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = False,
+        image_mean: float = 0.1307,
+        image_std: float = 0.3081,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if object_size is not None and not 1 <= object_size <= image_size:
+            raise ValueError(f"`object_size` must be from 1 to `image_size` {image_size}, got {object_size}.")
+        self.image_size, self.spatial_dims, self.num_channels = image_size, spatial_dims, num_channels
+        self.object_size = object_size
+        self.do_rescale = spatial_dims == 2 if do_rescale is None else do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize, self.image_mean, self.image_std = do_normalize, image_mean, image_std
+
+    def preprocess(self, images: Any, return_tensors: Any = None, **kwargs) -> BatchFeature:
+        """Process one input or a list.
+
+        Args:
+            images: Pillow images, or arrays or tensors: (H, W), (H, W, C) or (C, H, W) in 2D, (D, H, W) or
+                (C, D, H, W) in 3D; a batch of arrays has one more dimension in front.
+            return_tensors: "pt" for one tensor.
+
+        Returns:
+            "pixel_values", (B, C, ...).
+
+        Raises:
+            ValueError: An input has another shape, other channels or more pixels than the result.
+        """
+        pixels = [self._process(image) for image in self._list_inputs(images)]
+        # a list of arrays is what other processors give without `return_tensors`
+        values: Any = torch.stack(pixels) if return_tensors == "pt" else [image.numpy() for image in pixels]
+        return BatchFeature({"pixel_values": values}, return_tensors)
+
+    def _list_inputs(self, images: Any) -> list:
+        if isinstance(images, (list, tuple)):
+            return list(images)
+        if hasattr(images, "ndim") and images.ndim >= self.spatial_dims + 2:
+            return list(images)
+        return [images]
+
+    def _process(self, image: Any) -> torch.Tensor:
+        if hasattr(image, "convert"):
+            image = image.convert("L" if self.num_channels == 1 else "RGB")
+        values = torch.from_numpy(to_numpy_array(image).copy())
+        values = self._put_channels_first(values)
+        is_whole = not values.is_floating_point()
+        values = values.float()
+        if is_whole and self.do_rescale:
+            values = values * self.rescale_factor
+        is_padded = set(values.shape[1:]) == {self.image_size}
+        if self.object_size is not None and not is_padded and max(values.shape[1:]) != self.object_size:
+            values = self._resize(values)
+        values = self._pad(values)
+        return (values - self.image_mean) / self.image_std if self.do_normalize else values
+
+    def _put_channels_first(self, values: torch.Tensor) -> torch.Tensor:
+        shape = tuple(values.shape)
+        if values.ndim == self.spatial_dims:
+            values = values[None]
+        elif values.ndim == self.spatial_dims + 1 and values.shape[0] not in (1, 3):
+            values = values.movedim(-1, 0)
+        if values.ndim != self.spatial_dims + 1 or values.shape[0] not in (1, 3, self.num_channels):
+            raise ValueError(
+                f"an input must have {self.spatial_dims} dimensions and maybe one of {self.num_channels} channels, got "
+                f"the shape {shape}."
+            )
+        if values.shape[0] == 3 and self.num_channels == 1:
+            weights = values.new_tensor(LUMINANCE, dtype=torch.float32)
+            brightness = torch.tensordot(weights, values.float(), 1)[None]
+            values = brightness if values.is_floating_point() else brightness.round().to(values.dtype)
+        if values.shape[0] != self.num_channels:
+            raise ValueError(f"the model takes {self.num_channels} channels, got an input of the shape {shape}.")
+        return values
+
+    def _resize(self, values: torch.Tensor) -> torch.Tensor:
+        ratio = (self.object_size or 0) / max(values.shape[1:])
+        size = [max(1, round(side * ratio)) for side in values.shape[1:]]
+        if self.spatial_dims == 3:
+            # the share of a voxel that is filled
+            return torch.nn.functional.adaptive_avg_pool3d(values[None], size)[0]  # type: ignore[arg-type]
+        return torch.nn.functional.interpolate(values[None], size, mode="bilinear", antialias=True)[0]
+
+    def _pad(self, values: torch.Tensor) -> torch.Tensor:
+        room = [self.image_size - side for side in values.shape[1:]]
+        if min(room) < 0:
+            raise ValueError(
+                f"an input of {tuple(values.shape[1:])} does not fit into {self.image_size}; set `object_size`, which "
+                "makes it smaller."
+            )
+        padding = [side for space in reversed(room) for side in (space // 2, space - space // 2)]
+        return torch.nn.functional.pad(values, padding)
+
+
+__all__ = ["AVAEImageProcessor"]

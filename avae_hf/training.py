@@ -1,0 +1,258 @@
+"""Training of the autoencoder on transformers' Trainer; the pose search runs inside the model's forward (thesis 4.1.2).
+
+Validation gives, beside the loss, the mean squared error that the thesis compares, and keeps every epoch's poses, from
+which the orientation histograms are drawn (thesis figures 4.12 and 4.13).
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from .data import PoseDataset
+from .modeling_avae import AVAEModel
+
+CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
+RECIPE = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "bf16",
+    "fp16",
+    "seed",
+)
+
+
+@dataclass
+class AVAETrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with the defaults of the autoencoder; every flag stays usable."""
+
+    output_dir: str | None = field(default="runs/avae", metadata={"help": "Folder for everything the run writes."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training inputs."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Training inputs per device and step."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Evaluated inputs per device and step."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    # the sum over pixels has large gradients, which a clip at 1 would make all the same
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0: do not."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps or epoch."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["pose", "labels"], metadata={"help": "Columns that are no input of the model."}
+    )
+
+    def describe_recipe(self) -> dict[str, str]:
+        """List the settings that change what a training gives, so that only the same one is resumed."""
+        return {name: str(getattr(self, name)) for name in RECIPE}
+
+
+class AVAETrainer(Trainer):
+    """[`Trainer`] for batches of [`PoseDataset`], whose true poses and classes the model does not see.
+
+    Args:
+        poses_dir: Folder for the poses of every evaluation in training, `epoch-N.npz` with `alpha`, `pose`, `labels`
+            and `terms` (squared error, reconstruction loss, divergence); `None` for none.
+    """
+
+    def __init__(self, model: Any, args: AVAETrainingArguments, poses_dir: Path | None = None, **kwargs):
+        super().__init__(model, args, compute_metrics=self._compute_metrics, **kwargs)
+        self.poses_dir = poses_dir
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(pixel_values=inputs["pixel_values"])
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(pixel_values=inputs["pixel_values"])
+        error = (outputs.reconstruction - inputs["pixel_values"]).float().square().flatten(1).sum(1)
+        terms = torch.stack([error, outputs.reconstruction_loss, outputs.divergence], 1)
+        labels = tuple(inputs[name] for name in ("pose", "labels"))
+        return outputs.loss.detach(), (terms, outputs.alpha), labels
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        (terms, alpha), (pose, labels) = cast(Any, (prediction.predictions, prediction.label_ids))
+        if not np.isfinite(terms).all():
+            raise FloatingPointError("the model's outputs are not finite; lower --learning_rate or warm up longer.")
+        if self.poses_dir is not None and self.is_world_process_zero() and self.state.epoch is not None:
+            self.poses_dir.mkdir(parents=True, exist_ok=True)
+            path = self.poses_dir / f"epoch-{round(self.state.epoch)}.npz"
+            np.savez(path, alpha=alpha, pose=pose, labels=labels, terms=terms)
+        return summarise_terms(terms)
+
+
+def summarise_terms(terms: np.ndarray) -> dict[str, float]:
+    """Average the terms of the loss.
+
+    Args:
+        terms: Squared error summed over pixels, reconstruction loss and divergence, (N, 3).
+    """
+    error, reconstruction, divergence = terms.astype(np.float64).mean(0)
+    return {
+        "squared_error": float(error),
+        "reconstruction_loss": float(reconstruction),
+        "divergence": float(divergence),
+    }
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: Any, dataset: PoseDataset, batch_size: int = 256, progress: Any = lambda batches: batches
+) -> dict[str, np.ndarray]:
+    """Reconstruct inputs in their poses.
+
+    Args:
+        model: In evaluation mode.
+        dataset: With seeded poses.
+        batch_size: Inputs at a time.
+        progress: Wraps the starts of the batches, e.g. a progress bar.
+
+    Returns:
+        "terms", (N, 3) as of [`summarise_terms`], "alpha", (N, P), "latent", (N, latent_dim), "pose" and "labels".
+    """
+    found: dict[str, list[torch.Tensor]] = {"terms": [], "alpha": [], "latent": [], "pose": [], "labels": []}
+    for start in progress(range(0, len(dataset), batch_size)):
+        batch = dataset.collate([dataset[row] for row in range(start, min(start + batch_size, len(dataset)))])
+        pixels = batch["pixel_values"].to(model.device)
+        outputs = model(pixels)
+        error = (outputs.reconstruction - pixels).square().flatten(1).sum(1)
+        values = {
+            "terms": torch.stack([error, outputs.reconstruction_loss, outputs.divergence], 1),
+            "alpha": outputs.alpha,
+            "latent": outputs.latent_mean,
+            "pose": batch["pose"],
+            "labels": batch["labels"],
+        }
+        for name, value in values.items():
+            found[name].append(value.float().cpu() if value.is_floating_point() else value.cpu())
+    return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+
+class QuietProgress(ProgressCallback):
+    """The Trainer's progress bars with the loss, without a printed dictionary per epoch."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            names = {"loss": "loss", "eval_squared_error": "validation error"}
+            self.training_bar.set_postfix({names[key]: f"{logs[key]:.2f}" for key in names if key in logs})
+
+
+def build_trainer(
+    model: AVAEModel,
+    train_dataset: PoseDataset,
+    eval_dataset: PoseDataset,
+    arguments: AVAETrainingArguments,
+    poses_dir: Path | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> AVAETrainer:
+    """Put together the Trainer that every training of an autoencoder uses.
+
+    Args:
+        model: Trained in place.
+        train_dataset: With fresh poses.
+        eval_dataset: With seeded poses.
+        arguments: The recipe.
+        poses_dir: See [`AVAETrainer`].
+        callbacks: More than the usual ones.
+    """
+    trainer = AVAETrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=train_dataset.collate,
+        callbacks=callbacks,
+        poses_dir=poses_dir,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not arguments.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(QuietProgress)
+    return trainer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training gave.
+
+    Attributes:
+        squared_error: Mean over validation of the squared error summed over pixels.
+        loss: Validation loss.
+        history: Training loss, validation loss and error by epoch.
+        seconds: Wall time of training and validation.
+    """
+
+    squared_error: float
+    loss: float
+    history: list[dict[str, float]]
+    seconds: float
+
+
+def train(trainer: AVAETrainer, checkpoint: str | None = None) -> Trained:
+    """Train, or go on from a checkpoint, and validate; the model is changed in place.
+
+    Raises:
+        FloatingPointError: The outputs are no numbers any more.
+    """
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    scores = trainer.evaluate()
+    by_epoch: dict[float, dict[str, Any]] = {}
+    for entry in trainer.state.log_history:
+        kept: dict[str, Any] = {
+            name: entry[name] for name in ("loss", "eval_loss", "eval_squared_error") if name in entry
+        }
+        if kept:
+            by_epoch.setdefault(entry["epoch"], {"epoch": entry["epoch"]}).update(kept)
+    return Trained(
+        squared_error=scores["eval_squared_error"],
+        loss=scores["eval_loss"],
+        history=list(by_epoch.values()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def write_card(folder: Path, model: AVAEModel, trained: Trained, **facts: Any):
+    """Write a saved folder's model card, README.md, with its limits (thesis section 6.2.2).
+
+    Args:
+        folder: Of the model.
+        model: Whose configuration the card tells.
+        trained: What validation gave.
+        facts: "dataset", "augment", "num_train", "num_validation", "num_epochs" and "seed".
+    """
+    card_data = ModelCardData(
+        library_name="transformers", tags=["avae", "variational-autoencoder"], model_name=folder.name
+    )
+    values = {**model.config.to_dict(), **facts, "pose_dim": model.config.pose_dim}
+    values |= {"squared_error": trained.squared_error, "loss": trained.loss}
+    ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **values).save(folder / "README.md")
+
+
+__all__ = [
+    "AVAETrainer",
+    "AVAETrainingArguments",
+    "Trained",
+    "build_trainer",
+    "evaluate_model",
+    "summarise_terms",
+    "train",
+    "write_card",
+]

@@ -1,0 +1,126 @@
+"""Evaluate saved autoencoders on the test split in random poses: error, loss, orientations, and pictures.
+
+    python scripts/evaluate_avae.py --models runs/vae/seed-42 runs/avae/seed-42 --dataset_name ylecun/mnist \
+        --augment rotation --figures_dir runs/pictures
+
+Works on any saved folder of an autoencoder, through the Auto classes. All models see the same inputs in the same poses.
+Errors are squared, summed over the pixels of an input, and averaged; smaller is better.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
+
+from avae_hf import analysis
+from avae_hf.data import ShapeTask, ShapeTaskArguments, load_task
+from avae_hf.training import evaluate_model, summarise_terms
+from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint
+
+
+@dataclass
+class EvaluationArguments:
+    models: list[str] = field(metadata={"help": "Saved folders; the first one is what the others are compared with."})
+    trust_remote_code: bool = field(default=True, metadata={"help": "Run the code that lies in the folders."})
+    batch_size: int = field(default=128, metadata={"help": "Inputs at a time."})
+    figures_dir: str | None = field(default=None, metadata={"help": "Folder for reconstructions and orientations."})
+    examples_dir: str | None = field(default=None, metadata={"help": "Write some turned images there as PNG."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for all numbers."})
+
+
+def load_folder(folder: str, trust_remote_code: bool) -> Any:
+    """Load a model.
+
+    Raises:
+        ValueError: There is no such folder, or it is no autoencoder.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} is no saved model: it has no config.json; train one first.")
+    model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if model.config.model_type != "avae":
+        raise ValueError(f"{folder} is of the type {model.config.model_type!r}, not an autoencoder.")
+    return model.eval()
+
+
+def evaluate_folder(name: str, model: Any, task: ShapeTask, arguments, task_arguments) -> dict:
+    """Measure one model on the test split."""
+    dataset = task.in_poses("test", task_arguments)
+    found = evaluate_model(
+        model, dataset, arguments.batch_size, lambda starts: tqdm(starts, desc=name, unit="batch", leave=False)
+    )
+    row = {"model": name, "latent_dim": model.config.latent_dim, "pose_dim": model.config.pose_dim}
+    row |= summarise_terms(found["terms"])
+    row["standard_error"] = float(found["terms"][:, 0].std() / len(dataset) ** 0.5)
+    if model.config.spatial_dims == 2 and model.config.pose_dim and found["pose"].shape[1]:
+        classes = sorted(set(found["labels"].tolist()))[:10]
+        row["orientations"] = analysis.measure_orientations(found["alpha"], found["pose"], found["labels"], classes)
+    return row
+
+
+def print_table(rows: list[dict]):
+    """Print a line per model."""
+    width = max(len(row["model"]) for row in rows)
+    print(f"{'':{width}}  latent + pose   squared error             of the first   loss")
+    for row in rows:
+        ratio = row["squared_error"] / rows[0]["squared_error"]
+        loss = row["reconstruction_loss"] + row["divergence"]
+        print(
+            f"{row['model']:{width}}  {row['latent_dim']:>6} + {row['pose_dim']:<4}"
+            f"{row['squared_error']:>12.3f} +- {row['standard_error']:<8.3f}{ratio:>14.2f}{loss:>12.2f}"
+        )
+
+
+def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict], task: ShapeTask):
+    """Draw reconstructions of all models, and the orientations of those that search."""
+    folder = Path(arguments.figures_dir or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    angles = [0, math.pi / 4, math.pi / 2, math.pi]
+    titles = {f"{Path(name).parent.name or name}": model for name, model in models.items()}
+    analysis.draw_reconstructions(titles, task.images["test"][:4], angles, folder / "reconstructions.png")
+    for row in rows:
+        if "orientations" in row:
+            chosen = [str(task.label_names.index(name)) for name in ("1", "6", "9") if name in task.label_names]
+            names = chosen or list(row["orientations"])[:3]
+            found = {task.label_names[int(name)]: row["orientations"][name] for name in names}
+            analysis.draw_orientations({"test": found}, folder / "orientations.png")
+
+
+def main():
+    arguments, task_arguments = parse_arguments((EvaluationArguments, ShapeTaskArguments), __doc__)
+    transformers_logging.disable_progress_bar()
+    models = {folder: load_folder(folder, arguments.trust_remote_code) for folder in arguments.models}
+    config = next(iter(models.values())).config
+    task = load_task(task_arguments, config.image_size, config.spatial_dims, config.in_channels)
+    rows = [evaluate_folder(name, model, task, arguments, task_arguments) for name, model in models.items()]
+    print_table(rows)
+    what = " and ".join(task_arguments.augment)
+    print(f"{task.name}, test split, n = {len(task.images['test'])}, random poses: {what}")
+    if arguments.figures_dir is not None:
+        draw(arguments, models, rows, task)
+        print(f"wrote reconstructions.png and orientations.png to {arguments.figures_dir}")
+    if arguments.examples_dir is not None:
+        posed = task.in_poses("test", task_arguments)
+        write_examples(posed.collate([posed[row] for row in range(4)])["pixel_values"], Path(arguments.examples_dir))
+    if arguments.results_file is not None:
+        record = {"command": describe_command(), "hardware": hardware_fingerprint(), "rows": rows}
+        Path(arguments.results_file).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write_examples(images: torch.Tensor, folder: Path):
+    """Write images as PNG."""
+    import PIL.Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate((images[:, 0] * 255).round().byte().numpy()):
+        PIL.Image.fromarray(image).save(folder / f"{number}.png")
+
+
+if __name__ == "__main__":
+    run_command(main)

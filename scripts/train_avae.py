@@ -1,0 +1,124 @@
+"""Train an affine variational autoencoder, or a plain one, on images or voxels in random poses.
+
+    python scripts/train_avae.py --dataset_name ylecun/mnist --augment rotation --transforms rotation --latent_dim 6
+    python scripts/train_avae.py recipes/avae_mnist_rotation.json --output_dir runs/avae
+
+`--augment` says what is random about the data, `--transforms` what the model searches; `--transforms none` trains a
+plain autoencoder. Every seed's model folder, OUTPUT_DIR/seed-N, opens with `AutoModel`; beside it lie the losses by
+epoch, `train_results.json`, and the validation poses, `poses/epoch-N.npz`. The same command goes on where it stopped.
+"""
+
+import copy
+import json
+import shutil
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from avae_hf import AVAEConfig, AVAEModel
+from avae_hf.data import ShapeTask, ShapeTaskArguments, load_task
+from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
+from classformer_hf.command import check_settings, parse_arguments, run_command
+from vision_hf.training import StopOnInvalidLoss, find_checkpoint
+
+
+@dataclass
+class ModelArguments:
+    transforms: list[str] = field(
+        default_factory=lambda: ["rotation"],
+        metadata={"help": "What the model searches: rotation, translation, scale, shear, or none for a plain VAE."},
+    )
+    latent_dim: int = field(default=6, metadata={"help": "Numbers for the shape; those of the pose come on top."})
+    spatial_dims: int = field(default=2, metadata={"help": "2 for images, 3 for voxels."})
+    image_size: int = field(default=40, metadata={"help": "Side that inputs are padded to; leave room to turn them."})
+    in_channels: int = field(default=1, metadata={"help": "1 for brightness or voxels, 3 for colour."})
+    likelihood: str = field(default="gaussian", metadata={"help": "gaussian or bernoulli."})
+    search: str = field(default="fast", metadata={"help": "fast, or direct for the thesis' method."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Other settings of the configuration as JSON, e.g. '{\"encoder_channels\": [16, 16, 32, 16]}'."
+        },
+    )
+    num_seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+
+
+def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
+    """Build the configuration that the flags ask for."""
+    try:
+        overrides = json.loads(arguments.config_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config_overrides must be JSON in quotes, got {arguments.config_overrides!r}.") from error
+    unknown = sorted(set(overrides) - set(AVAEConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"--config_overrides has unknown settings {unknown}; AVAEConfig documents them.")
+    flags = {k: v for k, v in asdict(arguments).items() if k not in ("config_overrides", "num_seeds", "transforms")}
+    if task.background:
+        flags |= {"background": task.background, "output_activation": "identity"}
+    transforms = [] if arguments.transforms == ["none"] else arguments.transforms
+    return AVAEConfig(**{**flags, **overrides}, transforms=transforms)
+
+
+def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int) -> dict:
+    """Train one seed and save its model folder; a finished one is left as it is.
+
+    Raises:
+        ValueError: The folder holds another training.
+    """
+    folder = Path(training.output_dir) / f"seed-{seed}"
+    settings = {
+        "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
+        "dataset": task.fingerprint,
+        "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
+        "recipe": {**training.describe_recipe(), "seed": str(seed)},
+    }
+    check_settings(folder / "settings.json", settings, training.process_index == 0)
+    results = folder / "train_results.json"
+    if results.exists():
+        return json.loads(results.read_text())
+    set_seed(seed)
+    model = AVAEModel(build_config(arguments, task))
+    run = copy.copy(training)
+    run.output_dir, run.seed = str(folder / "checkpoints"), seed
+    run.restore_callback_states_from_checkpoint = False
+    splits = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
+    trainer = build_trainer(model, *splits, run, folder / "poses", [StopOnInvalidLoss()])
+    trained = train(trainer, find_checkpoint(Path(run.output_dir)))
+    row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
+    if training.process_index == 0:
+        model.save_pretrained(folder)
+        task.processor.save_pretrained(folder)
+        facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
+        facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
+        write_card(folder, model, trained, seed=seed, **facts)
+        results.write_text(json.dumps(row) + "\n")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return row
+
+
+def main():
+    arguments, task_arguments, training = parse_arguments(
+        (ModelArguments, ShapeTaskArguments, AVAETrainingArguments), __doc__
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if arguments.num_seeds < 1:
+        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
+    task = load_task(task_arguments, arguments.image_size, arguments.spatial_dims, arguments.in_channels)
+    build_config(arguments, task)
+    seeds = range(training.seed, training.seed + arguments.num_seeds)
+    rows = [train_seed(arguments, task, task_arguments, training, seed) for seed in seeds]
+    if training.process_index != 0:
+        return
+    for row in rows:
+        print(f"seed {row['seed']}: validation squared error {row['squared_error']:.3f}, loss {row['loss']:.3f}")
+    errors = [row["squared_error"] for row in rows]
+    spread = f" +- {statistics.stdev(errors):.3f}" if len(rows) > 1 else ""
+    print(f"mean of {len(rows)}: {statistics.mean(errors):.3f}{spread}; models in {training.output_dir}/seed-*")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -3,14 +3,16 @@
     python scripts/study_learned_sharing.py --config_name runs/plain/seed-0 --dataset_name uoft-cs/cifar10 \
         --augmentation crop_flip --learning_rate 0.1 --num_train_epochs 12 --results_file results/learned_sharing.json
 
-Every method trains the architecture of CONFIG_NAME from scratch with one recipe: "none" (weights or kernels are
-quantised afterwards by k-means), "weights" (equation 3.5, 16 bases per layer, l2), "kernels" (equation 3.6), and the
-mixture priors "gaussian", "laplace" and "sparse" (one component fixed at 0). The first seed trains every weight of the
-loss (TAU_WEIGHTS, TAU_KERNELS, TAU_PRIOR); the one with the best validation accuracy once quantised is the one of the
-other seeds. Finished trainings are in RESULTS_FILE; the same command goes on where it was stopped. The histograms of
-the last seed are drawn into FIGURE.
+The architecture of CONFIG_NAME is trained once per seed, without a loss of the weights. Every method goes on from there
+for LOSS_EPOCHS: "none" (weights or kernels are quantised afterwards by k-means), "weights" (equation 3.5, 16 bases per
+layer, l2), "kernels" (equation 3.6), and the mixture priors "gaussian", "laplace" and "sparse" (one component fixed at
+0). With --from_scratch there is no such start: the losses bind weights to where they are drawn. The first seed trains
+every weight of the loss (TAU_WEIGHTS, TAU_KERNELS, TAU_PRIOR); the one with the best validation accuracy once quantised
+is the one of the other seeds. Finished trainings are in RESULTS_FILE; the same command goes on where it was stopped.
+The histograms of the last seed are drawn into FIGURE.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -32,7 +34,14 @@ from vision_hf.data import (
 )
 from vision_hf.explain import draw_weight_histograms
 from vision_hf.priors import MixturePrior, NearestBasisLoss, Regulariser, ReseedBases, quantise
-from vision_hf.training import ImageTrainer, ImageTrainingArguments, build_trainer, estimate_statistics, train
+from vision_hf.training import (
+    ImageTrainer,
+    ImageTrainingArguments,
+    build_classifier,
+    build_trainer,
+    estimate_statistics,
+    train,
+)
 
 
 @dataclass
@@ -41,16 +50,21 @@ class StudyArguments:
     results_file: str = field(metadata={"help": "JSON file for what was measured."})
     seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Seeds, one training each."})
     methods: list[str] | None = field(default=None, metadata={"help": "Only these; by default all."})
+    from_scratch: bool = field(default=False, metadata={"help": "Train with the losses from random weights on."})
+    loss_epochs: float = field(default=3.0, metadata={"help": "Epochs with the losses, after those without."})
+    loss_learning_rate: float = field(
+        default=0.02, metadata={"help": "Learning rate of these epochs; it falls linearly to 0."}
+    )
     num_bases: int = field(default=16, metadata={"help": "Basis weights, or mixture components, per layer."})
     num_kernels: int = field(default=16, metadata={"help": "Basis kernels per layer."})
     tau_weights: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.1], metadata={"help": "Weights to try of the loss of equation 3.5."}
+        default_factory=lambda: [0.01, 0.1], metadata={"help": "Weights to try of the loss of equation 3.5."}
     )
     tau_kernels: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.1], metadata={"help": "Weights to try of the loss of equation 3.6."}
+        default_factory=lambda: [0.01, 0.1], metadata={"help": "Weights to try of the loss of equation 3.6."}
     )
     tau_prior: list[float] = field(
-        default_factory=lambda: [1e-6, 1e-5, 1e-4],
+        default_factory=lambda: [1e-5, 1e-4],
         metadata={"help": "Weights to try of the mixture priors' negative logarithm."},
     )
     figure: str | None = field(default=None, metadata={"help": "PNG for the histograms of figure 3.8."})
@@ -118,14 +132,35 @@ def folder_of(training: ImageTrainingArguments, name: str, tau: float | None, se
     return Path(str(training.output_dir)) / f"{name.replace(', ', '_')}{weight}_seed{seed}"
 
 
+def prepare_start(study, task: ImageTask, task_arguments, training, seed: int) -> Path:
+    """Train the network without a loss of the weights, once per seed, and give its folder."""
+    folder = folder_of(training, "start", None, seed)
+    if not (folder / "config.json").exists():
+        set_seed(seed)
+        model: Any = build_classifier(AutoConfig.from_pretrained(study.config_name), task)
+        processor = build_image_processor(task_arguments, model.config.image_size)
+        run = copy.copy(training)
+        run.seed, run.output_dir = seed, str(folder / "checkpoints")
+        train(build_trainer(model, task.without_test(), processor, task_arguments, run))
+        model.save_pretrained(folder)
+    return folder
+
+
 def run_method(study, method: str, tau: float | None, task: ImageTask, task_arguments, training, seed: int) -> list:
     """Train with one method, quantise, and read validation and test before and after."""
-    set_seed(seed)
-    config = AutoConfig.from_pretrained(study.config_name, **task.head_config)
-    model, training.seed = AutoModelForImageClassification.from_config(config), seed
-    processor = build_image_processor(task_arguments, config.image_size)
+    run = copy.copy(training)
+    run.seed = seed
+    if study.from_scratch:
+        set_seed(seed)
+        model: Any = build_classifier(AutoConfig.from_pretrained(study.config_name), task)
+    else:
+        start = prepare_start(study, task, task_arguments, training, seed)
+        set_seed(seed)
+        model = AutoModelForImageClassification.from_pretrained(start)
+        run.learning_rate, run.num_train_epochs, run.lr_decay_epochs = study.loss_learning_rate, study.loss_epochs, 0.0
+    processor = build_image_processor(task_arguments, model.config.image_size)
     regulariser = build_regulariser(study, method, tau, model)
-    trainer = build_trainer(model, task.without_test(), processor, task_arguments, training, regulariser)
+    trainer = build_trainer(model, task.without_test(), processor, task_arguments, run, regulariser)
     if isinstance(regulariser, NearestBasisLoss):
         trainer.add_callback(ReseedBases(regulariser))
     trained = train(trainer)
@@ -193,6 +228,7 @@ def main():
         "sizes": {name: len(split) for name, split in task.splits.items()},
         "augmentation": task_arguments.augmentation,
         "recipe": {name: value for name, value in training.describe_recipe().items() if name != "seed"},
+        "start": "scratch" if study.from_scratch else [study.loss_epochs, study.loss_learning_rate],
         "options": {name: value for name, value in asdict(study).items() if name.startswith("num_")},
     }
     record = json.loads(path.read_text()) if path.exists() else {"settings": settings, "rows": []}

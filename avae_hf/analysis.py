@@ -62,10 +62,10 @@ def circular_concentration(angles: np.ndarray, order: int = 1) -> float:
     """Compute the mean resultant length: 1 where all angles are equal, about 1 / sqrt(N) for random ones.
 
     Args:
-        angles: In radians.
+        angles: In radians; without any it is 0.
         order: 2 counts angles that are half a turn apart as equal.
     """
-    return float(np.abs(np.exp(1j * order * np.asarray(angles)).mean()))
+    return float(np.abs(np.exp(1j * order * np.asarray(angles)).mean())) if len(angles) else 0.0
 
 
 def measure_orientations(

@@ -118,7 +118,20 @@ def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
 def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
     record = tmp_path / "study.json"
     flags = ["study_avae", "--study", study, *COMMON, "--max_steps", 2, "--output_dir", tmp_path / "models"]
-    flags += ["--num_curve", 4, "--num_likelihood", 2, "--latent_dims", 2, "--figures_dir", tmp_path]
+    flags += [
+        "--max_validation_samples",
+        4,
+        "--max_test_samples",
+        12,
+        "--num_curve",
+        2,
+        "--num_likelihood",
+        2,
+        "--latent_dims",
+        2,
+        "--figures_dir",
+        tmp_path,
+    ]
     flags += ["--results_file", record]
     if study == "pose":
         flags += ["--variants", "turned, VAE", "turned, AVAE", "upright, VAE"]

@@ -48,7 +48,7 @@ demo-avae: $(INSTALLED) ## train a plain and an affine autoencoder on turned dig
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_avae.py recipes/demo_avae.json \
 	    --transforms none --latent_dim 7 --output_dir runs/demo-avae/vae
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_avae.py recipes/demo_avae.json --output_dir runs/demo-avae/avae
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/evaluate_avae.py --dataset_name digits --object_size 16 \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/evaluate_avae.py --dataset_name digits \
 	    --models runs/demo-avae/vae/seed-42 runs/demo-avae/avae/seed-42 \
 	    --figures_dir runs/demo-avae/pictures --examples_dir runs/demo-avae/examples
 	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 \

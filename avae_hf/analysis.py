@@ -131,11 +131,12 @@ def mutual_information(features: np.ndarray, angles: np.ndarray, seed: int = 0) 
     return float(max(mutual_info_regression(features, target, random_state=seed).max() for target in targets))
 
 
-def measure_disentanglement(found: dict[str, np.ndarray]) -> dict[str, float]:
+def measure_disentanglement(found: dict[str, np.ndarray], is_rotated: bool) -> dict[str, float]:
     """Measure where the angle of 2D inputs went: into the latent, where it should not be, or into alpha.
 
     Args:
-        found: What `avae_hf.training.evaluate_model` gives.
+        found: What `avae_hf.training.evaluate_model` gives, of inputs whose first pose number is an angle.
+        is_rotated: Whether alpha has an angle too.
 
     Returns:
         Linear probe and mutual information of the latent and, if the model searches rotations, of the directions of
@@ -146,7 +147,7 @@ def measure_disentanglement(found: dict[str, np.ndarray]) -> dict[str, float]:
         "latent_probe": probe_angle(found["latent"], angles),
         "latent_information": mutual_information(found["latent"], angles),
     }
-    if found["alpha"].shape[1]:
+    if is_rotated:
         directions = np.stack([np.cos(found["alpha"][:, 0]), np.sin(found["alpha"][:, 0])], 1)
         result |= {
             "alpha_probe": probe_angle(directions, angles),
@@ -185,36 +186,38 @@ def estimate_log_likelihood(
     model: Any,
     images: torch.Tensor,
     num_samples: int = 64,
-    num_angles: int = 1,
+    num_angles: int = 36,
     generator: torch.Generator | None = None,
 ) -> np.ndarray:
     """Estimate log p(x) by importance sampling from the posterior (Burda et al., ICLR 2016), in nats.
 
-    A model that searches rotations is averaged over evenly spaced angles too, as a model with a uniform prior of alpha,
-    which makes its likelihood comparable with that of a plain autoencoder. At the single best alpha it would be too
-    large.
+    A model that searches rotations is averaged over angles too, evenly spaced from a random one on, as a model with a
+    uniform prior of alpha, which makes its likelihood comparable with that of a plain autoencoder. At the single best
+    alpha it would be too large.
 
     Args:
         model: In evaluation mode.
         images: (N, C, ...).
         num_samples: Of the latent, S.
-        num_angles: Of alpha; 1 for a model without transforms.
+        num_angles: Of alpha; a model without transforms has none.
         generator: Of the samples.
 
     Returns:
         Estimates, (N,). They are lower bounds in expectation.
 
     Raises:
-        ValueError: There are other transforms than a 2D rotation, or several angles without one.
+        ValueError: There are other transforms than a 2D rotation, or the loss is no likelihood.
     """
     config = model.config
+    if config.likelihood == "bernoulli" and config.reconstruction_scale != 1:
+        raise ValueError("a Bernoulli likelihood has `reconstruction_scale=1`; the scaled loss is none.")
     if config.transforms not in ([], ["rotation"]) or (config.transforms and config.spatial_dims != 2):
         raise ValueError(f"the likelihood is averaged over 2D rotations only, the model has {config.transforms}.")
-    if num_angles > 1 and not config.transforms:
-        raise ValueError("a model without transforms has one pose: use `num_angles=1`.")
-    angles = torch.arange(num_angles) * 2 * math.pi / num_angles
+    num_angles = num_angles if config.transforms else 1
     estimates = []
     for image in images:
+        offset = torch.rand(1, generator=generator)
+        angles = (offset + torch.arange(num_angles)) * 2 * math.pi / num_angles
         values = [_log_likelihood_at(model, image, angle, num_samples, generator) for angle in angles]
         estimates.append(torch.cat(values).logsumexp(0).item() - math.log(num_samples * num_angles))
     return np.array(estimates)
@@ -286,12 +289,11 @@ def measure_robustness(
 
 
 def project(images: torch.Tensor) -> np.ndarray:
-    """Give pictures, (B, H, W), of images (first channel) or of voxels (seen along x, the sum over the depth)."""
+    """Give pictures, (B, H, W), of images (first channel) or of voxels, seen from a side; their last axis is up."""
     images = images[:, 0].float().cpu()
     if images.ndim == 3:
         return images.numpy()
-    # z upwards
-    return (1 - torch.exp(-images.sum(3) / 4).flip(1)).numpy()
+    return (1 - torch.exp(-images.sum(1) / 4)).transpose(1, 2).flip(1).numpy()
 
 
 @torch.no_grad()
@@ -301,7 +303,7 @@ def draw_reconstructions(models: dict[str, Any], images: torch.Tensor, angles: S
     Args:
         models: By title, in evaluation mode.
         images: Upright, a few, (B, C, ...).
-        angles: In radians; of 3D inputs around z.
+        angles: In radians; of 3D inputs around their last axis, x, which is up in ModelNet.
         path: PNG.
     """
     import matplotlib.pyplot as plt
@@ -309,7 +311,7 @@ def draw_reconstructions(models: dict[str, Any], images: torch.Tensor, angles: S
     first = next(iter(models.values())).config
     config = AVAEConfig(spatial_dims=first.spatial_dims, transforms=["rotation"], background=first.background)
     turn = torch.zeros(len(angles), config.pose_dim)
-    turn[:, -1] = torch.tensor(angles)
+    turn[:, 0] = torch.tensor(angles)
     posed = put_in_pose(config, images.repeat_interleave(len(angles), 0), turn.repeat(len(images), 1))
     rows = {"input": project(posed)}
     for title, model in models.items():

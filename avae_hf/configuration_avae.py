@@ -80,7 +80,7 @@ class AVAEConfig(PreTrainedConfig):
         search_learning_rate (`float`, *optional*, defaults to 0.03):
             Direct search: learning rate of Adam.
         num_angles (`int`, *optional*, defaults to 12):
-            Fast search in 2D: angles that all images try.
+            Fast search: angles that all images try in 2D, and starts that all inputs try without a rotation.
         num_rotations (`int`, *optional*, defaults to 24):
             Fast search in 3D: random rotations that all inputs try beside the 24 of the cube.
         num_basins (`int`, *optional*):

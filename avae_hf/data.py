@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Image, load_dataset
+from transformers import AutoImageProcessor
 
 from .configuration_avae import TRANSFORMS, AVAEConfig
 from .image_processing_avae import AVAEImageProcessor
@@ -151,6 +152,15 @@ class ShapeTask:
         return -processor.image_mean / processor.image_std if processor.do_normalize else 0.0
 
     @property
+    def config_settings(self) -> dict[str, Any]:
+        """What the configuration of a model must say to fit the data."""
+        processor = self.processor
+        sizes = {"image_size": processor.image_size, "spatial_dims": processor.spatial_dims}
+        sizes["in_channels"] = processor.num_channels
+        normal = {"background": self.background, "output_activation": "identity"}
+        return {**sizes, **(normal if processor.do_normalize else {})}
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits over train and validation."""
         digest = hashlib.sha256()
@@ -165,21 +175,19 @@ class ShapeTask:
         return PoseDataset(self.images[split], self.labels[split], config, seed)
 
 
-def load_task(arguments: ShapeTaskArguments, image_size: int, spatial_dims: int, in_channels: int) -> ShapeTask:
+def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> ShapeTask:
     """Load a data set as tensors that a model takes.
 
     Args:
         arguments: Which data.
-        image_size: Of the model.
-        spatial_dims: Of the model.
-        in_channels: Of the model.
+        processor: Of the model: one that is new, as of [`build_processor`], or that lies in its folder.
 
     Raises:
         ValueError: The data cannot be read or do not fit the model, a column or class does not exist, or an argument is
             out of range.
     """
     _check_arguments(arguments)
-    name, splits = _read_splits(arguments)
+    name, splits = _read_splits(arguments, processor.object_size)
     image_column = arguments.image_column or _find_image_column(splits["train"])
     label_column = arguments.label_column or _find_label_column(splits["train"])
     for split_name, split in splits.items():
@@ -193,7 +201,6 @@ def load_task(arguments: ShapeTaskArguments, image_size: int, spatial_dims: int,
     if arguments.classes is not None:
         splits = {key: _select(split, label_column, label_names, arguments.classes) for key, split in splits.items()}
     splits = _complete_splits(splits, arguments)
-    processor = AVAEImageProcessor(image_size, spatial_dims, in_channels, arguments.object_size)
     images: dict[str, torch.Tensor] = {}
     labels: dict[str, torch.Tensor] = {}
     for key, split in splits.items():
@@ -206,11 +213,32 @@ def load_task(arguments: ShapeTaskArguments, image_size: int, spatial_dims: int,
             logger.info(f"{key}: {int((~is_full).sum())} empty inputs are left out")
         if not is_full.any():
             raise ValueError(f"split {key!r} of {name} has no input that is not empty.")
-    if arguments.normalize:
+    if arguments.normalize and not processor.do_normalize:
         processor = _normalise(processor, images)
     sizes = ", ".join(f"{key} {len(values)}" for key, values in images.items())
     logger.info(f"task {name}: {sizes}")
     return ShapeTask(name, images, labels, label_names, processor)
+
+
+def build_processor(
+    arguments: ShapeTaskArguments, image_size: int, spatial_dims: int, in_channels: int
+) -> AVAEImageProcessor:
+    """Build the processor of a new model."""
+    return AVAEImageProcessor(image_size, spatial_dims, in_channels, arguments.object_size)
+
+
+def load_processor(arguments: ShapeTaskArguments, folder: str, trust_remote_code: bool = True) -> AVAEImageProcessor:
+    """Load the processor of a saved model, which says how its data are made.
+
+    Raises:
+        ValueError: There is none, or the arguments want something else.
+    """
+    if arguments.object_size is not None or arguments.normalize:
+        raise ValueError("--object_size and --normalize are for training; the folder's image processor has both.")
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise ValueError(f"{folder} has no image processor, preprocessor_config.json; train it anew.") from error
 
 
 def _check_arguments(arguments: ShapeTaskArguments):
@@ -225,7 +253,7 @@ def _check_arguments(arguments: ShapeTaskArguments):
             raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
-def _read_splits(arguments: ShapeTaskArguments) -> tuple[str, dict[str, Dataset]]:
+def _read_splits(arguments: ShapeTaskArguments, resolution: int | None) -> tuple[str, dict[str, Dataset]]:
     name, path = arguments.dataset_name, Path(arguments.dataset_name).expanduser()
     if name == "digits":
         return name, _read_digits()
@@ -235,7 +263,7 @@ def _read_splits(arguments: ShapeTaskArguments) -> tuple[str, dict[str, Dataset]
         if path.is_file():
             found = {"train": load_dataset("parquet", data_files=str(path), split="train")}
         elif next(path.rglob("*.off"), None) is not None:
-            found = read_meshes(path, arguments)
+            found = read_meshes(path, arguments.classes, resolution or 24)
         elif path.is_dir():
             # one split may come in shards such as train-00000-of-00002.parquet
             names = sorted({file.stem.split("-")[0] for file in path.glob("*.parquet")})
@@ -270,12 +298,12 @@ def _read_digits() -> dict[str, Dataset]:
     return {"train": rows.select(range(1200)), "test": rows.select(range(1200, 1797))}
 
 
-def read_meshes(folder: Path, arguments: ShapeTaskArguments, resolution: int = 24) -> dict[str, Dataset]:
+def read_meshes(folder: Path, classes: list[str] | None = None, resolution: int = 24) -> dict[str, Dataset]:
     """Voxelise meshes, CLASS/train/*.off and CLASS/test/*.off, by the library trimesh.
 
     Args:
         folder: As Princeton's ModelNet archives unpack.
-        arguments: Its `classes` are read, and its `object_size` is the resolution.
+        classes: Only these.
         resolution: Voxels along the longest side of a solid.
 
     Raises:
@@ -285,12 +313,11 @@ def read_meshes(folder: Path, arguments: ShapeTaskArguments, resolution: int = 2
         import trimesh
     except ImportError as error:
         raise ValueError("meshes need trimesh: pip install 'redundancy-hf[meshes]'") from error
-    resolution = arguments.object_size or resolution
     names = sorted({file.parent.parent.name for file in folder.rglob("*.off")})
     found: dict[str, list[dict]] = {}
     for file in sorted(folder.rglob("*.off")):
         name, split = file.parent.parent.name, file.parent.name
-        if arguments.classes is not None and name not in arguments.classes:
+        if classes is not None and name not in classes:
             continue
         try:
             mesh: Any = trimesh.load(_repair_header(file), file_type="off", force="mesh")
@@ -389,6 +416,8 @@ def _decode(split: Dataset, column: str) -> list[Any]:
         return [flat[: np.prod(shape)].reshape(shape) for flat, shape in zip(bits, shapes, strict=True)]
     if values and isinstance(values[0], list):
         arrays = [np.asarray(value) for value in values]
+        if any(array.dtype.kind == "i" and not 0 <= array.min() <= array.max() <= 255 for array in arrays):
+            raise ValueError(f"column {column!r} has whole numbers outside 0 to 255; scale them to floats in [0, 1].")
         return [array.astype(np.uint8) if array.dtype.kind == "i" else array for array in arrays]
     return values
 
@@ -409,4 +438,14 @@ def _normalise(processor: AVAEImageProcessor, images: dict[str, torch.Tensor]) -
     )
 
 
-__all__ = ["PoseCollator", "PoseDataset", "ShapeTask", "ShapeTaskArguments", "load_task", "put_in_pose", "read_meshes"]
+__all__ = [
+    "PoseCollator",
+    "PoseDataset",
+    "ShapeTask",
+    "ShapeTaskArguments",
+    "build_processor",
+    "load_processor",
+    "load_task",
+    "put_in_pose",
+    "read_meshes",
+]

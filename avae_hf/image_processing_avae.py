@@ -66,7 +66,7 @@ class AVAEImageProcessor(BaseImageProcessor):
 
         Args:
             images: Pillow images, or arrays or tensors: (H, W), (H, W, C) or (C, H, W) in 2D, (D, H, W) or
-                (C, D, H, W) in 3D; a batch of arrays has one more dimension in front.
+                (C, D, H, W) in 3D; one, a list, or a batch (B, C, ...). `True` is 1.
             return_tensors: "pt" for one tensor.
 
         Returns:
@@ -88,11 +88,14 @@ class AVAEImageProcessor(BaseImageProcessor):
         return [images]
 
     def _process(self, image: Any) -> torch.Tensor:
-        if hasattr(image, "convert"):
+        if hasattr(image, "convert") and image.mode in ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"):
             image = image.convert("L" if self.num_channels == 1 else "RGB")
+        elif hasattr(image, "convert") and image.mode.startswith("I"):
+            # 16 bits, which Pillow would clip at 255
+            image = to_numpy_array(image) / 65535.0
         values = torch.from_numpy(to_numpy_array(image).copy())
         values = self._put_channels_first(values)
-        is_whole = not values.is_floating_point()
+        is_whole = not values.is_floating_point() and values.dtype != torch.bool
         values = values.float()
         if is_whole and self.do_rescale:
             values = values * self.rescale_factor

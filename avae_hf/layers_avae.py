@@ -108,9 +108,10 @@ def warp(images: torch.Tensor, matrix: torch.Tensor, background: float = 0.0) ->
             canonical image to the pose.
         background: What lies outside.
     """
-    # positions in half precision would be wrong by pixels
-    grid = F.affine_grid(matrix.float(), list(images.shape), align_corners=False)
-    sampled = F.grid_sample(images.float() - background, grid, align_corners=False) + background
+    # positions in half precision would be wrong by a good part of a pixel
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(matrix.float(), list(images.shape), align_corners=False)
+        sampled = F.grid_sample(images.float() - background, grid, align_corners=False) + background
     return sampled.to(images.dtype)
 
 

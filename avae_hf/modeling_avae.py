@@ -108,7 +108,8 @@ class AVAEModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: AVAEConfig, *args, **kwargs):
-        # from_pretrained(folder, transforms=...) sets attributes without running the validators
+        # from_pretrained(folder, transforms=...) sets attributes as they are, without running the validators
+        config.transforms = list(config.transforms)
         config.validate()
         super().__init__(config, *args, **kwargs)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
@@ -219,7 +220,8 @@ class AVAEModel(PreTrainedModel):
         self._check_inputs(pixel_values)
         if not self.training and generator is None:
             generator = torch.Generator().manual_seed(0)
-        with torch.inference_mode(False):
+        # losses are compared in full precision, whatever the caller computes in
+        with torch.inference_mode(False), torch.autocast(pixel_values.device.type, enabled=False):
             config = self.config.for_training() if self.training else self.config
             objective = PoseObjective(config, self.encoder, self.decoder)
             images = pixel_values.detach().clone().float()

@@ -239,6 +239,8 @@ def search_angle(
     distance = (place[:, None] - place).remainder(number)
     index = local_minima(losses, (distance == 1) | (distance == number - 1), basins)
     centre, middle = angles[index], pick(losses, index)
+    if config.search_dtype != "float32":
+        middle = evaluate(centre)
     left, right = pick(losses.roll(1, 0), index), pick(losses.roll(-1, 0), index)
     best_loss, best_angle, step = middle, centre, 2 * math.pi / number
 
@@ -276,10 +278,13 @@ def random_rotations(number: int, generator: torch.Generator | None = None) -> t
 
 
 def start_rotations(config: AVAEConfig, generator: torch.Generator | None, is_training: bool) -> torch.Tensor:
-    """Give the rotations that all inputs try, (K, d, d); in training the regular ones are turned at random."""
+    """Give the rotations that all inputs try, (K, d, d); in training the regular ones are turned at random.
+
+    Without a rotation to search they are K times the identity.
+    """
     dims = config.spatial_dims
     if "rotation" not in config.transforms:
-        return torch.eye(dims)[None]
+        return torch.eye(dims).repeat(config.num_angles, 1, 1)
     if dims == 2:
         offset = torch.rand(1, generator=generator) * 2 * math.pi if is_training else torch.zeros(1)
         return rotation_matrix((offset + torch.arange(config.num_angles) * 2 * math.pi / config.num_angles)[:, None])
@@ -296,8 +301,12 @@ def find_neighbours(rotations: torch.Tensor) -> torch.Tensor:
 
 
 def centre_of_mass(images: torch.Tensor) -> torch.Tensor:
-    """Find the centre of mass of the values, (B, d), in grid coordinates; an empty image has it at 0."""
-    values = images.float().sum(1)
+    """Find the centre of mass of the values' sizes, (B, d), in grid coordinates; an empty image has it at 0.
+
+    Args:
+        images: (B, C, ...), minus the background.
+    """
+    values = images.float().abs().sum(1)
     total = values.flatten(1).sum(1).clamp_min(1e-6)
     centre = []
     for axis in range(values.ndim - 1, 0, -1):
@@ -306,6 +315,30 @@ def centre_of_mass(images: torch.Tensor) -> torch.Tensor:
         others = [other for other in range(1, values.ndim) if other != axis]
         centre.append((values.sum(others) * line).sum(1) / total)
     return torch.stack(centre, 1)
+
+
+def start_poses(
+    config: AVAEConfig,
+    images: torch.Tensor,
+    rotations: torch.Tensor,
+    centre: torch.Tensor,
+    generator: torch.Generator | None,
+) -> torch.Tensor:
+    """Give the poses that the search begins with, (K, B, P), but for the rotation, which is 0.
+
+    The translation takes the centre of mass to where it is in the canonical pose. Without a rotation to search, all but
+    the first start are drawn.
+    """
+    parts = {
+        name: torch.zeros(len(rotations), len(images), size, device=images.device)
+        for name, size in config.pose_sizes.items()
+    }
+    if "translation" in parts:
+        parts["translation"] = centre_of_mass(images - config.background) - (rotations @ centre)[:, None]
+    start = torch.cat(list(parts.values()), 2)
+    if "rotation" not in parts:
+        start[1:] += draw_poses(config, len(rotations) - 1, generator).to(images.device)[:, None]
+    return start
 
 
 def search_quasi_newton(
@@ -336,15 +369,13 @@ def search_quasi_newton(
     def build(pose: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         return affine_matrix(config, pose, turn(pose, rotation))
 
-    parts = {name: torch.zeros(number, batch, size, device=device) for name, size in config.pose_sizes.items()}
-    if "translation" in parts:
-        parts["translation"] = centre_of_mass(images - config.background) - (rotations @ centre)[:, None]
-    start = torch.cat(list(parts.values()), 2)
+    start = start_poses(config, images, rotations, centre, generator)
     shared = rotations[:, None].expand(-1, batch, -1, -1)
     with rank_in(config, device):
         several = repeat(images, number)
         losses = objective.evaluate(several, build(start.flatten(0, 1), shared.flatten(0, 1))).view(number, batch)
-    index = local_minima(losses, find_neighbours(rotations), basins)
+    is_neighbour = find_neighbours(rotations) if num_turns else torch.eye(number, dtype=torch.bool, device=device)
+    index = local_minima(losses, is_neighbour, basins)
     pose, rotation = pick(start, index).flatten(0, 1), pick(shared, index).flatten(0, 1)
     units = torch.cat([torch.full((size,), UNITS[name]) for name, size in config.pose_sizes.items()]).to(device)
 
@@ -372,7 +403,7 @@ def minimise(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """BFGS for every candidate at once; steps that do not lower a loss are refused.
 
-    After two steps only the best candidate of every input goes on.
+    After every third of the steps the better half of every input's candidates goes on.
 
     Args:
         evaluate: Images, poses and rotations to losses and gradients, in units.
@@ -391,10 +422,12 @@ def minimise(
     inverse = (FIRST_STEP / gradient.norm(dim=1).clamp_min(1e-6))[:, None, None] * identity
     is_fresh = torch.ones(len(pose), dtype=torch.bool, device=pose.device)
     for step in range(steps):
-        if step == 2 and len(pose) > batch:
-            best = loss.view(-1, batch).argmin(0) * batch + torch.arange(batch, device=pose.device)
+        number = len(pose) // batch
+        if step > 0 and step % max(1, steps // 3) == 0 and number > 1:
+            places = loss.view(number, batch).topk((number + 1) // 2, 0, largest=False)[1]
+            best = (places * batch + torch.arange(batch, device=pose.device)).flatten()
             pose, rotation, loss, gradient = pose[best], rotation[best], loss[best], gradient[best]
-            inverse, is_fresh, several = inverse[best], is_fresh[best], images
+            inverse, is_fresh, several = inverse[best], is_fresh[best], repeat(images, len(places))
         change = -(inverse @ gradient[..., None])[..., 0]
         change = change * (LARGEST_STEP / change.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
         trial = pose + change * units

@@ -5,7 +5,8 @@
 
 All searches take turns in every round, on the same inputs in random poses, on one thread. "direct" is the method of
 thesis section 4.1.5 as a plain implementation runs it (batch norm not folded, channels first); "direct, folded" has the
-engineering of the fast one, "control" is "direct" again. Losses are computed anew, by the model, at the poses found.
+engineering of the fast one, "control" is "direct" again. Every round has other random starts. Losses are computed anew,
+by the model, at the poses found, and averaged over the rounds.
 With --training, steps of training are timed instead, relative to a plain autoencoder of the same total latent size.
 """
 
@@ -23,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from avae_hf import AVAEModel
-from avae_hf.data import ShapeTaskArguments, load_task
+from avae_hf.data import ShapeTaskArguments, load_processor, load_task
 from avae_hf.pose_search_avae import PoseObjective, search_pose
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
@@ -47,9 +48,12 @@ def build_searches(model: Any, images: torch.Tensor) -> dict[str, Callable[[], t
         config = copy.deepcopy(model.config)
         config.search = kind
 
+        seeds = iter(range(1 << 30))
+
         def call() -> torch.Tensor:
             objective = PoseObjective(config, model.encoder, model.decoder, fold=fold)
-            return search_pose(objective, images, model.centre, torch.Generator().manual_seed(0))[0]
+            # other random starts in every round
+            return search_pose(objective, images, model.centre, torch.Generator().manual_seed(next(seeds)))[0]
 
         return call
 
@@ -79,13 +83,15 @@ def build_steps(model: Any, images: torch.Tensor) -> dict[str, Callable[[], Any]
     return {name: step(one) for name, one in models.items()}
 
 
-def time_in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Let functions take turns in an order drawn anew; give processor seconds, and what they returned last."""
-    order, times, results = random.Random(0), {name: [] for name in calls}, {}  # type: ignore[var-annotated]
+def time_in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], dict[str, list]]:
+    """Let functions take turns in an order drawn anew; give processor seconds, and what they returned."""
+    order = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    results: dict[str, list] = {name: [] for name in calls}
     for _ in tqdm(range(rounds), desc="rounds"):
         for name in order.sample(list(calls), len(calls)):
             started = time.process_time()
-            results[name] = calls[name]()
+            results[name].append(calls[name]())
             times[name].append(time.process_time() - started)
     return times, results
 
@@ -111,15 +117,15 @@ def main():
     torch.set_num_threads(1)
     model: Any = AVAEModel.from_pretrained(arguments.model, transforms=arguments.transforms).eval()
     task_arguments.augment = arguments.transforms
-    config = model.config
-    task = load_task(task_arguments, config.image_size, config.spatial_dims, config.in_channels)
+    Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
+    task = load_task(task_arguments, load_processor(task_arguments, arguments.model))
     posed = task.in_poses("test", task_arguments)
     number = min(arguments.num_inputs, len(posed))
     images = posed.collate([posed[row] for row in range(number)])["pixel_values"]
     record = {
         "name": arguments.name or f"{task.name}, {' and '.join(arguments.transforms)}",
         "num_inputs": number,
-        "image_size": config.image_size,
+        "image_size": model.config.image_size,
         "rounds": arguments.rounds,
         "command": describe_command(),
         "hardware": hardware_fingerprint(),
@@ -130,7 +136,9 @@ def main():
     else:
         times, poses = time_in_turns(build_searches(model, images), arguments.rounds)
         rows = compare(times, "direct")
-        losses = {name: losses_at(model, images, alpha) for name, alpha in poses.items()}
+        losses = {
+            name: np.mean([losses_at(model, images, alpha) for alpha in found], 0) for name, found in poses.items()
+        }
         unmoved = losses_at(model, images, None)
         for name, row in rows.items():
             difference = losses[name] - losses["direct"]

@@ -41,11 +41,14 @@ try:
 
         model = AutoModel.from_pretrained(task["folder"], trust_remote_code=True).eval()
         processor = AutoImageProcessor.from_pretrained(task["folder"], trust_remote_code=True)
+        if "rotation" not in model.config.transforms:
+            raise ValueError("the model searches no rotation, so that there is nothing to align")
         images = [PIL.Image.open(path) for path in task["inputs"]]
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         found = model.search_pose(pixels)
         for path, image in zip(task["inputs"], model.align(pixels, found.alpha)):
-            picture = PIL.Image.fromarray((image[0] * 255).round().byte().numpy())
+            values = image[0] * processor.image_std + processor.image_mean if processor.do_normalize else image[0]
+            picture = PIL.Image.fromarray((values.clamp(0, 1) * 255).round().byte().numpy())
             picture.save(path.rpartition(".")[0] + "_aligned.png")
         names = ["turned by {:.0f} degrees".format(math.degrees(alpha[0])) for alpha in found.alpha]
         answer = {"results": [{"label": n, "score": loss} for n, loss in zip(names, found.loss.tolist())]}
@@ -163,7 +166,7 @@ def main() -> None:
     try:
         results = classify_elsewhere(folder, inputs, kind)
     except RuntimeError as error:
-        sys.exit(f"{folder} does not load without this project's packages: {error}")
+        sys.exit(f"{folder} does not load or run without this project's packages: {error}")
     print(f"Loaded {folder} in a fresh process, from an empty directory and without this project's packages:")
     for opening, result in zip(shown, results, strict=True):
         print(f"  {result['label']:<18} {result['score']:.2f}  {opening[:80]}")

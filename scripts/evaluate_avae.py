@@ -19,7 +19,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from avae_hf import analysis
-from avae_hf.data import ShapeTask, ShapeTaskArguments, load_task
+from avae_hf.data import ShapeTask, ShapeTaskArguments, load_processor, load_task
 from avae_hf.training import evaluate_model, summarise_terms
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
@@ -58,7 +58,8 @@ def evaluate_folder(name: str, model: Any, task: ShapeTask, arguments, task_argu
     row = {"model": name, "latent_dim": model.config.latent_dim, "pose_dim": model.config.pose_dim}
     row |= summarise_terms(found["terms"])
     row["standard_error"] = float(found["terms"][:, 0].std() / len(dataset) ** 0.5)
-    if model.config.spatial_dims == 2 and model.config.pose_dim and found["pose"].shape[1]:
+    is_turned = model.config.spatial_dims == 2 and "rotation" in task_arguments.augment
+    if is_turned and "rotation" in model.config.transforms and task.label_names:
         classes = sorted(set(found["labels"].tolist()))[:10]
         row["orientations"] = analysis.measure_orientations(found["alpha"], found["pose"], found["labels"], classes)
     return row
@@ -77,40 +78,50 @@ def print_table(rows: list[dict]):
         )
 
 
-def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict], task: ShapeTask):
-    """Draw reconstructions of all models, and the orientations of those that search."""
+def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict], task: ShapeTask) -> list[Path]:
+    """Draw reconstructions of all models, and the orientations of those that search; give the files."""
     folder = Path(arguments.figures_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)
     angles = [0, math.pi / 4, math.pi / 2, math.pi]
-    titles = {f"{Path(name).parent.name or name}": model for name, model in models.items()}
+    titles = {"_".join(Path(name).parts[-2:]): model for name, model in models.items()}
     analysis.draw_reconstructions(titles, task.images["test"][:4], angles, folder / "reconstructions.png")
-    for row in rows:
+    drawn = [folder / "reconstructions.png"]
+    for (title, _), row in zip(titles.items(), rows, strict=True):
         if "orientations" in row:
             chosen = [str(task.label_names.index(name)) for name in ("1", "6", "9") if name in task.label_names]
             names = chosen or list(row["orientations"])[:3]
             found = {task.label_names[int(name)]: row["orientations"][name] for name in names}
-            analysis.draw_orientations({"test": found}, folder / "orientations.png")
+            drawn.append(folder / f"orientations_{title}.png")
+            analysis.draw_orientations({"test": found}, drawn[-1])
+    return drawn
 
 
 def main():
     arguments, task_arguments = parse_arguments((EvaluationArguments, ShapeTaskArguments), __doc__)
     transformers_logging.disable_progress_bar()
     models = {folder: load_folder(folder, arguments.trust_remote_code) for folder in arguments.models}
-    config = next(iter(models.values())).config
-    task = load_task(task_arguments, config.image_size, config.spatial_dims, config.in_channels)
+    processors = [load_processor(task_arguments, folder, arguments.trust_remote_code) for folder in models]
+    if any(one.to_dict() != processors[0].to_dict() for one in processors):
+        raise ValueError("the models have different image processors, so that their errors cannot be compared.")
+    if arguments.results_file is not None:
+        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
+    task = load_task(task_arguments, processors[0])
     rows = [evaluate_folder(name, model, task, arguments, task_arguments) for name, model in models.items()]
     print_table(rows)
     what = " and ".join(task_arguments.augment)
     print(f"{task.name}, test split, n = {len(task.images['test'])}, random poses: {what}")
-    if arguments.figures_dir is not None:
-        draw(arguments, models, rows, task)
-        print(f"wrote reconstructions.png and orientations.png to {arguments.figures_dir}")
-    if arguments.examples_dir is not None:
-        posed = task.in_poses("test", task_arguments)
-        write_examples(posed.collate([posed[row] for row in range(4)])["pixel_values"], Path(arguments.examples_dir))
     if arguments.results_file is not None:
         record = {"command": describe_command(), "hardware": hardware_fingerprint(), "rows": rows}
         Path(arguments.results_file).write_text(json.dumps(record, indent=1) + "\n")
+    if arguments.figures_dir is not None:
+        for path in draw(arguments, models, rows, task):
+            print(f"wrote {path}")
+    if arguments.examples_dir is not None:
+        posed = task.in_poses("test", task_arguments)
+        number = min(4, len(posed))
+        write_examples(
+            posed.collate([posed[row] for row in range(number)])["pixel_values"], Path(arguments.examples_dir)
+        )
 
 
 def write_examples(images: torch.Tensor, folder: Path):

@@ -25,13 +25,14 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from avae_hf import AVAEConfig, AVAEModel, analysis
-from avae_hf.data import ShapeTask, ShapeTaskArguments, load_task
+from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_model, summarise_terms, train
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 BOTH = ["rotation", "translation"]
+POSE_SETTINGS = ("max_translation", "max_log_scale", "max_shear", "split_seed")
 RIGHT_ANGLES = [0, math.pi / 4, math.pi / 2, math.pi]
 
 
@@ -84,11 +85,13 @@ def folder_of(training: AVAETrainingArguments, name: str, seed: int) -> Path:
 
 
 def train_variant(study, variant: Variant, task: ShapeTask, task_arguments, training, seed: int, folder: Path) -> dict:
-    """Train one model and save it with its processor."""
+    """Train one model and save it with its processor; a finished training is not repeated."""
+    facts = folder / "training.json"
+    if facts.exists():
+        return json.loads(facts.read_text())
     set_seed(seed)
     config = AVAEConfig(
-        spatial_dims=study.spatial_dims,
-        image_size=study.image_size,
+        **task.config_settings,
         latent_dim=variant.latent_dim,
         transforms=variant.transforms,
         search=variant.search,
@@ -102,8 +105,10 @@ def train_variant(study, variant: Variant, task: ShapeTask, task_arguments, trai
     trained = train(trainer, find_checkpoint(Path(run.output_dir)))
     model.save_pretrained(folder)
     task.processor.save_pretrained(folder)
+    row = {"history": trained.history, "cpu_seconds": round(time.process_time() - started, 1)}
+    facts.write_text(json.dumps(row) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return {"history": trained.history, "cpu_seconds": round(time.process_time() - started, 1)}
+    return row
 
 
 def measure_variant(study, variant: Variant, task: ShapeTask, task_arguments, folder: Path) -> dict:
@@ -116,14 +121,14 @@ def measure_variant(study, variant: Variant, task: ShapeTask, task_arguments, fo
     if study.study == "latent" or study.spatial_dims == 3:
         return row
     if variant.augment != ["none"]:
-        row["disentanglement"] = analysis.measure_disentanglement(found)
+        row["disentanglement"] = analysis.measure_disentanglement(found, "rotation" in variant.transforms)
     if variant.transforms:
         row["orientations"] = read_orientations(folder, task)
         row["consistency"] = analysis.measure_consistency(
             model, task.images["test"][: study.num_curve], [0.5, 1.5, 2.5, -2.0]
         )
     if study.study == "pose":
-        row |= measure_curves(study, variant, model, task, folder)
+        row |= measure_curves(study, variant, model, task, poses, folder)
     return row
 
 
@@ -139,7 +144,7 @@ def read_orientations(folder: Path, task: ShapeTask) -> dict[str, dict]:
     return found
 
 
-def measure_curves(study, variant: Variant, model: Any, task: ShapeTask, folder: Path) -> dict:
+def measure_curves(study, variant: Variant, model: Any, task: ShapeTask, poses, folder: Path) -> dict:
     """Measure loss over angles and likelihood; of the upright model also when it searches, and before a classifier."""
     images, labels = task.images["test"][: study.num_curve], task.labels["test"][: study.num_curve]
     angles = [math.radians(degrees) for degrees in range(0, 181, 15)]
@@ -153,11 +158,9 @@ def measure_curves(study, variant: Variant, model: Any, task: ShapeTask, folder:
 
     row: dict[str, Any] = {}
     if "translation" not in variant.transforms:
-        turned = task.in_poses("test", ShapeTaskArguments(augment=variant.augment))
+        turned = task.in_poses("test", poses)
         batch = turned.collate([turned[index] for index in range(study.num_likelihood)])["pixel_values"]
-        values = analysis.estimate_log_likelihood(
-            model, batch, 32, 36 if variant.transforms else 1, torch.Generator().manual_seed(0)
-        )
+        values = analysis.estimate_log_likelihood(model, batch, 32, 36, torch.Generator().manual_seed(0))
         row["log_likelihood"] = {
             "mean": float(values.mean()),
             "standard_error": float(values.std() / len(values) ** 0.5),
@@ -201,8 +204,9 @@ def main():
     unknown = sorted(set(study.variants or []) - set(variants))
     if unknown:
         raise ValueError(f"--variants has unknown {unknown}; there are {list(variants)}.")
-    task = load_task(task_arguments, study.image_size, study.spatial_dims, 1)
+    task = load_task(task_arguments, build_processor(task_arguments, study.image_size, study.spatial_dims, 1))
     path = Path(study.results_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "study": study.study,
         "task": task.fingerprint,
@@ -210,6 +214,9 @@ def main():
         "sizes": {name: len(images) for name, images in task.images.items()},
         "image_size": study.image_size,
         "object_size": task_arguments.object_size,
+        "normalize": task_arguments.normalize,
+        "poses": {name: getattr(task_arguments, name) for name in POSE_SETTINGS},
+        "measured": [study.num_curve, study.num_likelihood],
         "config_overrides": json.loads(study.config_overrides),
         "recipe": {name: value for name, value in training.describe_recipe().items() if name != "seed"},
     }

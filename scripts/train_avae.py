@@ -19,7 +19,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from avae_hf import AVAEConfig, AVAEModel
-from avae_hf.data import ShapeTask, ShapeTaskArguments, load_task
+from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
@@ -55,11 +55,9 @@ def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
     unknown = sorted(set(overrides) - set(AVAEConfig().to_dict()))
     if unknown:
         raise ValueError(f"--config_overrides has unknown settings {unknown}; AVAEConfig documents them.")
-    flags = {k: v for k, v in asdict(arguments).items() if k not in ("config_overrides", "num_seeds", "transforms")}
-    if task.background:
-        flags |= {"background": task.background, "output_activation": "identity"}
+    flags = {name: getattr(arguments, name) for name in ("latent_dim", "likelihood", "search")}
     transforms = [] if arguments.transforms == ["none"] else arguments.transforms
-    return AVAEConfig(**{**flags, **overrides}, transforms=transforms)
+    return AVAEConfig(**{**task.config_settings, **flags, **overrides}, transforms=transforms)
 
 
 def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int) -> dict:
@@ -107,7 +105,8 @@ def main():
     transformers_logging.disable_progress_bar()
     if arguments.num_seeds < 1:
         raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
-    task = load_task(task_arguments, arguments.image_size, arguments.spatial_dims, arguments.in_channels)
+    sizes = (arguments.image_size, arguments.spatial_dims, arguments.in_channels)
+    task = load_task(task_arguments, build_processor(task_arguments, *sizes))
     build_config(arguments, task)
     seeds = range(training.seed, training.seed + arguments.num_seeds)
     rows = [train_seed(arguments, task, task_arguments, training, seed) for seed in seeds]

@@ -17,11 +17,11 @@ import avae_hf
 ROOT = Path(__file__).resolve().parent.parent
 TINY = json.dumps({"encoder_channels": [4, 4, 6, 4], "decoder_channels": [6, 4, 4]})
 DATA = [
-    *("--dataset_name", "digits", "--object_size", 12, "--max_train_samples", 48),
+    *("--dataset_name", "digits", "--max_train_samples", 48),
     *("--max_validation_samples", 16, "--max_test_samples", 16),
 ]
 COMMON = [
-    *(*DATA, "--image_size", 16, "--config_overrides", TINY, "--use_cpu"),
+    *(*DATA, "--object_size", 12, "--image_size", 16, "--config_overrides", TINY, "--use_cpu"),
     *("--disable_tqdm", "True", "--per_device_train_batch_size", 16, "--report_to", "none"),
 ]
 
@@ -92,7 +92,10 @@ def test_evaluation_prints_one_line_per_model(run, trained, tmp_path):
     rows = json.loads(record.read_text())["rows"]
     assert [row["pose_dim"] for row in rows] == [0, 1] and all(row["squared_error"] > 0 for row in rows)
     assert "vae" in printed and "n = 16" in printed
-    assert {path.name for path in tmp_path.glob("*.png")} == {"reconstructions.png", "orientations.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "reconstructions.png",
+        "orientations_avae_seed-42.png",
+    }
 
 
 def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
@@ -146,7 +149,10 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
     content = json.loads(record.read_text())
     content["rows"] = content["rows"][:1]
     record.write_text(json.dumps(content))
+    weights = sorted((tmp_path / "models").glob("*/model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
     code, _, words = run(*flags)
+    assert [path.stat().st_mtime_ns for path in weights] == before, "what was trained is not trained again"
     again = json.loads(record.read_text())["rows"]
     assert code == 0 and again[0] == rows[0] and len(again) == len(rows)
     code, _, words = run(*flags, "--learning_rate", 0.01)

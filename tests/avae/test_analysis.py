@@ -84,8 +84,8 @@ def test_likelihood_over_angles_averages_and_refuses_other_poses(shapes):
     assert one == pytest.approx(other, abs=1.0), "a uniform prior of the angle does not care how an input is turned"
     with pytest.raises(ValueError, match="over 2D rotations only, the model has \\['translation'\\]"):
         analysis.estimate_log_likelihood(build(["translation"]), shapes)
-    with pytest.raises(ValueError, match="use `num_angles=1`"):
-        analysis.estimate_log_likelihood(build([]), shapes, num_angles=4)
+    with pytest.raises(ValueError, match="the scaled loss is none"):
+        analysis.estimate_log_likelihood(build([], likelihood="bernoulli", reconstruction_scale=2.0), shapes)
 
 
 def test_consistency_is_0_for_a_perfect_search(shapes, monkeypatch):

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 
 import avae_hf.data
 from avae_hf import AVAEConfig, AVAEImageProcessor
-from avae_hf.data import ShapeTaskArguments, load_task
+from avae_hf.data import ShapeTaskArguments, build_processor, load_processor, load_task
 from avae_hf.layers_avae import affine_matrix, invert_affine, warp
 
 NAMES = ["bar", "dot"]
@@ -60,7 +60,8 @@ def voxels(tmp_path_factory):
 
 
 def load(source, size=16, dims=2, **settings):
-    return load_task(ShapeTaskArguments(dataset_name=str(source), **settings), size, dims, 1)
+    arguments = ShapeTaskArguments(dataset_name=str(source), **settings)
+    return load_task(arguments, build_processor(arguments, size, dims, 1))
 
 
 def test_parquet_images_are_padded_and_scaled(parquet):
@@ -171,6 +172,8 @@ PROCESSED = {
     "grey": (PIL.Image.new("L", (6, 4), 51), (1, 8, 8), 0.2),
     "colour": (PIL.Image.new("RGB", (4, 4), (0, 255, 0)), (1, 8, 8), 150 / 255),
     "bits": (PIL.Image.new("1", (4, 4), 1), (1, 8, 8), 1.0),
+    "truth": (np.ones((4, 4), bool), (1, 8, 8), 1.0),
+    "16 bits": (PIL.Image.fromarray(np.full((4, 4), 13107, np.uint16)), (1, 8, 8), 0.2),
     "bytes": (np.full((4, 4), 51, np.uint8), (1, 8, 8), 0.2),
     "channels last": (np.full((4, 4, 1), 51, np.uint8), (1, 8, 8), 0.2),
     "floats": (torch.full((1, 4, 4), 0.3), (1, 8, 8), 0.3),
@@ -220,8 +223,8 @@ def test_bad_input_is_one_clear_error(call, message):
 
 
 BAD_DATA = {
-    "path": ({"dataset_name": "./nowhere"}, "there is no file or folder ./nowhere"),
-    "hub": ({"dataset_name": "nobody/nothing"}, "could not read 'nobody/nothing'"),
+    "path": ({"source": "./nowhere"}, "there is no file or folder ./nowhere"),
+    "hub": ({"source": "nobody/nothing"}, "could not read 'nobody/nothing'"),
     "column": ({"image_column": "img"}, "column 'img' is not in split 'train'"),
     "class": ({"classes": ["star"]}, "--classes has \\['star'\\]; the classes are \\['bar', 'dot'\\]"),
     "augment": ({"augment": ["turn"]}, "--augment must be some of .* or none, got \\['turn'\\]"),
@@ -233,7 +236,27 @@ BAD_DATA = {
 @pytest.mark.parametrize(("settings", "message"), BAD_DATA.values(), ids=BAD_DATA.keys())
 def test_bad_data_is_one_clear_error(parquet, settings, message):
     with pytest.raises(ValueError, match=message):
-        load_task(ShapeTaskArguments(**{"dataset_name": str(parquet), **settings}), 16, 2, 1)
+        load(**{"source": parquet, **settings})
+
+
+def test_saved_processor_decides(parquet, tmp_path):
+    task = load(parquet, normalize=True, object_size=10)
+    task.processor.save_pretrained(tmp_path)
+    arguments = ShapeTaskArguments(dataset_name=str(parquet), max_train_samples=3)
+    again = load_task(arguments, load_processor(arguments, str(tmp_path)))
+    torch.testing.assert_close(again.images["test"], task.images["test"]), "statistics are those of the training"
+    assert again.config_settings == task.config_settings
+    assert task.config_settings["output_activation"] == "identity" and task.config_settings["background"] < 0
+    with pytest.raises(ValueError, match="are for training; the folder's image processor has both"):
+        load_processor(ShapeTaskArguments(normalize=True), str(tmp_path))
+    with pytest.raises(ValueError, match="has no image processor"):
+        load_processor(arguments, str(tmp_path / "nothing"))
+
+
+def test_numbers_that_are_no_bytes_are_refused(tmp_path):
+    Dataset.from_dict({"pixels": [[[0, 300], [7, -1]]] * 4}).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(ValueError, match="whole numbers outside 0 to 255"):
+        load(tmp_path)
 
 
 def test_packed_voxels_need_their_shape(voxels, tmp_path):

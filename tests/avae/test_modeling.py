@@ -283,6 +283,23 @@ def test_bernoulli_names_itself():
         build(likelihood="bernoulli")(torch.tensor([-1.0, 2.0]).repeat(128).view(1, 1, 16, 16))
 
 
+def test_tuples_are_as_good_as_lists(tmp_path):
+    build([]).save_pretrained(tmp_path)
+    model = avae_hf.AVAEModel.from_pretrained(tmp_path, transforms=("rotation",))
+    assert model.config.is_angle_only
+
+
+def test_autocast_leaves_the_search_and_the_warps_exact(shapes):
+    model = build(BOTH)
+    expected = model.search_pose(shapes)
+    alpha = torch.tensor([0.5, 0.1, 0.0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.search_pose(shapes)
+        aligned = model.align(shapes, alpha)
+    torch.testing.assert_close(found.alpha, expected.alpha)
+    torch.testing.assert_close(aligned, model.align(shapes, alpha))
+
+
 def test_normalised_inputs_have_their_own_background(shapes):
     normal = (shapes - 0.2) / 0.4
     model = build(BOTH, output_activation="identity", background=-0.5)

@@ -21,7 +21,7 @@ from classformer_hf.command import describe_command, parse_arguments, run_comman
 from classformer_hf.cost import hardware_fingerprint
 from vision_hf.cost import count_expanded_parameters, count_flops, forward_call, measure_ratios
 from vision_hf.data import EvaluationTransform, ImageTaskArguments, load_task
-from vision_hf.training import measure_accuracy
+from vision_hf.training import check_weights, match_labels, measure_accuracy
 
 
 @dataclass
@@ -43,6 +43,7 @@ def load_folder(folder: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} is no saved model: it has no config.json; train one first.")
+    check_weights(Path(folder))
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return model.eval(), AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
@@ -77,6 +78,8 @@ def main():
     task = load_task(task_arguments)
     loaded = {folder: load_folder(folder, arguments.trust_remote_code) for folder in arguments.models}
     models = {folder: model for folder, (model, _) in loaded.items()}
+    for model in models.values():
+        match_labels(model.config, task.label_names)
     split = task.splits[arguments.split]
     sample = split.select(range(min(arguments.batch_size, len(split))))
     processor = loaded[arguments.models[0]][1]
@@ -85,7 +88,9 @@ def main():
     rows = [
         {
             "model": folder,
-            **measure_accuracy(model, split.with_transform(EvaluationTransform(own)), arguments.batch_size),
+            **measure_accuracy(
+                model, split.with_transform(EvaluationTransform(own)), arguments.batch_size, task.label_names
+            ),
             "stored_parameters": model.num_parameters(),
             "expanded_parameters": count_expanded_parameters(model),
             "file_bytes": sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")),

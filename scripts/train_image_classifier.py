@@ -23,7 +23,14 @@ import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
-from vision_hf.training import ImageTrainingArguments, build_classifier, build_trainer, estimate_statistics, train
+from vision_hf.training import (
+    ImageTrainingArguments,
+    build_classifier,
+    build_trainer,
+    check_weights,
+    estimate_statistics,
+    train,
+)
 
 FAMILIES = {
     "xception": (vision_hf.SharedXceptionConfig, "author-vs"),
@@ -100,7 +107,10 @@ def load_model(arguments: ModelArguments, task: ImageTask, task_arguments: Image
     ours = ("family", "preset", "config_overrides", "pointwise_sharing_factor", "channel_divisor", "grad_reduction")
     changed = [f"--{name}" for name in ours if getattr(arguments, name) != getattr(new, name)]
     if changed:
-        raise ValueError(f"{', '.join(changed)} build a new model; --model_name_or_path has its own architecture.")
+        raise ValueError(
+            f"{', '.join(changed)} can only be of a new model; --model_name_or_path has its own architecture."
+        )
+    check_weights(Path(str(arguments.model_name_or_path)))
     model = AutoModelForImageClassification.from_pretrained(
         arguments.model_name_or_path, config=config, ignore_mismatched_sizes=True
     )
@@ -140,6 +150,7 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     check_settings(folder / "settings.json", settings, training.process_index == 0)
     results = folder / "train_results.json"
     if results.exists():
+        check_weights(folder)
         return json.loads(results.read_text())
     run = copy.copy(training)
     run.output_dir, run.seed = str(folder / "checkpoints"), seed

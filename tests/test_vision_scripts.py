@@ -179,7 +179,7 @@ def test_fine_tuning_with_a_factor_converts(run, trained, flags, tmp_path):
     config = json.loads((tmp_path / "run" / "seed-42" / "config.json").read_text())
     assert config["sharing_factor"] == 4 and "validation accuracy 1.0" in printed
     code, _, words = run(*command, "--family", "resnet", "--channel_divisor", 2, "--output_dir", tmp_path / "other")
-    assert code == 1 and "--family, --channel_divisor build a new model" in words
+    assert code == 1 and "--family, --channel_divisor can only be of a new model" in words
 
 
 @pytest.mark.parametrize("recipe", ["xception_cifar10", "efficientnet_imagenet"])
@@ -268,6 +268,24 @@ def test_training_says_what_is_wrong(run, train_flags, tmp_path, flags_, message
     last = words.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(message, last), last
+
+
+def test_labels_are_compared_by_name(run, trained, pictures, tmp_path):
+    """The same pictures in folders of other names, or in another order of names."""
+    swapped = tmp_path / "swapped"
+    for path in (pictures / "test").rglob("*.png"):
+        for split in ("train", "test"):
+            place = swapped / split / path.parent.name
+            place.mkdir(parents=True, exist_ok=True)
+            PIL.Image.open(path).save(place / path.name)
+    folder = trained / "plain" / "seed-42"
+    command = ["compare_image_classifiers", "--models", folder, "--rounds", 1, "--validation_fraction", 0.5]
+    code, printed, words = run(*command, "--dataset_name", swapped)
+    assert code == 0 and "1.000 +-" in printed, words
+    (swapped / "test" / "blue").rename(swapped / "test" / "azure")
+    (swapped / "train" / "blue").rename(swapped / "train" / "azure")
+    code, _, words = run(*command, "--dataset_name", swapped)
+    assert code == 1 and "the labels ['azure'], which the model does not know" in words
 
 
 def test_comparison_says_what_is_wrong(run, trained, flags, tmp_path):

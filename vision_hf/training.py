@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -341,23 +342,61 @@ def estimate_statistics(model: Any, task: ImageTask, processor: BaseImageProcess
     reestimate_batch_norm(model, images.split(100))
 
 
+def match_labels(config: Any, label_names: list[str]) -> list[int]:
+    """Give the model's numbers of a data set's labels; a model without names has the data's.
+
+    Raises:
+        ValueError: The model does not know a label.
+    """
+    known = {name: int(number) for number, name in config.id2label.items()}
+    if all(name == f"LABEL_{number}" for name, number in known.items()):
+        known = {name: number for number, name in enumerate(label_names) if number < len(known)}
+    unknown = [name for name in label_names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"the data have the labels {unknown[:5]}, which the model does not know; it has {list(known)[:9]}."
+        )
+    return [known[name] for name in label_names]
+
+
+def check_weights(folder: Path):
+    """Refuse a model folder whose weights are cut off.
+
+    Raises:
+        ValueError: A file is damaged; the message names it.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); delete {folder} and train anew, or copy it again."
+            ) from error
+
+
 @torch.no_grad()
-def measure_accuracy(model: Any, images: Dataset, batch_size: int = 128) -> dict[str, float]:
+def measure_accuracy(
+    model: Any, images: Dataset, batch_size: int = 128, label_names: list[str] | None = None
+) -> dict[str, float]:
     """Measure accuracy, top-5 accuracy and the standard error of the former.
 
     Args:
         model: An image classifier; evaluation mode is the caller's.
         images: Rows with "pixel_values" and "labels".
         batch_size: Images at a time.
+        label_names: Of the data; a model that names its labels is compared by name, not by number.
 
     Raises:
         ValueError: The data has labels that the model does not have.
     """
-    labels, logits = [], []
+    ids = match_labels(model.config, label_names) if label_names is not None else None
+    labels: list[int] = []
+    logits = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         logits.append(model(pixel_values=torch.stack(batch["pixel_values"]).to(model.device)).logits.float().cpu())
-        labels += batch["labels"]
+        labels += batch["labels"] if ids is None else [ids[label] for label in batch["labels"]]
     if max(labels) >= model.config.num_labels:
         raise ValueError(f"the model has {model.config.num_labels} labels, and the data the label {max(labels)}.")
     scores = compute_accuracy(EvalPrediction(torch.cat(logits).numpy(), np.array(labels)))
@@ -414,6 +453,7 @@ def find_checkpoint(folder: Path) -> str | None:
     while folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
         try:
             json.loads(Path(checkpoint, "trainer_state.json").read_text())  # what the Trainer writes last
+            check_weights(Path(checkpoint))
             return checkpoint
         except (OSError, ValueError):
             shutil.rmtree(checkpoint, ignore_errors=True)

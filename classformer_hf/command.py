@@ -122,7 +122,7 @@ def run_command(main: Callable[[], int | None]):
         # a line that is written to a file must not wait for the others
         sys.stdout.reconfigure(line_buffering=True)
     # libraries that report every request or file
-    for name in ("httpx", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
+    for name in ("httpx", "httpx2", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         code = main()

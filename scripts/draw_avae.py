@@ -91,6 +91,7 @@ def draw_record(path: Path, folder: Path) -> list[Path]:
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
+    Path(arguments.figures_dir).mkdir(parents=True, exist_ok=True)
     for record in arguments.records:
         for path in draw_record(Path(record), Path(arguments.figures_dir)):
             print(f"wrote {path}")

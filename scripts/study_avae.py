@@ -206,7 +206,8 @@ def main():
         raise ValueError(f"--variants has unknown {unknown}; there are {list(variants)}.")
     task = load_task(task_arguments, build_processor(task_arguments, study.image_size, study.spatial_dims, 1))
     path = Path(study.results_file)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent, Path(study.figures_dir or path.parent)):
+        folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "study": study.study,
         "task": task.fingerprint,

@@ -6,8 +6,10 @@ import random
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 # before transformers or datasets is imported, because both read their environment once
@@ -32,6 +34,7 @@ import torch  # noqa: E402
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer  # noqa: E402
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification  # noqa: E402
+from tests.loopback_hub import Hub  # noqa: E402
 
 torch.set_num_threads(1)
 # a suite started in the background inherits that Ctrl-C is ignored, and so would the processes of its tests
@@ -166,6 +169,41 @@ def tiny_roberta_two_labels(tmp_path_factory, tiny_settings, tiny_tokenizer):
     )
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub on loopback with the users alice and bob, and rita who may only read; it stores large files as LFS."""
+    hub = Hub(tmp_path / "hub", {name: f"hf_{name}" for name in ("alice", "bob", "rita")}, readers=("rita",)).start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    """Run Python code, or a script by its name, as a client of `hub` in a process with caches of its own."""
+    return partial(run_client, hub, tmp_path)
+
+
+def run_client(hub, folder, program, *arguments, token="hf_alice", home="home", check=True, **environment):
+    """Run a client of a loopback Hub; its standard output, or with `check=False` the finished process, is returned."""
+    variables = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    variables |= {**hub.environment(folder / home, token), "PYTHONPATH": str(SCRIPTS.parent), **environment}
+    script = SCRIPTS / f"{program}.py"
+    command = [str(script)] if program.isidentifier() and script.is_file() else ["-c", program]
+    process = subprocess.run(
+        [sys.executable, *command, *map(str, arguments)],
+        env=variables,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if not check:
+        return process
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Open saved folders as somebody who has only transformers does: `python fresh_process.py rows.json results.json`.
 
-`test_hub_contract.py` runs this in an empty directory. Every row names a saved folder and the outputs it had where it
-was made. The answer maps every row and check to an empty string, or to the traceback of its failure.
+`test_hub_contract.py` runs this in an empty directory. Every row names a saved folder, or a repository on a Hub, and
+the outputs it had where it was made. The answer maps every row and check to an empty string, or to the traceback of its
+failure. More arguments are the only checks to run.
 """
 
 import json
@@ -27,13 +28,14 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers.backbone_utils import BackboneMixin  # noqa: E402
 from transformers.dynamic_module_utils import get_class_from_dynamic_module  # noqa: E402
+from transformers.models.auto.image_processing_auto import get_image_processor_config  # noqa: E402
 
 
 def load(row, folder=None, auto_class=None, **kwargs):
     folder = folder or row["folders"]["saved"]
     if auto_class == "AutoBackbone":
         # transformers 5.23 asks the Hub whether it has AutoBackbone's argument, so that no folder opens
-        code = json.loads(Path(folder, "config.json").read_text())["auto_map"][auto_class]
+        code = transformers.PreTrainedConfig.get_config_dict(folder)[0]["auto_map"][auto_class]
         return get_class_from_dynamic_module(code, folder).from_pretrained(folder, **kwargs)
     loader = getattr(transformers, auto_class or row["auto_class"])
     return loader.from_pretrained(folder, trust_remote_code=True, **kwargs)
@@ -127,11 +129,11 @@ def check_pipeline(row):
 
 def check_image_processor(row):
     folder = row["folders"]["saved"]
-    path = Path(folder, "preprocessor_config.json")
-    if not path.exists():
+    config = get_image_processor_config(folder)
+    if not config:
         return
     processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-    if "auto_map" in json.loads(path.read_text()):
+    if "auto_map" in config:
         assert type(processor).__module__.startswith("transformers_modules."), type(processor).__module__
         shape = [8] * processor.spatial_dims
         pixels = processor([torch.ones(shape)], return_tensors="pt")["pixel_values"]
@@ -152,7 +154,8 @@ def run_check(check, row):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rows = json.loads(Path(sys.argv[1]).read_text())
-    results = {row["name"]: {name: run_check(check, row) for name, check in CHECKS.items()} for row in rows}
+    checks = {name: CHECKS[name] for name in sys.argv[3:] or CHECKS}
+    results = {row["name"]: {name: run_check(check, row) for name, check in checks.items()} for row in rows}
     for row in results.values():
         row["packages_stay_away"] = str(sorted(OUR_PACKAGES & set(sys.modules)) or "")
     Path(sys.argv[2]).write_text(json.dumps(results))

@@ -1,0 +1,201 @@
+"""Use a saved folder as someone would who has nothing else: in a fresh process, far from this project.
+
+The process starts in an empty directory with empty Hugging Face caches and no network, and refuses to import this
+project's packages, so that what loads is the code inside the folder. This file is also the program that it runs.
+"""
+
+import importlib.abc
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+OUR_PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+
+
+def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
+    """Do a job of this module in a fresh process.
+
+    Args:
+        job: "verify", "classify" or "align".
+        folder: The saved model.
+        task: Arguments of the job, which JSON can hold.
+
+    Returns:
+        What the job returns.
+
+    Raises:
+        RuntimeError: The folder does not load or does not run there.
+    """
+    with tempfile.TemporaryDirectory() as caches, tempfile.TemporaryDirectory() as empty:
+        # variables such as HF_HUB_CACHE or PYTHONPATH would lead back home
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_")) and name != "PYTHONPATH"
+        }
+        environment |= {"HF_HOME": caches, "HF_MODULES_CACHE": str(Path(caches, "modules")), "HF_HUB_OFFLINE": "1"}
+        answer = Path(caches, "answer.json")
+        process = subprocess.run(
+            # -P: the directory of this file holds modules of ours
+            [sys.executable, "-P", str(Path(__file__).resolve()), str(answer)],
+            input=json.dumps({"job": job, "folder": str(folder.resolve()), **task}),
+            text=True,
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+        )
+        if not answer.is_file():
+            last_words = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+            raise RuntimeError(last_words[0])
+        result = json.loads(answer.read_text())
+    if "error" in result:
+        raise RuntimeError(result["error"].splitlines()[0])
+    return result["answer"]
+
+
+class RefuseOurPackages(importlib.abc.MetaPathFinder):
+    """Raise on our packages, which an editable installation makes importable from everywhere."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] in OUR_PACKAGES:
+            raise ImportError(f"the folder must load without {fullname}")
+
+
+def classify(task: dict) -> list[dict]:
+    """Run the folder's pipeline on texts or paths of images; give the likeliest label of each, with its score."""
+    from transformers import pipeline
+
+    run = pipeline(task["pipeline"], model=task["folder"], trust_remote_code=True, device="cpu")
+    results = run(task["inputs"], **task["options"])
+    return [one[0] if isinstance(one, list) else one for one in results]
+
+
+def align(task: dict) -> list[dict]:
+    """Turn images to their canonical pose and save them beside the given ones; give angle and loss of each."""
+    import PIL.Image
+    from transformers import AutoImageProcessor, AutoModel
+
+    model = AutoModel.from_pretrained(task["folder"], trust_remote_code=True).eval()
+    processor = AutoImageProcessor.from_pretrained(task["folder"], trust_remote_code=True)
+    if "rotation" not in model.config.transforms:
+        raise ValueError("the model searches no rotation, so that there is nothing to align")
+    images = [PIL.Image.open(path) for path in task["inputs"]]
+    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    found = model.search_pose(pixels)
+    for path, image in zip(task["inputs"], model.align(pixels, found.alpha), strict=True):
+        values = image[0] * processor.image_std + processor.image_mean if processor.do_normalize else image[0]
+        picture = PIL.Image.fromarray((values.clamp(0, 1) * 255).round().byte().numpy())
+        picture.save(path.rpartition(".")[0] + "_aligned.png")
+    names = [f"turned by {math.degrees(alpha[0]):.0f} degrees" for alpha in found.alpha]
+    return [{"label": name, "score": loss} for name, loss in zip(names, found.loss.tolist(), strict=True)]
+
+
+def make_inputs(config: Any) -> dict[str, Any]:
+    """Make inputs of a model's forward, always the same ones.
+
+    Args:
+        config: Of a text model (`vocab_size`), an image model (`image_size`, `num_channels`) or an autoencoder
+            (`pose_dim`), whose pose is given, because what a search finds may depend on the last bit.
+
+    Raises:
+        ValueError: The configuration is of none of these.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    if hasattr(config, "pose_dim"):
+        shape = (2, config.in_channels, *[config.image_size] * config.spatial_dims)
+        alpha = torch.rand(2, config.pose_dim, generator=generator)
+        return {"pixel_values": torch.rand(shape, generator=generator), "alpha": alpha}
+    if hasattr(config, "vocab_size"):
+        length = min(16, getattr(config, "max_position_embeddings", 34) - 2)
+        # padding and its like have low ids
+        input_ids = torch.randint(config.vocab_size // 2, config.vocab_size, (2, length), generator=generator)
+        attention_mask = torch.ones_like(input_ids)
+        input_ids[1, length // 2 :], attention_mask[1, length // 2 :] = config.pad_token_id or 0, 0
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+    if hasattr(config, "image_size") and hasattr(config, "num_channels"):
+        size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+        return {"pixel_values": torch.randn(1, config.num_channels, *size, generator=generator)}
+    raise ValueError(f"a {config.model_type} model is neither of texts nor of images, so that no input is known for it")
+
+
+def compute_output(model: Any, inputs: dict[str, Any]) -> Any:
+    """Give the first output of a model in evaluation mode, as float32 on the CPU."""
+    import torch
+
+    was_training, parameter = model.training, next(model.parameters())
+    moved = {
+        name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+    with torch.no_grad():
+        output = model.eval()(**moved)[0]
+    model.train(was_training)
+    return output.float().cpu().contiguous()
+
+
+def verify(task: dict) -> dict:
+    """Load the folder with its code, and compute the output of stored inputs; without any, of `make_inputs`.
+
+    Returns:
+        "class", "parameters", "dtype", "difference" (the largest from the stored output, relative to its largest
+        value; `None` if none is stored), "auto_map" as the code has it, and what else was "opened". Inputs and output
+        go to the file `task["output"]`.
+    """
+    import safetensors.torch
+    import transformers
+
+    folder, stored = task["folder"], {}
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    if task["stored"] is not None:
+        stored = safetensors.torch.load_file(task["stored"])
+    inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name != "output"}
+    inputs = inputs or make_inputs(config)
+    architecture = (config.architectures or ["AutoModel"])[0]
+    auto_map = getattr(config, "auto_map", {})
+    names = [name for name, path in auto_map.items() if path.rpartition(".")[2] == architecture]
+    loader = getattr(transformers, names[0] if names else architecture)
+    model, info = loader.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    if problems:
+        raise ValueError(f"the weights do not fit the code: {problems}")
+    output, difference = compute_output(model, inputs), None
+    if not output.isfinite().all():
+        raise ValueError("the output is not finite")
+    if "output" in stored:
+        difference = ((output - stored["output"]).abs().max() / stored["output"].abs().max()).item()
+    tensors = {f"inputs.{name}": value for name, value in inputs.items()}
+    safetensors.torch.save_file({**tensors, "output": output}, task["output"])
+    opened = []
+    for file, name in (("tokenizer_config.json", "AutoTokenizer"), ("preprocessor_config.json", "AutoImageProcessor")):
+        if Path(folder, file).is_file():
+            getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+            opened.append(name)
+    return {
+        "class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "difference": difference,
+        "auto_map": getattr(type(config), "auto_classes", {}),
+        "opened": opened,
+    }
+
+
+def main():
+    sys.meta_path.insert(0, RefuseOurPackages())
+    task = json.load(sys.stdin)
+    try:
+        answer = {"answer": {"classify": classify, "align": align, "verify": verify}[task["job"]](task)}
+    except Exception as error:
+        answer = {"error": str(error).strip() or type(error).__name__}
+    Path(sys.argv[1]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

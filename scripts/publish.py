@@ -1,0 +1,110 @@
+"""Publish a saved folder of any of the three packages on the Hugging Face Hub, and read it back.
+
+    python scripts/publish.py runs/mrpc/best --repo_id your-name/roberta-mrpc-fast --license mit
+    python scripts/publish.py runs/mrpc/best --repo_id your-name/roberta-mrpc-fast --license mit --dry_run
+
+First a copy is verified: it loads in a fresh process without this project, gives the output that was stored with it,
+has its weights in safetensors, all code that its configuration names, and no path of this machine or token in any file.
+Then it is pushed in one commit, downloaded by that commit's hash, compared byte by byte and verified again. Your folder
+is only read; after a failure the same command goes on, and does not upload again what has arrived.
+"""
+
+import shlex
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.publishing import (
+    complete_card,
+    list_files,
+    push_folder,
+    read_back,
+    stage_folder,
+    verify_folder,
+)
+
+
+@dataclass
+class PublishArguments:
+    folder: str = field(metadata={"help": "Saved model folder; also as the first argument, without the flag."})
+    repo_id: str = field(metadata={"help": "Name on the Hub, as your-name/model."})
+    private: bool = field(default=False, metadata={"help": "Make the repository private, if it is new."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to push to, made if it is new."})
+    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of pushing to the branch."})
+    license: str | None = field(
+        default=None, metadata={"help": "For the model card, as apache-2.0; the base model's licence binds you."}
+    )
+    base_model: str | None = field(default=None, metadata={"help": "For the model card: name of the checkpoint."})
+    commit_message: str = field(default="Add model", metadata={"help": "Of the commit."})
+    dry_run: bool = field(default=False, metadata={"help": "Verify, list what would be pushed, and stop."})
+
+
+def format_size(size: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def print_files(folder: Path, staged: Path):
+    """List what goes to the Hub, with sizes, and what stays here."""
+    names, _ = list_files(staged)
+    for name in names:
+        print(f"  {format_size((staged / name).stat().st_size):>8}  {name}")
+    print(f"  {format_size(sum((staged / name).stat().st_size for name in names)):>8}  in {len(names)} files")
+    left_out = list_files(folder)[1]
+    if left_out:
+        print(f"not pushed (pickles, and what a training leaves): {', '.join(left_out)}")
+
+
+def publish(arguments: PublishArguments, staged: Path):
+    """Push a verified copy and read it back."""
+    print(f"pushing to {arguments.repo_id} ...")
+    try:
+        info = push_folder(
+            staged,
+            arguments.repo_id,
+            arguments.private,
+            arguments.revision,
+            arguments.create_pr,
+            arguments.commit_message,
+        )
+        print(f"commit {info.oid}: {info.pr_url or info.commit_url}")
+        print(f"read back: {read_back(staged, arguments.repo_id, info.oid)}")
+    except (HfHubHTTPError, OSError, KeyboardInterrupt) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        command = shlex.join(["python", *sys.argv])
+        raise ValueError(
+            f"the push stopped ({reason}); {arguments.folder} is unchanged. To go on: {command}"
+        ) from error
+
+
+def main():
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and not sys.argv[1].endswith(".json"):
+        sys.argv.insert(1, "--folder")
+    (arguments,) = parse_arguments((PublishArguments,), __doc__)
+    transformers_logging.set_verbosity_error()
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give one that save_pretrained, a training or a search has written.")
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary, folder.resolve().name)
+        stage_folder(folder, staged)
+        if (staged / "config.json").is_file():
+            complete_card(
+                staged, arguments.repo_id.rpartition("/")[2], license=arguments.license, base_model=arguments.base_model
+            )
+        print(f"verified: {verify_folder(staged)}")
+        print_files(folder, staged)
+        if not arguments.dry_run:
+            publish(arguments, staged)
+
+
+if __name__ == "__main__":
+    run_command(main)

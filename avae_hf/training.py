@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .analysis import draw_reconstructions
 from .data import PoseDataset
 from .modeling_avae import AVAEModel
 
@@ -229,18 +230,34 @@ def train(trainer: AVAETrainer, checkpoint: str | None = None) -> Trained:
     )
 
 
-def write_card(folder: Path, model: AVAEModel, trained: Trained, **facts: Any):
-    """Write a saved folder's model card, README.md, with its limits (thesis section 6.2.2).
+def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.Tensor, **facts: Any):
+    """Write a saved folder's model card, README.md, with its conventions, a picture and its limits (thesis 6.2.2).
 
     Args:
         folder: Of the model.
         model: Whose configuration the card tells.
         trained: What validation gave.
+        images: A few upright ones for the picture, (B, C, ...).
         facts: "dataset", "augment", "num_train", "num_validation", "num_epochs" and "seed".
     """
-    card_data = ModelCardData(
-        library_name="transformers", tags=["avae", "variational-autoencoder"], model_name=folder.name
+    result = EvalResult(
+        task_type="image-to-image",
+        task_name="reconstruction",
+        dataset_type=facts["dataset"],
+        dataset_name=facts["dataset"],
+        dataset_split="validation",
+        metric_type="squared_error",
+        metric_name="squared error, sum over an input",
+        metric_value=round(trained.squared_error, 4),
     )
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-to-image" if model.config.spatial_dims == 2 else None,
+        tags=["avae", "variational-autoencoder"],
+        model_name=folder.name,
+        eval_results=[result],
+    )
+    draw_reconstructions({"reconstruction": model.eval()}, images, [0, 1, 2, 3], folder / "reconstructions.png")
     values = {**model.config.to_dict(), **facts, "pose_dim": model.config.pose_dim}
     values |= {"squared_error": trained.squared_error, "loss": trained.loss}
     ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **values).save(folder / "README.md")

@@ -12,10 +12,10 @@ out before its first linear layer too, as RoBERTa's does.
 import dataclasses
 import hashlib
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ HEAD_WEIGHTS = re.compile(
     r"discriminator_predictions|generator_predictions|generator_lm_head|sequence_summary)\."
 )
 # what a file that is cut short, missing or no checkpoint at all raises
-READ_ERRORS = (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+READ_ERRORS = (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError)
 # the rest of its fields a Classformer sets itself: an encoder, without a cache, in the precision that is asked for
 CARRIED_FIELDS = {field.name for field in dataclasses.fields(ClassformerConfig)} - {
     "architectures",

@@ -182,7 +182,7 @@ def verify(task: dict) -> dict:
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "difference": difference,
-        "auto_map": getattr(type(config), "auto_classes", {}),
+        "auto_map": getattr(type(config)(), "auto_map", {}),
         "opened": opened,
     }
 

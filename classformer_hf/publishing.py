@@ -154,11 +154,10 @@ def _find_weight_defects(folder: Path, names: list[str]) -> list[str]:
 
 def _find_card_defects(path: Path) -> list[str]:
     try:
-        data = ModelCard.load(path).data
+        ModelCard.load(path)
     except Exception as error:  # of the card's parser, of many kinds
         return [f"README.md has unreadable metadata: {' '.join(str(error).split())}"]
-    missing = [name for name in ("license", "library_name", "tags") if not getattr(data, name)]
-    return [f"README.md names no {name}; give --{name}" for name in missing]
+    return []
 
 
 def verify_folder(folder: Path, names: list[str] | None = None) -> Verification:
@@ -204,11 +203,16 @@ def complete_card(folder: Path, title: str, **given: Any):
         folder: With a config.json.
         title: Of a new card.
         given: Values for the metadata, as "license" and "base_model"; `None` leaves what there is.
+
+    Raises:
+        ValueError: The card is damaged, or there is no licence in it and none given.
     """
     path, config = folder / "README.md", json.loads((folder / "config.json").read_text())
     architecture = (config.get("architectures") or [""])[0]
     pipeline_tag = next((tag for end, tag in PIPELINES.items() if architecture.endswith(end)), None)
     if path.is_file():
+        if defects := _find_card_defects(path):
+            raise ValueError(f"{defects[0]}.")
         card = ModelCard.load(path)
     else:
         call, name = LOADING[pipeline_tag]
@@ -223,6 +227,10 @@ def complete_card(folder: Path, title: str, **given: Any):
     for key, value in given.items():
         if value is not None:
             setattr(card.data, key, value)
+    if not card.data.license:
+        raise ValueError(
+            "the model card names no licence: give one, as --license apache-2.0; a base model's binds you."
+        )
     card.save(path)
 
 

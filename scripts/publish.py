@@ -15,7 +15,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
@@ -77,7 +76,9 @@ def publish(arguments: PublishArguments, staged: Path):
         )
         print(f"commit {info.oid}: {info.pr_url or info.commit_url}")
         print(f"read back: {read_back(staged, arguments.repo_id, info.oid)}")
-    except (HfHubHTTPError, OSError, KeyboardInterrupt) as error:
+    except ValueError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:  # of the network, in as many kinds as there are transports
         reason = " ".join((str(error) or type(error).__name__).split())
         command = shlex.join(["python", *sys.argv])
         raise ValueError(

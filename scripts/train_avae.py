@@ -22,6 +22,7 @@ from avae_hf import AVAEConfig, AVAEModel
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
 from classformer_hf.command import check_settings, parse_arguments, run_command
+from classformer_hf.publishing import write_golden_output
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 
@@ -88,10 +89,11 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
         model.save_pretrained(folder)
+        write_golden_output(model, folder)
         task.processor.save_pretrained(folder)
         facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
         facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
-        write_card(folder, model, trained, seed=seed, **facts)
+        write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return row

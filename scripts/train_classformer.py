@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.publishing import write_golden_output
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
 
@@ -87,6 +88,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
     if training.process_index == 0:
         model.save_pretrained(folder)
+        write_golden_output(model, folder)
         tokenizer.save_pretrained(folder)
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
+from classformer_hf.publishing import write_golden_output
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
 from vision_hf.training import (
@@ -30,6 +31,7 @@ from vision_hf.training import (
     check_weights,
     estimate_statistics,
     train,
+    write_card,
 )
 
 FAMILIES = {
@@ -132,6 +134,11 @@ def build_model(arguments: ModelArguments, task: ImageTask, task_arguments: Imag
     return model
 
 
+def name_of(checkpoint: str | None) -> str | None:
+    """Give a checkpoint's name on the Hub; of a local folder none, for a card must not tell where it lay."""
+    return None if checkpoint is None or Path(checkpoint).exists() else checkpoint
+
+
 def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, training, seed: int) -> dict:
     """Train one seed and save its model folder; a finished one is left as it is.
 
@@ -160,7 +167,10 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
         model.save_pretrained(folder)
+        write_golden_output(model, folder)
         processor.save_pretrained(folder)
+        facts = {"num_epochs": run.num_train_epochs, "seed": seed, "base_model": name_of(arguments.model_name_or_path)}
+        write_card(folder, model, trained, task, **facts)
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return row

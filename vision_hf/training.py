@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
@@ -34,8 +35,10 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from .conversion import reestimate_batch_norm
+from .cost import count_expanded_parameters
 from .data import EvaluationTransform, ImageTask, ImageTaskArguments, collate, transform_splits
 
+CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 OPTIMIZERS = ("sgd", "rmsprop_tf", "adamw")
 RECIPE = (
     "learning_rate",
@@ -480,3 +483,37 @@ def train(trainer: ImageTrainer) -> Trained:
         loss=losses[-1] if losses else output.training_loss,
         seconds=time.perf_counter() - started,
     )
+
+
+def write_card(folder: Path, model: PreTrainedModel, trained: Trained, task: ImageTask, **facts: Any):
+    """Write a saved folder's model card, README.md, with stored and applied parameters.
+
+    Args:
+        folder: Of the model.
+        model: Whose configuration the card tells.
+        trained: What validation gave.
+        task: The data, with its train and validation splits.
+        facts: "num_epochs", "seed", and "base_model" (`None` for a new model).
+    """
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=[model.config.model_type, "weight-sharing", "image-classification"],
+        base_model=facts["base_model"],
+        model_name=folder.name,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=task.name,
+                dataset_name=task.name,
+                dataset_split="validation",
+                metric_type="accuracy",
+                metric_value=round(trained.accuracy, 4),
+            )
+        ],
+    )
+    values = {**model.config.to_dict(), **facts, "accuracy": trained.accuracy, "dataset": task.name}
+    values |= {"architecture": type(model).__name__, "num_labels": len(task.label_names)}
+    values |= {f"num_{name}": len(task.splits[name]) for name in ("train", "validation")}
+    values |= {"stored_parameters": model.num_parameters(), "expanded_parameters": count_expanded_parameters(model)}
+    ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **values).save(folder / "README.md")

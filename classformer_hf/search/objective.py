@@ -29,6 +29,7 @@ from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_in
 from ..data import Task
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
+from ..publishing import write_golden_output
 from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
 from .space import Schedule
 
@@ -199,6 +200,7 @@ class FineTuneObjective:
             score = compute_score(self.task.metric_name, predictions, np.asarray(references))
         folder = self.model_folder(schedule)
         trained.save_pretrained(folder)
+        write_golden_output(trained, folder)
         self.tokenizer.save_pretrained(folder)
         np.save(folder / PREDICTIONS, predictions)
         return {

@@ -1,0 +1,336 @@
+"""What a folder must be to be published, and the way to the Hub and back."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from avae_hf import AVAEConfig, AVAEModel
+from classformer_hf.publishing import (
+    GOLDEN,
+    complete_card,
+    find_defects,
+    list_files,
+    verify_folder,
+    write_golden_output,
+)
+from tests.test_hub_contract import build_vision
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_classifier_folder):
+    """A classifier's folder as a training leaves it."""
+    from classformer_hf import ClassformerForSequenceClassification
+
+    folder = shutil.copytree(tiny_classifier_folder, tmp_path_factory.mktemp("finished") / "model")
+    write_golden_output(ClassformerForSequenceClassification.from_pretrained(folder), folder)
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-1" / "model.safetensors").write_bytes(b"of a training")
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "model")
+
+
+def change_config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def append(name, text):
+    return lambda folder: (folder / name).write_text((folder / name).read_text() + text)
+
+
+def truncate_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def scramble_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def spoil_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.dense.bias"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def use_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def lose_a_shard(folder):
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+DEFECTS = {
+    "no config": (remove("config.json"), "has no config.json"),
+    "config is no JSON": (write("config.json", "{"), "config.json cannot be read"),
+    "config is a list": (write("config.json", "[]"), "config.json cannot be read"),
+    "config without a type": (write("config.json", "{}"), "config.json cannot be read .KeyError"),
+    "code file missing": (remove("modeling_classformer.py"), "there is no modeling_classformer.py"),
+    "imported file missing": (remove("configuration_classformer.py"), "there is no configuration_classformer.py"),
+    "class missing": (change_config(auto_map={"AutoModel": "modeling_classformer.Nothing"}), "defines no Nothing"),
+    "code is no Python": (write("modeling_classformer.py", "class"), "is no Python"),
+    "path outside": (change_config(auto_map={"AutoModel": "..evil.Model"}), "there is no "),
+    "weights missing": (remove("model.safetensors"), "no weights in safetensors"),
+    "weights are a pickle": (use_pickle, "no weights in safetensors"),
+    "weights truncated": (truncate_weights, "model.safetensors is damaged"),
+    "weights scrambled": (scramble_header, "model.safetensors is damaged"),
+    "weights with NaN": (spoil_weights, "classifier.dense.bias is not finite"),
+    "shard missing": (lose_a_shard, "model-00001-of-00002.safetensors, which is missing"),
+    "token": (write("notes.md", "HF_TOKEN=hf_" + "a1B2" * 9), "notes.md holds something that looks like a token"),
+    "private key": (write("key.txt", "-----BEGIN RSA PRIVATE KEY-----"), "key.txt holds something that looks like"),
+    "token in code": (append("modeling_classformer.py", "# ghp_" + "a1B2" * 9), "looks like a token"),
+    "path of a home": (append("config.json", " " * 3 + "\n"), None),
+    "home in settings": (write("settings.json", '{"data": "/home/somebody/data"}'), "the path /home/somebody"),
+    "folder on a disk": (change_config(data="/mnt/disk7/x"), "config.json holds the path /mnt/disk7"),
+    "windows folder": (write("search.json", '"C:\\\\Users\\\\somebody"'), "search.json holds the path C:"),
+    "broken card": (write("README.md", "---\nlicense: [\n---\n"), "README.md has unreadable metadata"),
+    "broken model-index": (write("README.md", "---\nmodel-index: 3\n---\n"), "README.md has unreadable metadata"),
+}
+
+
+@pytest.mark.parametrize("change, message", DEFECTS.values(), ids=DEFECTS.keys())
+def test_defects_are_named_without_running_code(folder, change, message):
+    change(folder)
+    found = find_defects(folder, list_files(folder)[0])
+    if message is None:
+        assert found == []
+    else:
+        assert any(re.search(message, defect) for defect in found), found
+
+
+def test_addresses_and_vocabularies_are_no_paths(folder):
+    (folder / "README.md").write_text("see https://host/home/page and path/to/data, a/tmp/b, <https://x.org/data/y>")
+    (folder / "vocab.txt").write_text("/home/somebody\n/tmp/x\n")
+    assert find_defects(folder, list_files(folder)[0]) == []
+
+
+def test_pickles_and_leavings_stay_here(finished):
+    names, left_out = list_files(finished)
+    assert left_out == ["checkpoints/checkpoint-1/model.safetensors", "training_args.bin"]
+    assert GOLDEN in names and "model.safetensors" in names
+
+
+def test_changed_weights_are_noticed(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.out_proj.weight"] *= 1.1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="gives another output than was stored with it"):
+        verify_folder(folder)
+
+
+def test_weights_that_do_not_fit_are_noticed(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("classifier.out_proj.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit the code.*classifier.out_proj.weight"):
+        verify_folder(folder)
+
+
+def test_incomplete_auto_map_is_noticed(folder):
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    auto_map.pop("AutoModelForMaskedLM")
+    change_config(auto_map=auto_map)(folder)
+    with pytest.raises(ValueError, match="lacks .*AutoModelForMaskedLM"):
+        verify_folder(folder)
+
+
+def test_card_is_completed_and_kept(folder):
+    with pytest.raises(ValueError, match="names no licence"):
+        complete_card(folder, "a-name")
+    complete_card(folder, "a-name", license="mit", base_model="somebody/base")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "mit" and card.data.base_model == "somebody/base"
+    assert card.data.pipeline_tag == "text-classification" and card.data.library_name == "transformers"
+    assert "# a-name" in card.text and "trust_remote_code=True" in card.text
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [own]\n---\n# My own words\n")
+    complete_card(folder, "a-name")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.tags == ["own"] and "My own words" in card.text
+
+
+def save_vision(folder):
+    model = build_vision("Xception", "ForImageClassification")(None)
+    model.save_pretrained(folder)
+    write_golden_output(model, folder)
+
+
+def save_avae(folder):
+    model = AVAEModel(AVAEConfig(image_size=16, latent_dim=3, encoder_channels=[4] * 4, decoder_channels=[4] * 3))
+    model.save_pretrained(folder)
+    write_golden_output(model, folder)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_text_model_is_published(hub, client, folder, tmp_path):
+    before = contents(folder)
+    dry = client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--dry_run", token=None)
+    assert "verified: ClassformerForSequenceClassification" in dry and "output within" in dry
+    assert "model.safetensors" in dry and "not pushed" in dry and "training_args.bin" in dry
+    assert hub.requests == []
+    printed = client("publish", folder, "--repo_id", "alice/text", "--license", "mit")
+    assert "read back: ClassformerForSequenceClassification" in printed
+    assert contents(folder) == before
+    repository = hub.repositories["model", "alice/text"]
+    assert [commit["title"] for commit in repository.history("main")] == ["Add model", "initial commit"]
+    assert repository.resolve("main") in printed and "hf_alice" not in printed
+
+
+@pytest.mark.slow
+def test_second_push_replaces_the_first(hub, client, folder):
+    client("publish", folder, "--repo_id", "alice/text", "--license", "mit")
+    repository = hub.repositories["model", "alice/text"]
+    # what a second push no longer has must not be loaded with it; what others have added stays
+    repository.commit("refs/heads/main", repository.resolve("main"), {"old.py": b"1", "LICENSE": b"2"}, "x", "alice")
+    client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--create_pr")
+    client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--revision", "v2")
+    names = {reference: {entry.path for entry in repository.entries(reference)} for reference in ("main", "v2")}
+    assert names["main"] - names["v2"] == {"old.py"} and "LICENSE" in names["v2"]
+    assert "refs/pr/1" in repository.references()
+
+
+@pytest.mark.parametrize("save", [save_vision, save_avae])
+def test_other_packages_are_published(hub, client, tmp_path, save):
+    save(tmp_path / "model")
+    printed = client("publish", "--folder", tmp_path / "model", "--repo_id", "alice/x", "--license", "mit", "--private")
+    assert "read back" in printed and "output within" in printed
+    assert hub.repositories["model", "alice/x"].is_private
+
+
+def test_missing_token_says_how_to_log_in(hub, client, folder):
+    process = client("publish", folder, "--repo_id", "alice/x", "--license", "mit", token=None, check=False)
+    assert process.returncode == 1 and "run `hf auth login`, or set HF_TOKEN" in process.stderr
+    assert hub.repositories == {}
+
+
+def test_interrupted_push_goes_on(hub, client, folder, tmp_path):
+    before = contents(folder)
+    hub.fail("POST .*/commit/main", status=None)
+    command = ("publish", folder, "--repo_id", "alice/text", "--license", "mit")
+    process = client(*command, check=False)
+    assert process.returncode == 1
+    assert "the push stopped" in process.stderr and "is unchanged. To go on: python" in process.stderr
+    assert "--repo_id alice/text --license mit" in process.stderr and "Traceback" not in process.stderr
+    assert contents(folder) == before
+    hub.start()
+    assert "read back" in client(*command, home="another")
+    puts = [path for _, method, path, status, _ in hub.requests if method == "PUT" and status == 200]
+    assert len(puts) == 2, "what had arrived was uploaded again"
+
+
+def test_stopped_by_hand_says_how_to_go_on(hub, folder, tmp_path):
+    hub.fail("POST .*/preupload/main", status=503, times=100)
+    environment = {**os.environ, **hub.environment(tmp_path / "home", "hf_alice")}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "publish.py", folder, "--repo_id", "alice/text", "--license", "mit"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any("preupload" in path for _, _, path, _, _ in hub.requests) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "To go on: python" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+
+
+PUSH = """
+import sys
+from transformers import AutoTokenizer, Trainer, TrainingArguments
+from classformer_hf import ClassformerForSequenceClassification
+
+model = ClassformerForSequenceClassification.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model.push_to_hub("alice/by-model", commit_message="by the model")
+example = {**tokenizer("a film"), "labels": 1}
+arguments = TrainingArguments("run", max_steps=1, report_to="none", use_cpu=True, hub_model_id="alice/by-trainer")
+trainer = Trainer(model, arguments, train_dataset=[example] * 4, processing_class=tokenizer)
+trainer.train()
+trainer.push_to_hub()
+model.push_to_hub("alice/sharded", max_shard_size="20KB")
+"""
+PULL = """
+import sys
+from huggingface_hub import snapshot_download
+
+for name in ("by-model", "by-trainer", "sharded"):
+    snapshot_download(f"alice/{name}", local_dir=f"{sys.argv[1]}/{name}")
+"""
+
+
+def test_push_to_hub_gives_what_passes_too(hub, client, folder, tmp_path):
+    client(PUSH, folder)
+    client(PULL, tmp_path / "pulled")
+    for name in ("by-model", "by-trainer", "sharded"):
+        found = verify_folder(tmp_path / "pulled" / name)
+        assert found.model_class == "ClassformerForSequenceClassification" and found.difference is None
+    assert (tmp_path / "pulled" / "by-trainer" / "training_args.bin").is_file()
+    assert "training_args.bin" in list_files(tmp_path / "pulled" / "by-trainer")[1]
+
+
+def find_dangers(source):
+    """Name what must not stand in our code, because model folders and data sets come from strangers."""
+    dangers = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("eval", "exec", "__import__", "os.system", "os.popen", "joblib.load"):
+                dangers.append(called)
+            if called == "torch.load" and "weights_only=True" not in ast.unparse(node):
+                dangers.append(called)
+            dangers += [keyword.arg for keyword in node.keywords if keyword.arg in ("shell", "allow_pickle")]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            if names != {"pickle", "UnpicklingError"}:
+                dangers += names & {"pickle", "dill", "marshal", "shelve"}
+    return dangers
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("scripts/*.py"), *ROOT.glob("*_hf/**/*.py")], ids=lambda path: path.stem)
+def test_nothing_runs_a_shell_or_unpacks_code(path):
+    assert find_dangers(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["eval('1')", "import pickle", "from pickle import loads", "subprocess.run('ls', shell=True)", "torch.load('x')"],
+)
+def test_dangers_are_caught(source):
+    assert find_dangers(source)

@@ -255,9 +255,13 @@ def search_angle(
         keep(evaluate(vertex), vertex)
         if round_ == config.num_refinements - 1:
             break
+        if round_ == config.num_refinements - 2:
+            # the last round is for the best basin alone
+            best_loss, winner = best_loss.min(0, keepdim=True)
+            best_angle = pick(best_angle, winner)
         step /= 2.5
         centre, middle = best_angle, best_loss
-        left, right = evaluate(torch.cat([centre - step, centre + step])).split(basins)
+        left, right = evaluate(torch.cat([centre - step, centre + step])).chunk(2)
         keep(left, centre - step)
         keep(right, centre + step)
     loss, winner = best_loss.min(0)

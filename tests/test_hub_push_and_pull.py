@@ -1,0 +1,118 @@
+"""The folder contract's way over the Hub: pushed by the stock client, opened by somebody who has only transformers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_client
+from tests.loopback_hub import Hub
+from tests.test_hub_contract import CONTRACTS, save_folders
+from tests.test_loopback_hub import skip_without_xet
+
+HERE = Path(__file__).resolve().parent
+CHECKS = ("saved", "sharded", "every_auto_class", "code_needs_trust", "pipeline", "image_processor")
+# of every package one in each mode; all of them among the slow tests
+FEW = ("classformer_classifier", "shared_xception_classifier", "avae")
+
+PUSH = """
+import json, sys
+from huggingface_hub import HfApi
+
+for row in json.load(open(sys.argv[1])):
+    for kind, folder in row["folders"].items():
+        HfApi().create_repo(f"alice/{row['name']}-{kind}", private=kind == "sharded")
+        HfApi().upload_folder(repo_id=f"alice/{row['name']}-{kind}", folder_path=folder)
+"""
+
+
+def push_and_pull(request, tmp_path, tiny_settings, contracts, with_xet):
+    """Save, push and open; give what the fresh process found."""
+    rows = []
+    for contract in contracts:
+        processor = request.getfixturevalue(contract.processor) if contract.processor else None
+        (tmp_path / contract.name).mkdir()
+        rows.append(save_folders(contract, tiny_settings, processor, tmp_path / contract.name))
+    hub = Hub(tmp_path / "hub", {"alice": "hf_alice"}, with_xet=with_xet).start()
+    try:
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        run_client(hub, tmp_path, PUSH, tmp_path / "rows.json", home="pusher")
+        for row in rows:
+            row["folders"] = {kind: f"alice/{row['name']}-{kind}" for kind in row["folders"]}
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        command = [str(HERE / "fresh_process.py"), str(tmp_path / "rows.json"), str(tmp_path / "results.json"), *CHECKS]
+        (tmp_path / "empty").mkdir()
+        process = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path / "empty",
+            env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **hub.environment(tmp_path / "puller", "hf_alice")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert process.returncode == 0, process.stderr
+        used_xet = any("xet-read-token" in path for _, _, path, _, _ in hub.requests)
+    finally:
+        hub.stop()
+    assert used_xet == with_xet
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def assert_all_pass(found, contracts):
+    assert set(found) == {contract.name for contract in contracts}
+    for name, checks in found.items():
+        assert set(checks) == {*CHECKS, "packages_stay_away"}
+        assert not any(checks.values()), f"{name}: {[text for text in checks.values() if text]}"
+
+
+def test_folders_open_from_the_hub(request, tmp_path, tiny_settings):
+    contracts = [contract for contract in CONTRACTS if contract.name in FEW]
+    assert_all_pass(push_and_pull(request, tmp_path, tiny_settings, contracts, with_xet=False), contracts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_xet", [False, True], ids=["lfs", "xet"])
+def test_all_folders_open_from_the_hub(request, tmp_path, tiny_settings, with_xet):
+    if with_xet:
+        skip_without_xet()
+    assert_all_pass(push_and_pull(request, tmp_path, tiny_settings, CONTRACTS, with_xet), CONTRACTS)
+
+
+REVISIONS = """
+import json, sys, torch
+from huggingface_hub import HfApi
+from classformer_hf import ClassformerForSequenceClassification
+
+model = ClassformerForSequenceClassification.from_pretrained(sys.argv[1])
+first = model.push_to_hub("alice/model", private=True).oid
+model.config.somebodys_note = "second"
+with torch.no_grad():
+    model.classifier.out_proj.bias.fill_(7.0)
+second = model.push_to_hub("alice/model").oid
+print(json.dumps([first, second]))
+"""
+LOAD = """
+import sys
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained(
+    "alice/model", revision=sys.argv[1], code_revision=sys.argv[1], trust_remote_code=True
+)
+print(model.classifier.out_proj.bias.eq(7).all().item(), type(model).__module__)
+"""
+
+
+def test_old_revision_stays_and_cached_files_need_no_server(hub, client, tiny_classifier_folder):
+    first, second = json.loads(client(REVISIONS, tiny_classifier_folder).splitlines()[-1])
+    stranger = {"PYTHONPATH": "", "home": "stranger"}
+    assert client(LOAD, first, **stranger).split()[0] == "False"
+    loaded, module = client(LOAD, second, **stranger).split()
+    # the commit is in the module's name: another commit's code is another module
+    assert loaded == "True" and module.startswith("transformers_modules.") and second in module
+    process = client(LOAD, "main", token=None, home="nobody", check=False)
+    assert process.returncode != 0 and "alice/model" in process.stderr
+    hub.stop()
+    assert client(LOAD, second, **stranger, HF_HUB_OFFLINE="1").split()[0] == "True"

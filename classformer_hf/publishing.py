@@ -15,6 +15,7 @@ import safetensors.torch
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
+    EvalResult,
     HfApi,
     ModelCard,
     ModelCardData,
@@ -196,6 +197,20 @@ def verify_folder(folder: Path, names: list[str] | None = None) -> Verification:
     return Verification(found["class"], found["parameters"], found["difference"])
 
 
+def _find_task(config: dict) -> str | None:
+    architecture = (config.get("architectures") or [""])[0]
+    return next((tag for end, tag in PIPELINES.items() if architecture.endswith(end)), None)
+
+
+def _new_card(folder: Path, title: str) -> ModelCard:
+    config = json.loads((folder / "config.json").read_text())
+    call, name = LOADING[_find_task(config)]
+    return ModelCard(
+        f"---\n{ModelCardData().to_yaml()}\n---\n\n# {title}\n\nA {(config.get('architectures') or ['model'])[0]}.\n\n"
+        f'```python\nfrom transformers import {name}\n\nname = "path/or/name/of/this/model"\nmodel = {call}\n```\n'
+    )
+
+
 def complete_card(folder: Path, title: str, **given: Any):
     """Write a folder's model card if it has none, and fill in what its metadata lacks.
 
@@ -208,19 +223,13 @@ def complete_card(folder: Path, title: str, **given: Any):
         ValueError: The card is damaged, or there is no licence in it and none given.
     """
     path, config = folder / "README.md", json.loads((folder / "config.json").read_text())
-    architecture = (config.get("architectures") or [""])[0]
-    pipeline_tag = next((tag for end, tag in PIPELINES.items() if architecture.endswith(end)), None)
     if path.is_file():
         if defects := _find_card_defects(path):
             raise ValueError(f"{defects[0]}.")
         card = ModelCard.load(path)
     else:
-        call, name = LOADING[pipeline_tag]
-        card = ModelCard(
-            f"---\n{ModelCardData().to_yaml()}\n---\n\n# {title}\n\nA {architecture}.\n\n"
-            f'```python\nfrom transformers import {name}\n\nname = "path/or/name/of/this/model"\nmodel = {call}\n```\n'
-        )
-    defaults = {"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": [config["model_type"]]}
+        card = _new_card(folder, title)
+    defaults = {"library_name": "transformers", "pipeline_tag": _find_task(config), "tags": [config["model_type"]]}
     for key, value in defaults.items():
         if value and not getattr(card.data, key):
             setattr(card.data, key, value)
@@ -231,6 +240,33 @@ def complete_card(folder: Path, title: str, **given: Any):
         raise ValueError(
             "the model card names no licence: give one, as --license apache-2.0; a base model's binds you."
         )
+    card.save(path)
+
+
+def add_results(folder: Path, results: list[EvalResult]):
+    """Add results to the model-index of a folder's card, each in the place of an older one of the same measurement.
+
+    Args:
+        folder: With a config.json; a card is written if there is none.
+        results: What was measured.
+
+    Raises:
+        ValueError: The card is damaged.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        _new_card(folder, folder.name).save(path)
+    if defects := _find_card_defects(path):
+        raise ValueError(f"{defects[0]}.")
+    card = ModelCard.load(path)
+
+    def measurement(result: EvalResult) -> tuple:
+        return result.task_type, result.dataset_name, result.dataset_split, result.metric_type
+
+    new = {measurement(result) for result in results}
+    kept = [result for result in card.data.eval_results or [] if measurement(result) not in new]
+    card.data.model_name = card.data.model_name or folder.resolve().name
+    card.data.eval_results = [*kept, *results]
     card.save(path)
 
 
@@ -291,6 +327,7 @@ def read_back(folder: Path, repo_id: str, commit: str) -> Verification:
 __all__ = [
     "GOLDEN",
     "Verification",
+    "add_results",
     "complete_card",
     "find_defects",
     "list_files",

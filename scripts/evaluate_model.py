@@ -1,46 +1,71 @@
-"""Evaluate saved classifiers, of any architecture, on a dataset; by default on its test split.
+"""Evaluate saved classifiers of texts or images, of any architecture, on a dataset; by default on its test split.
 
-Example:
-
-    python scripts/evaluate_model.py --models runs/mrpc/best runs/mrpc-final/seed-42 --dataset_name mrpc \
+    python scripts/evaluate_model.py runs/mrpc/best runs/mrpc-final/seed-42 --dataset_name mrpc \
         --output results/mrpc_test.json
+    python scripts/evaluate_model.py runs/demo-vision/shared/seed-42 --dataset_name digits
+    python scripts/evaluate_model.py your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
 
 The test split is for the end: choose by the validation split, then run this once. With `--required_performance 0.99`
 the first of `--models` is the full model, and for each other one the same reading says whether it keeps at least 99 %
-of that score with 95 % confidence; the answer also goes to `certificate.json` in the model's folder.
+of that score with 95 % confidence; the answer also goes to `certificate.json` in the model's folder. `--update_card`
+writes scores into the model cards, as the Hub shows them.
 """
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from transformers import (
-    AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
-    PreTrainedConfig,
-    Trainer,
-    TrainingArguments,
-)
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from huggingface_hub import EvalResult
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.evaluation import (
+    IMAGE,
+    evaluate_examples,
+    find_pipeline,
+    load_classifier,
+    score_model,
+    stream_examples,
+)
+from classformer_hf.metrics import majority_score, predictions_from_logits
+from classformer_hf.publishing import add_results
 from classformer_hf.search.certificate import certify, check_request
+from vision_hf.data import ImageTaskArguments
+from vision_hf.data import load_task as load_image_task
+
+Results = list[tuple[dict, np.ndarray, np.ndarray]]
 
 
 @dataclass
 class EvaluationArguments:
-    models: list[str] = field(metadata={"help": "Saved model folders or Hub names."})
+    models: list[str] = field(
+        metadata={"help": "Saved model folders or Hub names, all of texts or all of images; also without the flag."}
+    )
     split: str = field(
         default="test", metadata={"help": "Split to evaluate on.", "choices": ["train", "validation", "test"]}
     )
     batch_size: int = field(default=32, metadata={"help": "Examples per batch."})
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU even if there is a GPU."})
+    device: str | None = field(
+        default=None, metadata={"help": "cpu, cuda or mps; a GPU if there is one and none is named."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image; inferred if not given."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the split while it is evaluated, without storing it; no certificate."}
+    )
+    max_examples: int | None = field(default=None, metadata={"help": "Evaluate at most so many, the first ones."})
+    more_metrics: list[str] = field(
+        default_factory=list, metadata={"help": "Metrics beside the task's: accuracy, f1, macro_f1, ..."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    update_card: bool = field(
+        default=False, metadata={"help": "Write the score into the model card of every folder, for the Hub."}
+    )
     required_performance: float | None = field(
         default=None,
         metadata={"help": "Certify that each model but the first keeps this share of the first one's score."},
@@ -56,21 +81,10 @@ def check_labels(model, task: Task, name: str):
         raise ValueError(f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}.")
 
 
-def load_model(name: str):
-    """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package."""
-    config, _ = PreTrainedConfig.get_config_dict(name)
-    reference = config.get("auto_map", {}).get("AutoModelForSequenceClassification")
-    if reference is not None:
-        return get_class_from_dynamic_module(reference, name).from_pretrained(name)
-    return AutoModelForSequenceClassification.from_pretrained(name)
-
-
-def evaluate_folder(
-    name: str, task: Task, arguments: EvaluationArguments, max_length: int
-) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Return a model's row, its predictions and the labels."""
+def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:
+    """Return a model's row, its predictions and the labels, of a task of texts."""
     tokenizer = load_tokenizer(name, trust_remote_code=True)
-    model = load_model(name)
+    model = load_classifier(name)
     check_labels(model, task, name)
     split = tokenize(task, tokenizer, max_length).splits[arguments.split]
     trainer = Trainer(
@@ -78,7 +92,7 @@ def evaluate_folder(
         TrainingArguments(
             output_dir=tempfile.gettempdir(),
             per_device_eval_batch_size=arguments.batch_size,
-            use_cpu=arguments.use_cpu,
+            use_cpu=arguments.device == "cpu",
             dataloader_pin_memory=False,
             report_to="none",
         ),
@@ -86,13 +100,53 @@ def evaluate_folder(
     )
     output = trainer.predict(split)
     predictions = predictions_from_logits(task.problem_type, output.predictions)
-    row = {
-        "model": name if Path(name).exists() and not Path(name).is_absolute() else Path(name).name,
-        "metric_name": task.metric_name,
-        "score": compute_score(task.metric_name, predictions, output.label_ids),
-        "standard_error": standard_error(task.metric_name, predictions, output.label_ids),
-    }
-    return row, predictions, np.asarray(output.label_ids)
+    references = np.asarray(output.label_ids)
+    metric_names = [task.metric_name, *arguments.more_metrics]
+    return score_model(name, metric_names, predictions, references), predictions, references
+
+
+def evaluate_texts(arguments: EvaluationArguments, task_arguments: TaskArguments) -> tuple[dict, Results, Task]:
+    """Evaluate on a task of texts, of any kind of label; give the record, all results and the task."""
+    if arguments.max_examples is not None:
+        setattr(task_arguments, f"max_{arguments.split}_samples", arguments.max_examples)
+    task = load_task(task_arguments)
+    check_arguments(arguments, task)
+    results = [evaluate_folder(name, task, arguments, task_arguments.max_length) for name in arguments.models]
+    facts = {"dataset": task.name, "majority_score": majority_score(task, arguments.split)}
+    return facts, results, task
+
+
+def evaluate_by_pipeline(
+    arguments: EvaluationArguments, task_arguments: TaskArguments, kind: str
+) -> tuple[dict, Results]:
+    """Evaluate on images, or on anything that is streamed; give the record and all results."""
+
+    def read() -> tuple[str, Any]:
+        if arguments.streaming:
+            return stream_examples(task_arguments, arguments.split, arguments.image_column)
+        shared = ("dataset_config_name", "label_column", "validation_fraction", "split_seed")
+        known = {name: getattr(task_arguments, name) for name in shared}
+        known["dataset_name"] = task_arguments.dataset_name or "digits"
+        task = load_image_task(ImageTaskArguments(image_column=arguments.image_column, **known))
+        names = task.label_names
+        return task.name, ((row["image"], names[row["labels"]]) for row in task.splits[arguments.split])
+
+    results, dataset = [], ""
+    for name in arguments.models:
+        dataset, examples = read()
+        predictions, references = evaluate_examples(
+            name,
+            kind,
+            examples,
+            arguments.batch_size,
+            arguments.device,
+            task_arguments.max_length,
+            arguments.max_examples,
+        )
+        row = score_model(name, ["accuracy", *arguments.more_metrics], predictions, references)
+        results.append((row, predictions, references))
+    counts = np.bincount(results[0][2])
+    return {"dataset": dataset, "majority_score": float(counts.max() / counts.sum())}, results
 
 
 def certify_rows(results: list[tuple[dict, np.ndarray, np.ndarray]], task: Task, arguments: EvaluationArguments):
@@ -139,39 +193,76 @@ def write_json(path: str | None, record: dict):
         Path(path).write_text(json.dumps(record, indent=2) + "\n")
 
 
+def update_cards(arguments: EvaluationArguments, kind: str, record: dict):
+    """Write every model's score into the card in its folder."""
+    for name, row in zip(arguments.models, record["models"], strict=True):
+        result = EvalResult(
+            task_type=kind,
+            dataset_type=record["dataset"],
+            dataset_name=record["dataset"],
+            dataset_split=arguments.split,
+            metric_type=row["metric_name"],
+            metric_name=f"{row['metric_name']}, n = {record['num_examples']}",
+            metric_value=round(row["score"], 4),
+        )
+        add_results(Path(name), [result])
+        print(f"{name}/README.md tells the score")
+
+
+def certify_models(record: dict, results: Results, task: Task, arguments: EvaluationArguments):
+    """Say whether the others keep the required share of the first one's score, and whether that means anything."""
+    full, margin, majority = results[0][0], 2 * results[0][0]["standard_error"], record["majority_score"]
+    if full["score"] < majority + margin:
+        record["warning"] = (
+            f"the full model's {full['metric_name']} {full['score']:.4f} is not above the majority's "
+            f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
+        )
+        print(f"warning: {record['warning']}")
+    certify_rows(results, task, arguments)
+
+
 def main():
+    # models may stand first, without their flag
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and not sys.argv[1].endswith(".json"):
+        sys.argv.insert(1, "--models")
     arguments, task_arguments = parse_arguments((EvaluationArguments, TaskArguments), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    task = load_task(task_arguments)
-    check_arguments(arguments, task)
-    results = [evaluate_folder(name, task, arguments, task_arguments.max_length) for name in arguments.models]
-    rows = [row for row, _, _ in results]
-    majority = majority_score(task, arguments.split)
-    num_examples = len(task.splits[arguments.split])
-    print(f"{task.name} {arguments.split}: {num_examples} examples, majority {majority:.4f}")
-    for row in rows:
-        print(
-            f"{row['model']}: {row['metric_name']} {row['score']:.4f} +- {row['standard_error']:.4f} (standard error)"
-        )
+    kinds = {name: find_pipeline(name) for name in arguments.models}
+    kind = kinds[arguments.models[0]]
+    if set(kinds.values()) != {kind}:
+        raise ValueError(f"--models must be all of texts or all of images, got {kinds}.")
+    by_pipeline = arguments.streaming or kind == IMAGE
+    if by_pipeline and arguments.required_performance is not None:
+        raise ValueError("--required_performance is for data sets of texts that are not streamed.")
+    if arguments.update_card and not all(Path(name).is_dir() for name in arguments.models):
+        raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
+    task = None
+    if by_pipeline:
+        facts, results = evaluate_by_pipeline(arguments, task_arguments, kind)
+    else:
+        facts, results, task = evaluate_texts(arguments, task_arguments)
     record = {
         "command": describe_command(),
-        "dataset": task.name,
+        "dataset": facts["dataset"],
         "split": arguments.split,
-        "num_examples": num_examples,
-        "majority_score": majority,
-        "models": rows,
+        "num_examples": len(results[0][2]),
+        "majority_score": facts["majority_score"],
+        "models": [row for row, _, _ in results],
     }
+    print(
+        f"{record['dataset']} {arguments.split}: {record['num_examples']} examples, "
+        f"majority {record['majority_score']:.4f}"
+    )
+    for row in record["models"]:
+        more = "".join(f", {name} {value:.4f}" for name, value in row.get("more_metrics", {}).items())
+        low, high = row["confidence_interval"]
+        print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} (95 %: {low:.4f} to {high:.4f}){more}")
     write_json(arguments.output, record)
+    if arguments.update_card:
+        update_cards(arguments, kind, record)
     if arguments.required_performance is not None:
-        full, margin = rows[0], 2 * rows[0]["standard_error"]
-        if full["score"] < majority + margin:
-            record["warning"] = (
-                f"the full model's {full['metric_name']} {full['score']:.4f} is not above the majority's "
-                f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
-            )
-            print(f"warning: {record['warning']}")
-        certify_rows(results, task, arguments)
+        certify_models(record, results, task, arguments)
         write_json(arguments.output, record)
 
 

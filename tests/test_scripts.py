@@ -79,7 +79,7 @@ def test_weights_in_the_folder_have_the_score_in_the_journal(run, searched, tiny
             tiny_text_file,
             *CARVED,
         ),
-        *("--split", "validation", "--use_cpu"),
+        *("--split", "validation", "--device", "cpu"),
     )
     score = json.loads((output / "best" / "search.json").read_text())["score"]
     assert code == 0
@@ -367,7 +367,18 @@ def full_and_candidate(tmp_path_factory, tiny_settings, tiny_tokenizer):
 def test_evaluation_certifies_all_but_the_first_model(run, full_and_candidate, tiny_text_file, tmp_path):
     full, candidate = full_and_candidate
     code, printed, words = run(
-        *("evaluate_model", "--models", full, candidate, full, "--dataset_name", tiny_text_file, *CARVED, "--use_cpu"),
+        *(
+            "evaluate_model",
+            "--models",
+            full,
+            candidate,
+            full,
+            "--dataset_name",
+            tiny_text_file,
+            *CARVED,
+            "--device",
+            "cpu",
+        ),
         *("--split", "validation", "--required_performance", 0.99, "--output", tmp_path / "scores.json"),
     )
     assert code == 0, words
@@ -398,7 +409,7 @@ def test_evaluation_refuses_a_request_before_it_reads(run, full_and_candidate, t
     full, candidate = full_and_candidate
     flags = [candidate if flag == "MODEL" else flag for flag in flags]
     code, printed, words = run(
-        *("evaluate_model", "--models", full, *flags, "--dataset_name", tiny_text_file, *CARVED, "--use_cpu"),
+        *("evaluate_model", "--models", full, *flags, "--dataset_name", tiny_text_file, *CARVED, "--device", "cpu"),
         *("--split", "validation"),
     )
     assert code == 1 and message in words and "examples, majority" not in printed

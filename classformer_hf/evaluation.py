@@ -1,0 +1,191 @@
+"""Evaluation of saved classifiers, of texts or images and of any architecture, by pipelines over single examples."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import transformers
+from datasets import ClassLabel, Image, load_dataset
+from tqdm import tqdm
+from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from .data import TaskArguments
+from .labels import find_label_column
+from .metrics import TaskMetric, compute_score, standard_error
+from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS, find_text_columns
+
+TEXT, IMAGE = "text-classification", "image-classification"
+AUTO_CLASSES = {TEXT: "AutoModelForSequenceClassification", IMAGE: "AutoModelForImageClassification"}
+PROCESSORS = {TEXT: ("tokenizer", "AutoTokenizer"), IMAGE: ("image_processor", "AutoImageProcessor")}
+
+
+def find_pipeline(name: str) -> str:
+    """Say which pipeline a saved classifier is for.
+
+    Raises:
+        ValueError: It is no classifier of texts or images, or there is no such model.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"{name} is no saved model: it has no config.json; train one first.")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        raise ValueError(f"{name} is neither a model folder nor a model on a Hub that can be reached.") from error
+    architecture = (config.get("architectures") or ["nothing"])[0]
+    for kind, auto_class in AUTO_CLASSES.items():
+        if architecture.endswith(auto_class.removeprefix("AutoModel")):
+            return kind
+    raise ValueError(f"{name} is no classifier of texts or images: its architecture is {architecture}.")
+
+
+def load_classifier(name: str, kind: str = TEXT) -> Any:
+    """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package."""
+    config, _ = PreTrainedConfig.get_config_dict(name)
+    reference = config.get("auto_map", {}).get(AUTO_CLASSES[kind])
+    if reference is not None:
+        model_class: Any = get_class_from_dynamic_module(reference, name)
+        return model_class.from_pretrained(name)
+    return getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(name)
+
+
+def stream_examples(
+    arguments: TaskArguments, split_name: str, image_column: str | None = None
+) -> tuple[str, Iterator[tuple[Any, str]]]:
+    """Read a split while it is used, without storing it.
+
+    Args:
+        arguments: What to read; of their settings the names of data set and columns count.
+        split_name: As the data set calls it. One file has only one, whatever it is called.
+        image_column: Of the image, in a data set of images; inferred if not given.
+
+    Returns:
+        The data set's name, and pairs of a pipeline's input and the name of its label.
+
+    Raises:
+        ValueError: It cannot be read, or a column cannot be found; when it is used, an example has no label.
+    """
+    name = str(arguments.dataset_name)
+    path, files = Path(name), None
+    source: list[Any]
+    if name in GLUE_TASKS:
+        source = [GLUE_REPOSITORY, name]
+    elif path.suffix in BUILDERS:
+        source, split_name, files = [BUILDERS[path.suffix]], "train", name
+    else:
+        source = [name, arguments.dataset_config_name]
+    try:
+        split = load_dataset(*source, split=split_name, data_files=files, streaming=True)
+        split = split if split.features else split._resolve_features()
+    # of connections, parsers and builders, in many kinds
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot stream the split {split_name!r} of {name}: {reason}") from error
+    label_column = find_label_column(split, arguments.label_column)
+    label = split.features[label_column]
+
+    def name_label(value: Any) -> str:
+        if value is None or value == -1:
+            raise ValueError(f"the split {split_name!r} of {name} has an example without a label.")
+        return label.int2str(value) if isinstance(label, ClassLabel) else str(value)
+
+    images = [column for column, feature in split.features.items() if isinstance(feature, Image)]
+    if images:
+        column = image_column or images[0]
+        return path.stem, ((row[column], name_label(row[label_column])) for row in split)
+    given = tuple(c for c in (arguments.text_column, arguments.text_pair_column) if c)
+    keys = dict(zip(("text", "text_pair"), find_text_columns(split, label_column, given), strict=False))
+    return path.stem, (
+        ({key: row[column] for key, column in keys.items()}, name_label(row[label_column])) for row in split
+    )
+
+
+def evaluate_examples(
+    name: str,
+    kind: str,
+    examples: Iterable[tuple[Any, str]],
+    batch_size: int = 32,
+    device: str | None = None,
+    max_length: int = 128,
+    max_examples: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run a saved classifier's pipeline over examples.
+
+    Args:
+        name: Folder or name on the Hub.
+        kind: What [`find_pipeline`] says.
+        examples: Pairs of the pipeline's input and the name of its label.
+        batch_size: Examples at a time.
+        device: As "cpu" or "cuda:0"; a GPU if there is one and none is named.
+        max_length: Longer texts are cut to so many tokens.
+        max_examples: The first so many; all by default.
+
+    Returns:
+        Predictions and labels as ids, (N,) each.
+
+    Raises:
+        ValueError: There is no example, or one has a label that the model does not know.
+    """
+    model = load_classifier(name, kind)
+    ids = {label: int(index) for index, label in model.config.id2label.items()}
+    part, auto_class = PROCESSORS[kind]
+    processor = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
+    classify = transformers.pipeline(kind, model=model, device=device, **{part: processor})  # type: ignore[call-overload]
+    options = {"truncation": True, "max_length": max_length} if kind == TEXT else {}
+    references: list[int] = []
+
+    def inputs() -> Iterator[Any]:
+        for example, label in itertools.islice(examples, max_examples):
+            # a model that was saved without names numbers its labels
+            known = label if label in ids else f"LABEL_{label}"
+            if known not in ids:
+                raise ValueError(f"{name} predicts {list(ids)}, but the data have the label {label!r}.")
+            references.append(ids[known])
+            yield example
+
+    answers = tqdm(
+        classify(inputs(), batch_size=batch_size, top_k=1, **options),
+        desc=Path(name).name,
+        unit="example",
+        leave=False,
+    )
+    predictions = [ids[(answer[0] if isinstance(answer, list) else answer)["label"]] for answer in answers]
+    if not predictions:
+        raise ValueError("there is no example to evaluate; check --split and --max_examples.")
+    return np.asarray(predictions), np.asarray(references)
+
+
+def score_model(name: str, metric_names: list[str], predictions: Any, references: Any) -> dict[str, Any]:
+    """Score predictions by the first metric, with its standard error and 95 % interval, and by the others.
+
+    Args:
+        name: Of the model; of a folder elsewhere only the last part is kept.
+        metric_names: As `metrics.compute_score` knows them.
+        predictions: As it takes them.
+        references: As it takes them.
+    """
+    first, *others = metric_names
+    score, error = (function(first, predictions, references) for function in (compute_score, standard_error))
+    row = {
+        "model": name if Path(name).exists() and not Path(name).is_absolute() else Path(name).name,
+        "metric_name": first,
+        "score": score,
+        "standard_error": error,
+        "confidence_interval": [score - 1.96 * error, score + 1.96 * error],
+    }
+    if others:
+        metrics = evaluate.combine([TaskMetric(metric_name) for metric_name in others])
+        row["more_metrics"] = metrics.compute(predictions=predictions, references=references)
+    return row
+
+
+__all__ = [
+    "evaluate_examples",
+    "find_pipeline",
+    "load_classifier",
+    "score_model",
+    "stream_examples",
+]

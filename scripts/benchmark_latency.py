@@ -1,17 +1,21 @@
-"""Compare the latency of saved model folders on this machine, one text at a time.
+"""Compare the latency of saved model folders on this machine, one text at a time or in batches.
 
 The folders may hold any sequence classifier: a stock RoBERTa, a Classformer, or another model with its code inside. The
 first one is the reference: every other model's time is given as a ratio to it (0.5 = twice as fast), median and
 quartiles over rounds in which all models take turns on every input.
 
-    python scripts/benchmark_latency.py --models runs/full runs/search/best
-    python scripts/benchmark_latency.py --models runs/full runs/search/best --dataset_name mrpc --output mrpc.json
+    python scripts/benchmark_latency.py runs/full runs/search/best --output lengths.json --plot lengths.png
+    python scripts/benchmark_latency.py runs/full runs/search/best --dataset_name mrpc --output mrpc.json
+    python scripts/benchmark_latency.py runs/full --peers bert distilbert funnel-small --lengths 128 512
 
+Peers are architectures of transformers with random weights and the sizes of their configurations: what they cost does
+not depend on the weights. `--peer_config` gives them other sizes, as those of your model.
 With one thread (the default) the ratio is made of processor time, so other work on the machine hardly changes it. Wall
 times of single texts stand beside it; those do depend on the machine's load, which the output records.
 """
 
 import argparse
+import functools
 import json
 import shlex
 import sys
@@ -20,14 +24,32 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 # Nothing of ours is imported up here: once it is, the Auto classes prefer our code to the code in a folder.
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
 WARMUP = 5
+# model type, and what differs from its configuration's defaults
+PEERS = {
+    **{
+        name: (name, {})
+        for name in ("bert", "roberta", "distilbert", "squeezebert", "mobilebert", "modernbert", "deberta")
+    },
+    "deberta-v2": ("deberta-v2", {}),
+    "funnel-small": ("funnel", {"block_sizes": [4, 4, 4]}),
+    "funnel-medium": ("funnel", {"block_sizes": [6, 3, 3], "block_repeats": [1, 2, 2]}),
+}
 
 
 @dataclass
@@ -35,8 +57,19 @@ class BenchmarkArguments:
     """What to compare, on which inputs, and how."""
 
     models: list[str] = field(
-        metadata={"help": "Saved model folders (or Hub names); the first one is what the others are compared with."}
+        default_factory=list,
+        metadata={
+            "help": "Saved model folders (or Hub names), also without the flag; the others are compared with the first "
+            "one, or with the first peer."
+        },
     )
+    peers: list[str] = field(
+        default_factory=list, metadata={"help": f"Architectures with random weights: {', '.join(PEERS)}."}
+    )
+    peer_config: str = field(
+        default="{}", metadata={"help": "Settings of every peer that has them, as JSON: '{\"num_hidden_layers\": 6}'."}
+    )
+    batch_size: int = field(default=1, metadata={"help": "Inputs of a pass, all of one length (%(default)s)."})
     lengths: list[int] | None = field(
         default=None,
         metadata={
@@ -70,6 +103,10 @@ class BenchmarkArguments:
         default="float32", metadata={"help": "Number format of all models (%(default)s)."}
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for numbers, hardware and command."})
+    plot: str | None = field(default=None, metadata={"help": "PNG of time against length (thesis figure 5.13)."})
+    update_card: bool = field(
+        default=False, metadata={"help": "Write p50 and p90 into the model card of every folder, for the Hub."}
+    )
 
 
 def load_models(names: list[str], dtype: str) -> dict[str, PreTrainedModel]:
@@ -92,6 +129,36 @@ def load_models(names: list[str], dtype: str) -> dict[str, PreTrainedModel]:
     return models
 
 
+def build_peers(names: list[str], settings: str, dtype: str) -> dict[str, PreTrainedModel]:
+    """Build architectures with random weights."""
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise ValueError(f"`--peers` knows {', '.join(PEERS)}, got {unknown[0]}.")
+    try:
+        overrides = dict(json.loads(settings))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"`--peer_config` must be a JSON object, got {settings}: {error}.") from error
+    peers = {}
+    for name in names:
+        model_type, differences = PEERS[name]
+        default = AutoConfig.for_model(model_type)
+        known = {*default.to_dict(), *default.attribute_map}
+        settings_of = {**differences, **{key: value for key, value in overrides.items() if key in known}}
+        try:
+            config = AutoConfig.for_model(model_type, **settings_of)
+            peers[name] = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, dtype)).eval()
+        except (ValueError, TypeError, AssertionError, StrictDataclassError) as error:
+            raise ValueError(f"`--peer_config` does not suit {name}: {error}") from error
+    return peers
+
+
+def count_passes(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> int:
+    """Count the operations of one input's pass, two per multiply-add, as torch counts them."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.eval()(**{name: values[:1].to(model.device) for name, values in single.items()})
+    return counter.get_total_flops()
+
+
 def find_obstacle(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> str | None:
     """Try an input on the CPU (a position out of range ends the process on a GPU); return why it fails, if it does."""
     try:
@@ -102,8 +169,10 @@ def find_obstacle(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> st
     return None
 
 
-def make_random_inputs(models: dict[str, PreTrainedModel], lengths: list[int] | None) -> list[list[dict]]:
-    """Return a group of one batch-1 input per length, without those default lengths that a model cannot read."""
+def make_random_inputs(
+    models: dict[str, PreTrainedModel], lengths: list[int] | None, batch_size: int = 1
+) -> list[list[dict]]:
+    """Return a group of one batch per length, without those default lengths that a model cannot read."""
     if lengths is not None and min(lengths) < 1:
         raise ValueError(f"`--lengths` counts tokens, each must be >= 1, got {lengths}.")
     vocab_size = min(model.config.vocab_size for model in models.values())
@@ -111,7 +180,7 @@ def make_random_inputs(models: dict[str, PreTrainedModel], lengths: list[int] | 
     groups = []
     for length in lengths or DEFAULT_LENGTHS:
         # padding and its like have low ids
-        input_ids = torch.randint(vocab_size // 2, vocab_size, (1, length), generator=generator)
+        input_ids = torch.randint(vocab_size // 2, vocab_size, (batch_size, length), generator=generator)
         single = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         obstacles = {name: find_obstacle(model, single) for name, model in models.items()}
         failed = [f"{name} cannot read {length} tokens: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
@@ -163,32 +232,110 @@ def measure(models: dict[str, PreTrainedModel], groups: list[list[dict]], argume
                 models, inputs, next(iter(models)), arguments.rounds, WARMUP, on_round=progress.update
             )
             for name, latency in latencies.items():
-                flops = None
                 if models[name].config.model_type == "classformer":
-                    flops = sum(count_flops(models[name].config, length) for length in lengths) / len(lengths)
+                    count = functools.partial(count_flops, models[name].config)
+                    flops = sum(count(single["input_ids"].shape[1]) for single in inputs) / len(inputs)
+                else:
+                    flops = sum(count_passes(models[name], single) for single in inputs) / len(inputs)
                 record = {"input": source, "mean_tokens": mean_tokens, "model": name, "mean_flops": flops}
+                record |= {"batch_size": arguments.batch_size, **measure_memory(models[name], inputs[-1])}
+                record["throughput"] = arguments.batch_size / latency.wall_p50_ms * 1000
                 records.append(record | asdict(latency))
     return records
+
+
+def measure_memory(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> dict[str, int | None]:
+    """Count the bytes of the weights and, on a CUDA device, those that a pass takes beside them at most."""
+    tensors = [*model.parameters(), *model.buffers()]
+    peak = None
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        before = torch.cuda.memory_allocated(model.device)
+        with torch.inference_mode():
+            model(**{name: values.to(model.device) for name, values in single.items()})
+        peak = torch.cuda.max_memory_allocated(model.device) - before
+    return {"weights_bytes": sum(t.numel() * t.element_size() for t in tensors), "peak_bytes": peak}
 
 
 def print_table(records: list[dict]) -> None:
     first = records[0]
     width = max(len(record["model"]) for record in records)
     print(f"{first['input']}: time by {first['clock']} relative to {first['model']}, {first['rounds']} rounds")
-    print(f"{'tokens':>6}  {'model':{width}}  {'ratio [quartiles]':20}  wall p50 ms  wall p90 ms   GFLOPs")
+    print(
+        f"{'tokens':>6}  {'model':{width}}  {'ratio [quartiles]':20}  wall p50 ms  wall p90 ms  inputs/s   GFLOPs  "
+        "weights, MB"
+    )
     for record in records:
         ratio = f"{record['ratio']:.3f} [{record['ratio_low']:.3f} {record['ratio_high']:.3f}]"
-        gflops = "-" if record["mean_flops"] is None else f"{record['mean_flops'] / 1e9:.3f}"
         print(
             f"{record['mean_tokens']:6.0f}  {record['model']:{width}}  {ratio:20}  {record['wall_p50_ms']:11.2f}"
-            f"  {record['wall_p90_ms']:11.2f}  {gflops:>7}"
+            f"  {record['wall_p90_ms']:11.2f}  {record['throughput']:8.1f}  {record['mean_flops'] / 1e9:7.3f}"
+            f"  {record['weights_bytes'] / 1e6:11.1f}"
         )
 
 
+def draw_lengths(records: list[dict], hardware: dict, path: Path) -> None:
+    """Draw the time of a pass against the length, with p90 as a thin line above (thesis figure 5.13)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name in dict.fromkeys(record["model"] for record in records):
+        points = [record for record in records if record["model"] == name]
+        lengths = [record["mean_tokens"] for record in points]
+        (line,) = axis.plot(lengths, [record["wall_p50_ms"] for record in points], marker="o", label=name)
+        axis.plot(lengths, [record["wall_p90_ms"] for record in points], linewidth=0.6, color=line.get_color())
+    axis.set(xlabel="tokens", ylabel="ms, p50 (thin: p90)", xscale="log", yscale="log")
+    axis.set_xticks(sorted({record["mean_tokens"] for record in records}), minor=False)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set_title(
+        f"batch {records[0]['batch_size']}, {hardware['device_name']}, {hardware['threads']} thread(s), "
+        f"{hardware['dtype']}",
+        fontsize=9,
+    )
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
+
+
+def update_cards(arguments: BenchmarkArguments, records: list[dict], hardware: dict) -> None:
+    """Write p50 and p90 into the cards of the folders, with what they were measured on."""
+    from huggingface_hub import EvalResult
+
+    from classformer_hf.publishing import add_results
+
+    where = f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} thread(s)"
+    names = dict(zip(dict.fromkeys(record["model"] for record in records), arguments.models, strict=False))
+    for label, folder in names.items():
+        results = [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=record["input"].replace(" ", "_"),
+                dataset_name=f"{record['input']}, {record['mean_tokens']:.0f} tokens, batch {record['batch_size']}",
+                metric_type=f"latency_{quantile}_milliseconds",
+                metric_name=f"latency {quantile}, ms, on {where}",
+                metric_value=round(record[f"wall_{quantile}_ms"], 3),
+            )
+            for record in records
+            if record["model"] == label
+            for quantile in ("p50", "p90")
+        ]
+        add_results(Path(folder), results)
+        print(f"{folder}/README.md tells the latency")
+
+
 def check_arguments(arguments: BenchmarkArguments) -> None:
+    if not arguments.models and not arguments.peers:
+        raise ValueError("there is nothing to measure: name model folders, or `--peers`.")
+    if arguments.batch_size > 1 and arguments.dataset_name is not None:
+        raise ValueError("`--batch_size` is for `--lengths`; texts of a data set are measured one at a time.")
+    if arguments.update_card and not all(Path(name).is_dir() for name in arguments.models):
+        raise ValueError("`--update_card` changes folders; download the model first, or leave the flag out.")
     if arguments.lengths is not None and arguments.dataset_name is not None:
         raise ValueError("`--lengths` and `--dataset_name` are two ways to choose inputs; give one of them.")
-    for name in ("num_threads", "rounds", "num_inputs"):
+    for name in ("num_threads", "rounds", "num_inputs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"`--{name}` must be >= 1, got {getattr(arguments, name)}.")
     try:
@@ -202,14 +349,18 @@ def main() -> None:
     parser = HfArgumentParser(
         BenchmarkArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    (arguments,) = parser.parse_args_into_dataclasses()
+    # models may stand first, without their flag
+    words = sys.argv[1:]
+    words = ["--models", *words] if words and not words[0].startswith("-") else words
+    (arguments,) = parser.parse_args_into_dataclasses(words)
     check_arguments(arguments)
     torch.set_num_threads(arguments.num_threads)
     logging.disable_progress_bar()
 
     models = load_models(arguments.models, arguments.dtype)
+    models |= build_peers(arguments.peers, arguments.peer_config, arguments.dtype)
     if arguments.dataset_name is None:
-        groups = make_random_inputs(models, arguments.lengths)
+        groups = make_random_inputs(models, arguments.lengths, arguments.batch_size)
     else:
         groups = [make_dataset_inputs(models, arguments)]
 
@@ -223,6 +374,11 @@ def main() -> None:
         content = {"command": command, "hardware": hardware, "measurements": records}
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.output).write_text(json.dumps(content, indent=2) + "\n")
+    if arguments.plot is not None:
+        Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
+        draw_lengths(records, hardware, Path(arguments.plot))
+    if arguments.update_card:
+        update_cards(arguments, records, hardware)
 
 
 if __name__ == "__main__":

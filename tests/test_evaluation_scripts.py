@@ -1,0 +1,150 @@
+"""evaluate_model.py and benchmark_latency.py on models of texts and images, streamed data, peers and cards."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.test_hub_contract import build_vision
+
+
+@pytest.fixture
+def text_folder(tiny_roberta_two_labels, tmp_path):
+    return shutil.copytree(tiny_roberta_two_labels, tmp_path / "text")
+
+
+@pytest.fixture
+def image_folder(tmp_path, tiny_image_processor):
+    model = build_vision("ResNet", "ForImageClassification")(None)
+    model.config.num_labels = 10
+    names = [str(digit) for digit in range(10)]
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    type(model)(model.config).save_pretrained(tmp_path / "image")
+    tiny_image_processor.save_pretrained(tmp_path / "image")
+    return tmp_path / "image"
+
+
+def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, tmp_path):
+    stored = ("--dataset_name", tiny_text_file, "--split", "train", "--device", "cpu")
+    code, printed, words = run(
+        "evaluate_model",
+        text_folder,
+        *stored,
+        "--streaming",
+        "--output",
+        tmp_path / "streamed.json",
+        "--more_metrics",
+        "f1",
+    )
+    assert code == 0, words
+    streamed = json.loads((tmp_path / "streamed.json").read_text())
+    assert streamed["num_examples"] == 64 and streamed["majority_score"] == 0.5
+    row = streamed["models"][0]
+    assert set(row["more_metrics"]) == {"f1"} and "f1" in printed
+    low, high = row["confidence_interval"]
+    assert low <= row["score"] <= high and f"95 %: {low:.4f} to {high:.4f}" in printed
+    # all rows in one split of another kind of file
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copy(tiny_text_file, whole / "test.csv")
+    shutil.copy(tiny_text_file, whole / "train.csv")
+    code, _, words = run(
+        "evaluate_model", text_folder, "--dataset_name", whole, "--device", "cpu", "--output", tmp_path / "stored.json"
+    )
+    assert code == 0, words
+    assert json.loads((tmp_path / "stored.json").read_text())["models"][0]["score"] == pytest.approx(row["score"])
+
+
+def test_images_are_evaluated_and_the_card_tells(run, image_folder):
+    flags = ("--dataset_name", "digits", "--max_examples", 40, "--device", "cpu", "--update_card")
+    code, printed, words = run("evaluate_model", image_folder, *flags)
+    assert code == 0, words
+    assert "digits test: 40 examples" in printed
+    for _ in range(2):
+        # the second time it replaces the first
+        assert run("evaluate_model", image_folder, *flags)[0] == 0
+        (result,) = ModelCard.load(image_folder / "README.md").data.eval_results
+        assert result.task_type == "image-classification" and result.dataset_name == "digits"
+        assert result.metric_type == "accuracy" and f"accuracy {result.metric_value:.4f}" in printed
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset_name", "nowhere.csv", "--streaming"], "cannot stream the split 'train' of nowhere.csv"),
+        (["--split", "dev"], "invalid choice"),
+        (["--streaming", "--required_performance", "0.9"], "not streamed"),
+        (["--max_examples", "0", "--streaming"], "no example to evaluate"),
+    ],
+)
+def test_bad_evaluations(run, text_folder, tiny_text_file, flags, message):
+    flags = flags if "--dataset_name" in flags else [*flags, "--dataset_name", tiny_text_file]
+    code, _, words = run("evaluate_model", text_folder, *flags, "--device", "cpu")
+    assert code != 0 and message in words
+
+
+def test_labels_that_the_model_does_not_know(run, text_folder, tmp_path):
+    (tmp_path / "other.csv").write_text("sentence,label\na film,good\na plot,bad\n")
+    code, _, words = run(
+        "evaluate_model", text_folder, "--dataset_name", tmp_path / "other.csv", "--streaming", "--device", "cpu"
+    )
+    assert code == 1 and "but the data have the label 'good'" in words
+
+
+def test_texts_and_images_do_not_mix(run, text_folder, image_folder):
+    code, _, words = run("evaluate_model", text_folder, image_folder, "--dataset_name", "digits")
+    assert code == 1 and "all of texts or all of images" in words
+
+
+def test_no_classifier_is_named(run, tmp_path, tiny_settings):
+    from classformer_hf import ClassformerConfig, ClassformerModel
+
+    ClassformerModel(ClassformerConfig(**tiny_settings, gamma=[1, 2, 1], eta=1)).save_pretrained(tmp_path / "encoder")
+    code, _, words = run("evaluate_model", tmp_path / "encoder", "--dataset_name", "x.csv")
+    assert code == 1 and "its architecture is ClassformerModel" in words
+    code, _, words = run("evaluate_model", tmp_path, "--dataset_name", "x.csv")
+    assert code == 1 and "has no config.json" in words
+
+
+SMALL = '{"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}'
+
+
+def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
+    output, plot = tmp_path / "out" / "times.json", tmp_path / "out" / "times.png"
+    code, printed, words = run(
+        *("benchmark_latency", text_folder, "--peers", "bert", "distilbert", "--peer_config", SMALL),
+        *("--lengths", 8, 16, "--rounds", 2, "--batch_size", 2, "--output", output, "--plot", plot, "--update_card"),
+    )
+    assert code == 0, words
+    records = json.loads(output.read_text())["measurements"]
+    assert [record["model"] for record in records] == ["text", "bert", "distilbert"] * 2
+    assert {record["batch_size"] for record in records} == {2}
+    for record in records:
+        assert record["throughput"] == pytest.approx(2000 / record["wall_p50_ms"])
+        assert record["mean_flops"] > 0 and record["weights_bytes"] > 0 and record["peak_bytes"] is None
+    assert records[3]["mean_flops"] > 1.9 * records[0]["mean_flops"]
+    assert plot.read_bytes().startswith(b"\x89PNG") and "inputs/s" in printed
+    results = ModelCard.load(text_folder / "README.md").data.eval_results
+    assert sorted({result.metric_type for result in results}) == [
+        "latency_p50_milliseconds",
+        "latency_p90_milliseconds",
+    ]
+    assert len(results) == 4 and "thread(s)" in results[0].metric_name
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "nothing to measure"),
+        (["--peers", "gpt"], "`--peers` knows"),
+        (["--peers", "bert", "--peer_config", "{"], "must be a JSON object"),
+        (["--peers", "bert", "--peer_config", '{"hidden_size": 15}'], "does not suit bert"),
+        (["--peers", "bert", "--batch_size", "0"], "`--batch_size` must be >= 1"),
+        (["--peers", "bert", "--batch_size", "2", "--dataset_name", "x"], "is for `--lengths`"),
+    ],
+)
+def test_bad_benchmarks(run, flags, message):
+    code, _, words = run("benchmark_latency", *flags)
+    assert code == 1 and message in words

@@ -134,7 +134,14 @@ def evaluate_examples(
     part, auto_class = PROCESSORS[kind]
     processor = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
     classify = transformers.pipeline(kind, model=model, device=device, **{part: processor})  # type: ignore[call-overload]
-    options = {"truncation": True, "max_length": max_length} if kind == TEXT else {}
+    options: dict[str, Any] = {}
+    if kind == TEXT:
+        if max_length > processor.model_max_length:
+            raise ValueError(
+                f"`max_length` must be at most the tokenizer's `model_max_length` of {processor.model_max_length}, got "
+                f"{max_length}."
+            )
+        options = {"truncation": True, "max_length": max_length}
     references: list[int] = []
 
     def inputs() -> Iterator[Any]:

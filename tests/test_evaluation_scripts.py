@@ -8,6 +8,9 @@ from huggingface_hub import ModelCard
 
 from tests.test_hub_contract import build_vision
 
+# the tiny tokenizer's limit
+SHORT = ("--max_length", 64)
+
 
 @pytest.fixture
 def text_folder(tiny_roberta_two_labels, tmp_path):
@@ -27,7 +30,7 @@ def image_folder(tmp_path, tiny_image_processor):
 
 
 def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, tmp_path):
-    stored = ("--dataset_name", tiny_text_file, "--split", "train", "--device", "cpu")
+    stored = ("--dataset_name", tiny_text_file, "--split", "train", "--device", "cpu", *SHORT)
     code, printed, words = run(
         "evaluate_model",
         text_folder,
@@ -51,7 +54,8 @@ def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, t
     shutil.copy(tiny_text_file, whole / "test.csv")
     shutil.copy(tiny_text_file, whole / "train.csv")
     code, _, words = run(
-        "evaluate_model", text_folder, "--dataset_name", whole, "--device", "cpu", "--output", tmp_path / "stored.json"
+        *("evaluate_model", text_folder, "--dataset_name", whole, "--device", "cpu", *SHORT),
+        *("--output", tmp_path / "stored.json"),
     )
     assert code == 0, words
     assert json.loads((tmp_path / "stored.json").read_text())["models"][0]["score"] == pytest.approx(row["score"])
@@ -77,19 +81,19 @@ def test_images_are_evaluated_and_the_card_tells(run, image_folder):
         (["--split", "dev"], "invalid choice"),
         (["--streaming", "--required_performance", "0.9"], "not streamed"),
         (["--max_examples", "0", "--streaming"], "no example to evaluate"),
+        (["--max_length", "128", "--streaming"], "at most the tokenizer's `model_max_length` of 64"),
     ],
 )
 def test_bad_evaluations(run, text_folder, tiny_text_file, flags, message):
     flags = flags if "--dataset_name" in flags else [*flags, "--dataset_name", tiny_text_file]
+    flags = flags if "--max_length" in flags else [*flags, *SHORT]
     code, _, words = run("evaluate_model", text_folder, *flags, "--device", "cpu")
     assert code != 0 and message in words
 
 
 def test_labels_that_the_model_does_not_know(run, text_folder, tmp_path):
     (tmp_path / "other.csv").write_text("sentence,label\na film,good\na plot,bad\n")
-    code, _, words = run(
-        "evaluate_model", text_folder, "--dataset_name", tmp_path / "other.csv", "--streaming", "--device", "cpu"
-    )
+    code, _, words = run("evaluate_model", text_folder, "--dataset_name", tmp_path / "other.csv", "--streaming", *SHORT)
     assert code == 1 and "but the data have the label 'good'" in words
 
 

@@ -73,7 +73,7 @@ class AVAEImageProcessor(BaseImageProcessor):
             "pixel_values", (B, C, ...).
 
         Raises:
-            ValueError: An input has another shape, other channels or more pixels than the result.
+            ValueError: An input has another shape, other channels, more pixels than the result, or NaN.
         """
         pixels = [self._process(image) for image in self._list_inputs(images)]
         # a list of arrays is what other processors give without `return_tensors`
@@ -97,6 +97,8 @@ class AVAEImageProcessor(BaseImageProcessor):
         values = self._put_channels_first(values)
         is_whole = not values.is_floating_point() and values.dtype != torch.bool
         values = values.float()
+        if not values.isfinite().all():
+            raise ValueError("an input has values that are not finite (NaN or infinite); clean the data first.")
         if is_whole and self.do_rescale:
             values = values * self.rescale_factor
         is_padded = set(values.shape[1:]) == {self.image_size}

@@ -13,6 +13,9 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_classformer.ClassformerForSequenceClassification",
 }
 
+# an int32, far above any input
+LONGEST = 2**31 - 1
+
 
 @strict
 class ClassformerConfig(RobertaConfig):
@@ -89,6 +92,10 @@ class ClassformerConfig(RobertaConfig):
             )
         if any(isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 for factor in gamma):
             raise ValueError(f"every factor in `{name}` must be an integer >= 1, got {gamma}; 1 drops nothing.")
+        if max(*gamma, eta, 0) > LONGEST:
+            raise ValueError(
+                f"`{name}` and `eta` must not be above {LONGEST}, got {gamma} and {eta}; no input is longer."
+            )
         if eta < 0:
             raise ValueError(f"`eta` counts leading tokens and must be >= 0, got {eta}.")
 

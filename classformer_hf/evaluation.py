@@ -1,6 +1,8 @@
 """Evaluation of saved classifiers, of texts or images and of any architecture, by pipelines over single examples."""
 
 import itertools
+import logging
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from .data import TaskArguments
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
+from .publishing import compare_golden_output, find_load_defects, find_notes
 from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS, find_text_columns
+
+logger = logging.getLogger(__name__)
 
 TEXT, IMAGE = "text-classification", "image-classification"
 AUTO_CLASSES = {TEXT: "AutoModelForSequenceClassification", IMAGE: "AutoModelForImageClassification"}
@@ -43,7 +48,31 @@ def find_pipeline(name: str) -> str:
 
 
 def load_classifier(name: str, kind: str = TEXT) -> Any:
-    """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package."""
+    """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package.
+
+    Of a folder, the files are checked before any code runs, what is odd is said, and a stored output is compared.
+
+    Raises:
+        ValueError: The folder is damaged, or does not load.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if defects := find_load_defects(folder):
+            raise ValueError(f"{name} does not load: {'; '.join(defects)}.")
+        for note in find_notes(folder):
+            logger.warning(f"{name}: {note}.")
+    try:
+        model = _load(name, kind)
+    # what hostile settings break, in as many kinds as there are layers
+    except Exception as error:
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} does not load: {reason}") from error
+    if folder.is_dir():
+        compare_golden_output(model, folder)
+    return model
+
+
+def _load(name: str, kind: str) -> Any:
     config, _ = PreTrainedConfig.get_config_dict(name)
     reference = config.get("auto_map", {}).get(AUTO_CLASSES[kind])
     if reference is not None:
@@ -98,8 +127,14 @@ def stream_examples(
         return path.stem, ((row[column], name_label(row[label_column])) for row in split)
     given = tuple(c for c in (arguments.text_column, arguments.text_pair_column) if c)
     keys = dict(zip(("text", "text_pair"), find_text_columns(split, label_column, given), strict=False))
+
+    def read_text(row: dict, column: str) -> str:
+        if row[column] is None:
+            raise ValueError(f"the split {split_name!r} of {name} has an example without a text in {column!r}.")
+        return row[column]
+
     return path.stem, (
-        ({key: row[column] for key, column in keys.items()}, name_label(row[label_column])) for row in split
+        ({key: read_text(row, column) for key, column in keys.items()}, name_label(row[label_column])) for row in split
     )
 
 
@@ -159,7 +194,10 @@ def evaluate_examples(
         unit="example",
         leave=False,
     )
-    predictions = [ids[(answer[0] if isinstance(answer, list) else answer)["label"]] for answer in answers]
+    best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+    if any(math.isnan(answer["score"]) for answer in best):
+        raise ValueError(f"{name} gives NaN for an example; check its inputs and weights.")
+    predictions = [ids[answer["label"]] for answer in best]
     if not predictions:
         raise ValueError("there is no example to evaluate; check --split and --max_examples.")
     return np.asarray(predictions), np.asarray(references)

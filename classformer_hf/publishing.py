@@ -23,8 +23,9 @@ from huggingface_hub import (
     snapshot_download,
 )
 
-from .elsewhere import compute_output, make_inputs, run_elsewhere
+from .elsewhere import OUR_PACKAGES, compute_output, make_inputs, run_elsewhere
 
+TRAVELLING = ("configuration_", "modeling_", "layers_", "pose_search_", "image_processing_")
 GOLDEN = "golden_output.safetensors"
 # in half precision other kernels round otherwise
 TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
@@ -79,6 +80,34 @@ def write_golden_output(model: Any, folder: Path):
     safetensors.torch.save_file({**tensors, "output": compute_output(model, inputs)}, folder / GOLDEN)
 
 
+def compare_golden_output(model: Any, folder: Path) -> float | None:
+    """Give the largest difference from the stored output, relative to its largest value; `None` if none is stored.
+
+    Raises:
+        ValueError: It is above what rounding explains, so that weights or code are not those that were saved.
+    """
+    if not (folder / GOLDEN).is_file():
+        return None
+    stored = safetensors.torch.load_file(folder / GOLDEN)
+    inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name != "output"}
+    difference = ((compute_output(model, inputs) - stored["output"]).abs().max() / stored["output"].abs().max()).item()
+    check_difference(difference, str(model.dtype).removeprefix("torch."), folder.name)
+    return difference
+
+
+def check_difference(difference: float, dtype: str, name: str):
+    """Refuse a difference from a stored output that rounding does not explain.
+
+    Raises:
+        ValueError: Says so.
+    """
+    if not difference <= TOLERANCES.get(dtype, HALF_TOLERANCE):
+        raise ValueError(
+            f"{name} gives another output than was stored with it, by {difference:.1e} of its largest value: weights "
+            f"or code have changed since it was saved. If that is meant, delete {GOLDEN}."
+        )
+
+
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
     """Give the files that belong on the Hub, and those that are left out: pickles and what a training leaves."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -86,8 +115,8 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in left_out], left_out
 
 
-def find_defects(folder: Path, names: list[str]) -> list[str]:
-    """Name what is wrong with the files of a folder, without running any of its code."""
+def find_load_defects(folder: Path) -> list[str]:
+    """Name why a folder would not load, or would not load what it seems to, without running any of its code."""
     try:
         config = json.loads((folder / "config.json").read_text())
         config["model_type"]
@@ -95,7 +124,12 @@ def find_defects(folder: Path, names: list[str]) -> list[str]:
         return ["it has no config.json, so it is no saved model"]
     except (ValueError, TypeError, KeyError) as error:
         return [f"its config.json cannot be read ({type(error).__name__}: {error}); save the model again"]
-    defects = _find_code_defects(folder, config) + _find_weight_defects(folder, names)
+    return _find_code_defects(folder, config) + _find_weight_defects(folder)
+
+
+def find_leaks(folder: Path, names: list[str]) -> list[str]:
+    """Name what must not be published: tokens, keys, paths of this machine; and a damaged card."""
+    defects = []
     for name in names:
         if name.endswith(".safetensors"):
             continue
@@ -113,10 +147,33 @@ def find_defects(folder: Path, names: list[str]) -> list[str]:
     return defects
 
 
+def find_notes(folder: Path) -> list[str]:
+    """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the package's."""
+    notes = []
+    pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES)]
+    if pickles:
+        notes.append(f"{', '.join(pickles)}: not opened, because a pickle can run code")
+    different = []
+    for package in OUR_PACKAGES:
+        for path in sorted(Path(__file__).parent.parent.joinpath(package).glob("*.py")):
+            copy = folder / path.name
+            if path.stem.startswith(TRAVELLING) and copy.is_file() and copy.read_bytes() != path.read_bytes():
+                different.append(path.name)
+    if different:
+        notes.append(f"{', '.join(different)}: not the code of the installed package; read it before you run it")
+    return notes
+
+
 def _find_code_defects(folder: Path, config: dict) -> list[str]:
     defects = []
-    for auto_class, reference in (config.get("auto_map") or {}).items():
-        module, _, name = str(reference).rpartition(".")
+    auto_map = config.get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        return [f"auto_map of config.json must be a mapping, got {auto_map}"]
+    for auto_class, reference in auto_map.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", str(reference)):
+            defects.append(f"auto_map names {reference} for {auto_class}, which is not file.Class of this folder")
+            continue
+        module, _, name = reference.rpartition(".")
         path = folder / f"{module}.py"
         if not path.is_file():
             defects.append(f"auto_map names {reference} for {auto_class}, but there is no {path.name}")
@@ -134,14 +191,17 @@ def _find_code_defects(folder: Path, config: dict) -> list[str]:
     return defects
 
 
-def _find_weight_defects(folder: Path, names: list[str]) -> list[str]:
-    weights = [name for name in names if name.endswith(".safetensors") and name != GOLDEN]
+def _find_weight_defects(folder: Path) -> list[str]:
+    weights = [path.name for path in sorted(folder.glob("*.safetensors")) if path.name != GOLDEN]
     if not weights:
         return ["it has no weights in safetensors; save it with save_pretrained"]
     defects = []
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return [f"{index.name} cannot be read; save the model again"]
         defects += [f"{index.name} names {name}, which is missing" for name in sorted(shards - set(weights))]
     for name in weights:
         try:
@@ -171,7 +231,7 @@ def verify_folder(folder: Path, names: list[str] | None = None) -> Verification:
     Raises:
         ValueError: Says all that is wrong.
     """
-    defects = find_defects(folder, names or list_files(folder)[0])
+    defects = find_load_defects(folder) + find_leaks(folder, names or list_files(folder)[0])
     if defects:
         raise ValueError(f"{folder.name} is not fit for the Hub: {'; '.join(defects)}.")
     golden = folder / GOLDEN
@@ -184,12 +244,8 @@ def verify_folder(folder: Path, names: list[str] | None = None) -> Verification:
             raise ValueError(f"{folder.name} does not load or run without this project: {error}") from error
         if stored is None:
             shutil.copy(output, golden)
-    tolerance = TOLERANCES.get(found["dtype"], HALF_TOLERANCE)
-    if found["difference"] is not None and not found["difference"] <= tolerance:
-        raise ValueError(
-            f"{folder.name} gives another output than was stored with it, by {found['difference']:.1e} of its largest "
-            f"value: weights or code have changed since it was saved. If that is meant, delete {GOLDEN}."
-        )
+    if found["difference"] is not None:
+        check_difference(found["difference"], found["dtype"], folder.name)
     config = json.loads((folder / "config.json").read_text())
     missing = sorted(set(found["auto_map"].items()) - set((config.get("auto_map") or {}).items()))
     if missing:
@@ -329,7 +385,9 @@ __all__ = [
     "Verification",
     "add_results",
     "complete_card",
-    "find_defects",
+    "find_leaks",
+    "find_load_defects",
+    "find_notes",
     "list_files",
     "push_folder",
     "read_back",

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.publishing import (
     complete_card,
+    find_notes,
     list_files,
     push_folder,
     read_back,
@@ -101,6 +102,8 @@ def main():
             complete_card(
                 staged, arguments.repo_id.rpartition("/")[2], license=arguments.license, base_model=arguments.base_model
             )
+        for note in find_notes(folder):
+            print(f"note: {note}")
         print(f"verified: {verify_folder(staged)}")
         print_files(folder, staged)
         if not arguments.dry_run:

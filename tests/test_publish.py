@@ -20,7 +20,8 @@ from avae_hf import AVAEConfig, AVAEModel
 from classformer_hf.publishing import (
     GOLDEN,
     complete_card,
-    find_defects,
+    find_leaks,
+    find_load_defects,
     list_files,
     verify_folder,
     write_golden_output,
@@ -103,7 +104,7 @@ DEFECTS = {
     "imported file missing": (remove("configuration_classformer.py"), "there is no configuration_classformer.py"),
     "class missing": (change_config(auto_map={"AutoModel": "modeling_classformer.Nothing"}), "defines no Nothing"),
     "code is no Python": (write("modeling_classformer.py", "class"), "is no Python"),
-    "path outside": (change_config(auto_map={"AutoModel": "..evil.Model"}), "there is no "),
+    "path outside": (change_config(auto_map={"AutoModel": "../evil.Model"}), "not file.Class of this folder"),
     "weights missing": (remove("model.safetensors"), "no weights in safetensors"),
     "weights are a pickle": (use_pickle, "no weights in safetensors"),
     "weights truncated": (truncate_weights, "model.safetensors is damaged"),
@@ -125,7 +126,7 @@ DEFECTS = {
 @pytest.mark.parametrize("change, message", DEFECTS.values(), ids=DEFECTS.keys())
 def test_defects_are_named_without_running_code(folder, change, message):
     change(folder)
-    found = find_defects(folder, list_files(folder)[0])
+    found = find_load_defects(folder) + find_leaks(folder, list_files(folder)[0])
     if message is None:
         assert found == []
     else:
@@ -135,7 +136,7 @@ def test_defects_are_named_without_running_code(folder, change, message):
 def test_addresses_and_vocabularies_are_no_paths(folder):
     (folder / "README.md").write_text("see https://host/home/page and path/to/data, a/tmp/b, <https://x.org/data/y>")
     (folder / "vocab.txt").write_text("/home/somebody\n/tmp/x\n")
-    assert find_defects(folder, list_files(folder)[0]) == []
+    assert find_leaks(folder, list_files(folder)[0]) == []
 
 
 def test_pickles_and_leavings_stay_here(finished):

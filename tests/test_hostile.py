@@ -1,0 +1,172 @@
+"""Folders and data from strangers: each gets one clear sentence or a documented behaviour, and nothing of theirs runs.
+
+What publishing refuses besides is in test_publish.py.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from avae_hf import AVAEConfig, AVAEImageProcessor, AVAEModel
+from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.publishing import write_golden_output
+from tests.test_publish import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
+
+TINY_DATA = "sentence,label\na dull film,negative\na warm film,positive\n"
+
+
+@pytest.fixture
+def folder(tiny_classifier_folder, tmp_path):
+    folder = shutil.copytree(tiny_classifier_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "negative", "1": "positive", "2": "other"}}
+    config |= {"label2id": {"negative": 0, "positive": 1, "other": 2}}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_golden_output(ClassformerForSequenceClassification.from_pretrained(folder), folder)
+    return folder
+
+
+@pytest.fixture
+def evaluate(run, folder, tmp_path):
+    """Evaluate the folder on a few texts, streamed; gives the exit code, what was printed and the last words."""
+
+    def call(data=TINY_DATA, *flags):
+        path = tmp_path / "data.csv"
+        path.write_text(data)
+        flags = ("--dataset_name", path, "--streaming", "--max_length", 64, "--device", "cpu", *flags)
+        return run("evaluate_model", folder, *flags)
+
+    return call
+
+
+def flip_bit(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    # the exponent of a number in the middle of the file
+    content[len(content) // 2 | 3] ^= 0x40
+    path.write_bytes(bytes(content))
+
+
+def shrink(name):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name] = tensors[name][..., :-1].contiguous()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def plant(folder):
+    """A module outside the folder that would leave a trace."""
+    (folder.parent / "evil.py").write_text(f"open({str(folder.parent / 'trace')!r}, 'w')\nclass Model: pass\n")
+    change_config(auto_map={"AutoModelForSequenceClassification": "../evil.Model"})(folder)
+
+
+def index_outside(folder):
+    shutil.move(folder / "model.safetensors", folder.parent / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"classifier.dense.bias": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+FOLDERS = {
+    "truncated weights": (truncate_weights, "model.safetensors is damaged"),
+    "scrambled header": (scramble_header, "model.safetensors is damaged"),
+    "flipped bit": (flip_bit, "is not finite|gives another output than was stored"),
+    "NaN in the weights": (spoil_weights, "classifier.dense.bias is not finite"),
+    "weights are text": (write("model.safetensors", "hello"), "model.safetensors is damaged"),
+    "empty weights": (write("model.safetensors", ""), "model.safetensors is damaged"),
+    "no weights": (remove("model.safetensors"), "no weights in safetensors"),
+    "weights of another shape": (shrink("classifier.dense.weight"), "does not load"),
+    "index is no JSON": (write("model.safetensors.index.json", "{"), "index.json cannot be read"),
+    "index is a list": (write("model.safetensors.index.json", "[]"), "index.json cannot be read"),
+    "index points outside": (index_outside, "no weights in safetensors"),
+    "config is no JSON": (write("config.json", "{"), "does not load|neither a model folder"),
+    "gamma is a word": (change_config(gamma="two"), "does not load: .*gamma"),
+    "gamma is negative": (change_config(gamma=[1, -2, 1]), "does not load: .*gamma"),
+    "gamma is huge": (change_config(gamma=[1, 10**30, 1]), "no input is longer"),
+    "eta is a list": (change_config(eta=[1]), "does not load: .*eta"),
+    "layers are a fraction": (change_config(num_hidden_layers=2.5), "does not load"),
+    "layers are negative": (change_config(num_hidden_layers=-3), "does not load"),
+    "huge width": (change_config(hidden_size=10**13), "does not load"),
+    "heads do not divide": (change_config(num_attention_heads=5), "does not load"),
+    "vocabulary is zero": (change_config(vocab_size=0), "does not load"),
+    "labels are a number": (change_config(id2label=3), "does not load"),
+    "code outside the folder": (plant, "not file.Class of this folder"),
+    "auto_map is a list": (change_config(auto_map=["x"]), "auto_map of config.json must be a mapping"),
+    "code is missing": (remove("modeling_classformer.py"), "there is no modeling_classformer.py"),
+    "code is no Python": (write("modeling_classformer.py", "class"), "is no Python"),
+    "no tokenizer": (remove("tokenizer_config.json"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("change, message", FOLDERS.values(), ids=FOLDERS.keys())
+def test_hostile_folder(evaluate, folder, change, message):
+    import re
+
+    change(folder)
+    code, _, words = evaluate()
+    assert code == 1 and re.search(message, words), words
+    assert words.count("\n") <= 1, words
+    assert not (folder.parent / "trace").exists(), "code from outside the folder ran"
+
+
+def test_unknown_settings_are_kept_and_do_nothing(evaluate, folder):
+    change_config(somebodys_note={"a": 1})(folder)
+    assert evaluate()[0] == 0
+
+
+def test_pickle_is_not_opened_and_code_that_differs_is_named(evaluate, folder, caplog):
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    code_file = folder / "modeling_classformer.py"
+    code_file.write_text(code_file.read_text() + "\n# changed\n")
+    assert evaluate()[0] == 0
+    assert "pytorch_model.bin: not opened, because a pickle can run code" in caplog.text
+    assert "modeling_classformer.py: not the code of the installed package" in caplog.text
+
+
+DATA = {
+    "missing label": ("sentence,label\na film,\na plot,positive\n", "example without a label|label"),
+    "unknown label": ("sentence,label\na film,strange\n", "the data have the label 'strange'"),
+    "missing text": ("sentence,label\n,positive\n", "example without a text in 'sentence'"),
+    "no label column": ("sentence,other\na film,1\n", "label"),
+    "no text column": ("label,number\npositive,3\n", "text"),
+    "no rows": ("sentence,label\n", "cannot stream|no example"),
+    "empty file": ("", "cannot stream"),
+    "rows of other lengths": ("sentence,label\na,b,c,d\n", "cannot|could not|label|parse"),
+}
+
+
+@pytest.mark.parametrize("data, message", DATA.values(), ids=DATA.keys())
+def test_hostile_data(evaluate, data, message):
+    import re
+
+    code, _, words = evaluate(data)
+    assert code == 1 and re.search(message, words), words
+    assert "Traceback" not in words
+
+
+def test_texts_without_and_with_too_many_words_are_classified(run, folder, tmp_path):
+    rows = [{"sentence": "", "label": "negative"}, {"sentence": "word " * 100_000, "label": "positive"}]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    code, printed, words = run(
+        *("evaluate_model", folder, "--dataset_name", path, "--streaming", "--max_length", 64, "--device", "cpu")
+    )
+    assert code == 0, words
+    assert "2 examples" in printed
+
+
+def test_pixels_that_are_no_numbers():
+    pixels = np.full((16, 16), np.nan, dtype=np.float32)
+    with pytest.raises(ValueError, match="values that are not finite"):
+        AVAEImageProcessor(image_size=16)(torch.from_numpy(pixels), return_tensors="pt")
+    # past the processor: NaN in, NaN out, and the neighbour in the batch is as without it
+    model = AVAEModel(AVAEConfig(image_size=16, encoder_channels=[4] * 4, decoder_channels=[4] * 3)).eval()
+    whole = torch.rand(1, 1, 16, 16)
+    output = model(torch.cat([torch.from_numpy(pixels)[None, None], whole]))
+    assert output.reconstruction[0].isnan().all()
+    torch.testing.assert_close(output.reconstruction[1:], model(whole).reconstruction, rtol=1e-4, atol=1e-5)

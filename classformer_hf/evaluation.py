@@ -116,6 +116,13 @@ def stream_examples(
     label_column = find_label_column(split, arguments.label_column)
     label = split.features[label_column]
 
+    def read() -> Iterator[dict[str, Any]]:
+        try:
+            yield from split
+        except Exception as error:  # of parsers and decoders
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"cannot read an example of the split {split_name!r} of {name}: {reason}") from error
+
     def name_label(value: Any) -> str:
         if value is None or value == -1:
             raise ValueError(f"the split {split_name!r} of {name} has an example without a label.")
@@ -124,7 +131,7 @@ def stream_examples(
     images = [column for column, feature in split.features.items() if isinstance(feature, Image)]
     if images:
         column = image_column or images[0]
-        return path.stem, ((row[column], name_label(row[label_column])) for row in split)
+        return path.stem, ((row[column], name_label(row[label_column])) for row in read())
     given = tuple(c for c in (arguments.text_column, arguments.text_pair_column) if c)
     keys = dict(zip(("text", "text_pair"), find_text_columns(split, label_column, given), strict=False))
 
@@ -134,7 +141,7 @@ def stream_examples(
         return row[column]
 
     return path.stem, (
-        ({key: read_text(row, column) for key, column in keys.items()}, name_label(row[label_column])) for row in split
+        ({key: read_text(row, column) for key, column in keys.items()}, name_label(row[label_column])) for row in read()
     )
 
 

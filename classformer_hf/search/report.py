@@ -174,22 +174,36 @@ def _has_same_weights(folder: Path, other: Path) -> bool:
 
 def write_card(data: dict[str, Any], folder: Path):
     """Render the model card from the content of `search.json`."""
+    measured = {"dataset_type": data["dataset"], "dataset_name": data["dataset"], "dataset_split": "validation"}
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            metric_type=data["metric_name"],
+            metric_value=round(data["score"], 4),
+            **measured,
+        )
+    ]
+    hardware = data["hardware"] or {}
+    for quantile in ("p50", "p90"):
+        milliseconds = data[f"latency_{quantile}_milliseconds"]
+        if milliseconds is not None and hardware:
+            where = f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} thread(s)"
+            results.append(
+                EvalResult(
+                    task_type="text-classification",
+                    metric_type=f"latency_{quantile}_milliseconds",
+                    metric_name=f"latency {quantile}, ms, batch 1, on {where}",
+                    metric_value=round(milliseconds, 3),
+                    **measured,
+                )
+            )
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["classformer", "sequence-length-reduction", "text-classification"],
         base_model=data["base_model"],
         model_name=folder.name.removesuffix(".partial"),
-        eval_results=[
-            EvalResult(
-                task_type="text-classification",
-                dataset_type=data["dataset"],
-                dataset_name=data["dataset"],
-                dataset_split="validation",
-                metric_type=data["metric_name"],
-                metric_value=round(data["score"], 4),
-            )
-        ],
+        eval_results=results,
     )
     card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data)
     card.save(folder / "README.md")

@@ -16,13 +16,14 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import EvalResult
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.publishing import write_golden_output
+from classformer_hf.publishing import add_results, write_golden_output
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
 
@@ -90,6 +91,15 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
         model.save_pretrained(folder)
         write_golden_output(model, folder)
         tokenizer.save_pretrained(folder)
+        result = EvalResult(
+            task_type="text-classification",
+            dataset_type=task.name,
+            dataset_name=task.name,
+            dataset_split="validation",
+            metric_type=task.metric_name,
+            metric_value=round(tuned.score, 4),
+        )
+        add_results(folder, [result])
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return row

@@ -118,7 +118,7 @@ DEFECTS = {
     "token in code": (append("modeling_classformer.py", "# ghp_" + "a1B2" * 9), "looks like a token"),
     "path of a home": (append("config.json", " " * 3 + "\n"), None),
     "home in settings": (write("settings.json", f'{{"data": "{SOMEBODY}/data"}}'), f"the path {SOMEBODY}"),
-    "folder on a disk": (change_config(data="/mnt/disk7/x"), "config.json holds the path /mnt/disk7"),
+    "folder on a disk": (change_config(data="/scratch/disk7/x"), "config.json holds the path /scratch/disk7"),
     "windows folder": (write("search.json", '"C:\\\\Users\\\\somebody"'), "search.json holds the path C:"),
     "broken card": (write("README.md", "---\nlicense: [\n---\n"), "README.md has unreadable metadata"),
     "broken model-index": (write("README.md", "---\nmodel-index: 3\n---\n"), "README.md has unreadable metadata"),

@@ -498,16 +498,19 @@ def pose_table(record: dict) -> str:
 
 def control_table(record: dict) -> str:
     """An affine autoencoder trained with the direct search beside its twin with the fast one."""
-    rows = []
+    rows, orders = [], {}
+    if all("orientations" in row for row in record["rows"]):
+        orders = {"1": "doubled_concentration", "6": "concentration", "9": "concentration"}
     for name in dict.fromkeys(row["variant"] for row in record["rows"]):
-        last = [list(row["orientations"].values())[-1] for row in record["rows"] if row["variant"] == name]
         cells = []
-        for digit, order in (("1", "doubled_concentration"), ("6", "concentration"), ("9", "concentration")):
+        for digit, order in orders.items():
+            last = [list(row["orientations"].values())[-1] for row in record["rows"] if row["variant"] == name]
             cells.append(mean_and_each([found[digit][order] for found in last]))
         errors = values_of(record["rows"], name, "test", "squared_error")
         times = values_of(record["rows"], name, "cpu_seconds")
         rows.append([name, mean_and_each(errors), *cells, f"{sum(times) / len(times):,.0f}"])
-    header = ["search in training", "squared error", '"1", doubled angle', '"6"', '"9"', "processor seconds"]
+    titles = [f'"{digit}"{", doubled angle" if "doubled" in order else ""}' for digit, order in orders.items()]
+    header = ["search in training", "squared error", *titles, "processor seconds"]
     return table(header, rows) + "\n" + avae_note(record)
 
 

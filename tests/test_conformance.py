@@ -266,3 +266,54 @@ def test_inputs_are_not_changed(built, contract):
     output_of(model, contract, inputs)
     for name, values in inputs.items():
         assert torch.equal(values, before[name]), name
+
+
+@each(CONTRACTS)
+def test_runs_with_its_weights_on_disk(built, contract, tmp_path):
+    model, inputs = built
+    model.save_pretrained(tmp_path / "model")
+    again = type(model).from_pretrained(tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "disk")
+    assert next(again.parameters()).device.type == "meta"
+    torch.testing.assert_close(output_of(again, contract, inputs), output_of(model, contract, inputs))
+
+
+@each([contract for contract in CONTRACTS if contract.name.endswith("classifier")])
+def test_head_of_another_size_is_refused_or_new(built, contract, tmp_path):
+    model, inputs = built
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch|mismatched"):
+        type(model).from_pretrained(tmp_path, num_labels=42)
+    again = type(model).from_pretrained(tmp_path, num_labels=42, ignore_mismatched_sizes=True)
+    assert output_of(again, contract, inputs).shape[-1] == 42
+
+
+@each([contract for contract in CONTRACTS if contract.has_hidden_states])
+def test_hidden_states_and_attentions_are_part_of_the_graph(built, contract):
+    model, inputs = built
+    options = {"output_hidden_states": True}
+    if contract in TEXT:
+        model.set_attn_implementation("eager")
+        options["output_attentions"] = True
+    output = model(**inputs, **options)
+    kept = [output.hidden_states[0], *(output["attentions"][:1] if "attentions" in output else [])]
+    for value in kept:
+        value.retain_grad()
+    output[0].flatten()[0].backward()
+    assert all(value.grad is not None for value in kept)
+
+
+@pytest.mark.parametrize(
+    "problem_type, num_labels",
+    [("regression", 1), ("single_label_classification", 3), ("multi_label_classification", 3)],
+)
+def test_every_problem_type_has_a_loss(tiny_settings, problem_type, num_labels):
+    (contract,) = [contract for contract in CONTRACTS if contract.name == "classformer_classifier"]
+    model = contract.build({**tiny_settings, "num_labels": num_labels, "problem_type": problem_type})
+    labels = {
+        "regression": torch.rand(4),
+        "single_label_classification": torch.randint(0, 3, (4,)),
+        "multi_label_classification": torch.randint(0, 2, (4, 3)).float(),
+    }
+    loss = model(**contract.make_inputs(model), labels=labels[problem_type]).loss
+    loss.backward()
+    assert loss.ndim == 0 and loss.isfinite()

@@ -378,16 +378,19 @@ def draw_curves(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(curves), figsize=(4.4 * len(curves), 3.4), squeeze=False)
+    names = list(dict.fromkeys(name for named in curves.values() for name in named))
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.4 * len(curves), 3.8), squeeze=False)
+    lines = {}
     for axis, (title, named) in zip(axes[0], curves.items(), strict=True):
         for name, points in named.items():
             xs, ys = zip(*points, strict=True)
-            axis.plot(xs, ys, marker=marker, markersize=3, label=name)
+            # a model has one colour in all panels
+            (lines[name],) = axis.plot(xs, ys, marker=marker, markersize=3, color=f"C{names.index(name)}")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(labels[0]), axis.set_ylabel(labels[1])
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05 + 0.045 * math.ceil(len(names) / 3), 1, 1))
+    figure.legend(lines.values(), lines, loc="lower center", ncols=min(3, len(names)), fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

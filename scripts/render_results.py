@@ -523,13 +523,18 @@ def disentanglement_table(record: dict) -> str:
         for kind in ("latent_probe", "latent_information", "alpha_probe", "alpha_information"):
             values = [row["disentanglement"][kind] for row in of if kind in row["disentanglement"]]
             cells.append(mean_and_each(values) if values else "")
+        last = [list(row["orientations"].values())[-1] for row in of if "orientations" in row]
+        orders = {"1": "doubled_concentration", "6": "concentration", "9": "concentration"}
+        means = [sum(found[digit][order] for found in last) / len(last) for digit, order in orders.items() if last]
+        cells.append(" / ".join(f"{mean:.2f}" for mean in means))
         cells.append(mean_and_each([row["consistency"] for row in of], 3) if "consistency" in of[0] else "")
         likelihoods = [row["log_likelihood"] for row in of if "log_likelihood" in row]
         mean = mean_and_each([one["mean"] for one in likelihoods], 1) if likelihoods else ""
         cells.append(f"{mean} +- {likelihoods[0]['standard_error']:.1f}" if likelihoods else "")
         rows.append([name, *cells])
     header = ["model", "angle from latent, R^2", "information, nats", "angle from alpha, R^2", "information, nats"]
-    return table([*header, "align(turned) against align", "log p(x), nats"], rows) + "\n" + avae_note(record)
+    header += ["concentration of 1 (doubled) / 6 / 9", "align(turned) against align", "log p(x), nats"]
+    return table(header, rows) + "\n" + avae_note(record)
 
 
 def search_speed_table(records: list) -> str:

@@ -386,6 +386,9 @@ def draw_curves(
             xs, ys = zip(*points, strict=True)
             # a model has one colour in all panels
             (lines[name],) = axis.plot(xs, ys, marker=marker, markersize=3, color=f"C{names.index(name)}")
+        values = [y for points in named.values() for _, y in points]
+        if 0 < 8 * min(values) < max(values):
+            axis.set_yscale("log")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(labels[0]), axis.set_ylabel(labels[1])
         axis.grid(alpha=0.3)

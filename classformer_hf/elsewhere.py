@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+TIMEOUT_SECONDS = 3600
 OUR_PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
 
 
@@ -32,11 +33,12 @@ def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
         RuntimeError: The folder does not load or does not run there.
     """
     with tempfile.TemporaryDirectory() as caches, tempfile.TemporaryDirectory() as empty:
-        # variables such as HF_HUB_CACHE or PYTHONPATH would lead back home
+        # variables such as HF_HUB_CACHE or PYTHONPATH would lead back home, and secrets are no business of the folder's
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_")) and name != "PYTHONPATH"
+            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHON"))
+            and not any(word in name for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY"))
         }
         environment |= {"HF_HOME": caches, "HF_MODULES_CACHE": str(Path(caches, "modules")), "HF_HUB_OFFLINE": "1"}
         answer = Path(caches, "answer.json")
@@ -48,6 +50,7 @@ def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
             cwd=empty,
             env=environment,
             capture_output=True,
+            timeout=TIMEOUT_SECONDS,
         )
         if not answer.is_file():
             last_words = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
@@ -137,7 +140,21 @@ def compute_output(model: Any, inputs: dict[str, Any]) -> Any:
     with torch.no_grad():
         output = model.eval()(**moved)[0]
     model.train(was_training)
+    # of a backbone the feature maps are a tuple
+    while isinstance(output, (tuple, list)):
+        output = output[-1]
     return output.float().cpu().contiguous()
+
+
+def compare_output(output: Any, stored: Any) -> float:
+    """Give the largest difference of an output from a stored one, relative to the stored one's largest value.
+
+    Raises:
+        ValueError: They have different shapes.
+    """
+    if output.shape != stored.shape:
+        raise ValueError(f"the output has the shape {tuple(output.shape)}, the stored one {tuple(stored.shape)}")
+    return ((output - stored).abs().max() / stored.abs().max().clamp_min(1e-6)).item()
 
 
 def verify(task: dict) -> dict:
@@ -160,8 +177,15 @@ def verify(task: dict) -> dict:
     architecture = (config.architectures or ["AutoModel"])[0]
     auto_map = getattr(config, "auto_map", {})
     names = [name for name, path in auto_map.items() if path.rpartition(".")[2] == architecture]
-    loader = getattr(transformers, names[0] if names else architecture)
-    model, info = loader.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    if "AutoBackbone" in names:
+        # transformers 5.23 asks the Hub whether it has AutoBackbone's argument, so that no folder opens
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        loader: Any = get_class_from_dynamic_module(auto_map["AutoBackbone"], folder)
+        model, info = loader.from_pretrained(folder, output_loading_info=True)
+    else:
+        loader = getattr(transformers, names[0] if names else architecture)
+        model, info = loader.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise ValueError(f"the weights do not fit the code: {problems}")
@@ -169,7 +193,7 @@ def verify(task: dict) -> dict:
     if not output.isfinite().all():
         raise ValueError("the output is not finite")
     if "output" in stored:
-        difference = ((output - stored["output"]).abs().max() / stored["output"].abs().max()).item()
+        difference = compare_output(output, stored["output"])
     tensors = {f"inputs.{name}": value for name, value in inputs.items()}
     safetensors.torch.save_file({**tensors, "output": output}, task["output"])
     opened = []

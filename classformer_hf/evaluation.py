@@ -9,76 +9,102 @@ from typing import Any
 
 import evaluate
 import numpy as np
+import torch
 import transformers
 from datasets import ClassLabel, Image, load_dataset
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from scipy.stats import binomtest
 from tqdm import tqdm
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .data import TaskArguments
+from .folders import check_golden_output, find_load_defects, find_notes
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
-from .publishing import compare_golden_output, find_load_defects, find_notes
 from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS, find_text_columns
 
 logger = logging.getLogger(__name__)
 
 TEXT, IMAGE = "text-classification", "image-classification"
 AUTO_CLASSES = {TEXT: "AutoModelForSequenceClassification", IMAGE: "AutoModelForImageClassification"}
+DOWNLOADED = ("*.json", "*.safetensors", "*.py", "*.txt", "*.model", "*.jinja")
 PROCESSORS = {TEXT: ("tokenizer", "AutoTokenizer"), IMAGE: ("image_processor", "AutoImageProcessor")}
 
 
-def find_pipeline(name: str) -> str:
+def resolve_folder(name: str, revision: str | None = None) -> Path:
+    """Give the local folder of a model; of one on the Hub its files are downloaded, code and safetensors only.
+
+    What a folder holds is checked before any of its code runs, and what is odd is said.
+
+    Args:
+        name: Folder or name on the Hub.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: There is no such model, or it would not load.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+        except (RepositoryNotFoundError, GatedRepoError) as error:
+            raise ValueError(
+                f"there is no folder {name}, and on the Hub no such model, or it is private: for that run `hf auth "
+                "login`, or set HF_TOKEN."
+            ) from error
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{name} is neither a folder nor a model on a Hub that can be reached: {reason}"
+            ) from error
+    if defects := find_load_defects(folder):
+        raise ValueError(f"{name} does not load: {'; '.join(defects)}.")
+    for note in find_notes(folder):
+        logger.warning(f"{name}: {note}.")
+    return folder
+
+
+def find_pipeline(folder: Path) -> str:
     """Say which pipeline a saved classifier is for.
 
     Raises:
-        ValueError: It is no classifier of texts or images, or there is no such model.
+        ValueError: It is no classifier of texts or images.
     """
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{name} is no saved model: it has no config.json; train one first.")
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name)
-    except OSError as error:
-        raise ValueError(f"{name} is neither a model folder nor a model on a Hub that can be reached.") from error
+    config, _ = PreTrainedConfig.get_config_dict(folder)
     architecture = (config.get("architectures") or ["nothing"])[0]
     for kind, auto_class in AUTO_CLASSES.items():
         if architecture.endswith(auto_class.removeprefix("AutoModel")):
             return kind
-    raise ValueError(f"{name} is no classifier of texts or images: its architecture is {architecture}.")
+    raise ValueError(f"{folder} is no classifier of texts or images: its architecture is {architecture}.")
 
 
-def load_classifier(name: str, kind: str = TEXT) -> Any:
+def load_classifier(folder: Path, kind: str = TEXT) -> Any:
     """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package.
 
-    Of a folder, the files are checked before any code runs, what is odd is said, and a stored output is compared.
+    A stored output is compared.
+
+    Args:
+        folder: What [`resolve_folder`] gives.
+        kind: What [`find_pipeline`] says.
 
     Raises:
-        ValueError: The folder is damaged, or does not load.
+        ValueError: It does not load, or gives another output than was stored with it.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        if defects := find_load_defects(folder):
-            raise ValueError(f"{name} does not load: {'; '.join(defects)}.")
-        for note in find_notes(folder):
-            logger.warning(f"{name}: {note}.")
     try:
-        model = _load(name, kind)
+        config, _ = PreTrainedConfig.get_config_dict(folder)
+        reference = config.get("auto_map", {}).get(AUTO_CLASSES[kind])
+        model_class: Any = getattr(transformers, AUTO_CLASSES[kind])
+        if reference is not None:
+            model_class = get_class_from_dynamic_module(reference, str(folder))
+        model = model_class.from_pretrained(folder)
     # what hostile settings break, in as many kinds as there are layers
     except Exception as error:
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name} does not load: {reason}") from error
-    if folder.is_dir():
-        compare_golden_output(model, folder)
+        raise ValueError(f"{folder} does not load: {reason}") from error
+    check_golden_output(model, folder)
     return model
-
-
-def _load(name: str, kind: str) -> Any:
-    config, _ = PreTrainedConfig.get_config_dict(name)
-    reference = config.get("auto_map", {}).get(AUTO_CLASSES[kind])
-    if reference is not None:
-        model_class: Any = get_class_from_dynamic_module(reference, name)
-        return model_class.from_pretrained(name)
-    return getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(name)
 
 
 def stream_examples(
@@ -88,7 +114,7 @@ def stream_examples(
 
     Args:
         arguments: What to read; of their settings the names of data set and columns count.
-        split_name: As the data set calls it. One file has only one, whatever it is called.
+        split_name: As the data set calls it; of a GLUE task "test" is its validation split.
         image_column: Of the image, in a data set of images; inferred if not given.
 
     Returns:
@@ -101,9 +127,15 @@ def stream_examples(
     path, files = Path(name), None
     source: list[Any]
     if name in GLUE_TASKS:
+        # the labels of its test split are not public, so that the validation split takes its place
+        if split_name == "validation":
+            raise ValueError(f"the validation split of {name} is the test split here; name that one.")
+        split_name = {"test": "validation_matched" if name == "mnli" else "validation"}.get(split_name, split_name)
         source = [GLUE_REPOSITORY, name]
     elif path.suffix in BUILDERS:
-        source, split_name, files = [BUILDERS[path.suffix]], "train", name
+        if split_name != "train":
+            raise ValueError(f"one file is a train split: stream {path.name} with --split train.")
+        source, files = [BUILDERS[path.suffix]], name
     else:
         source = [name, arguments.dataset_config_name]
     try:
@@ -146,7 +178,7 @@ def stream_examples(
 
 
 def evaluate_examples(
-    name: str,
+    folder: Path,
     kind: str,
     examples: Iterable[tuple[Any, str]],
     batch_size: int = 32,
@@ -157,7 +189,7 @@ def evaluate_examples(
     """Run a saved classifier's pipeline over examples.
 
     Args:
-        name: Folder or name on the Hub.
+        folder: What [`resolve_folder`] gives.
         kind: What [`find_pipeline`] says.
         examples: Pairs of the pipeline's input and the name of its label.
         batch_size: Examples at a time.
@@ -171,10 +203,10 @@ def evaluate_examples(
     Raises:
         ValueError: There is no example, or one has a label that the model does not know.
     """
-    model = load_classifier(name, kind)
+    model = load_classifier(folder, kind)
     ids = {label: int(index) for index, label in model.config.id2label.items()}
     part, auto_class = PROCESSORS[kind]
-    processor = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
+    processor = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
     classify = transformers.pipeline(kind, model=model, device=device, **{part: processor})  # type: ignore[call-overload]
     options: dict[str, Any] = {}
     if kind == TEXT:
@@ -191,23 +223,45 @@ def evaluate_examples(
             # a model that was saved without names numbers its labels
             known = label if label in ids else f"LABEL_{label}"
             if known not in ids:
-                raise ValueError(f"{name} predicts {list(ids)}, but the data have the label {label!r}.")
+                raise ValueError(f"{folder} predicts {list(ids)}, but the data have the label {label!r}.")
             references.append(ids[known])
             yield example
 
     answers = tqdm(
         classify(inputs(), batch_size=batch_size, top_k=1, **options),
-        desc=Path(name).name,
+        desc=folder.name,
         unit="example",
         leave=False,
     )
     best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
     if any(math.isnan(answer["score"]) for answer in best):
-        raise ValueError(f"{name} gives NaN for an example; check its inputs and weights.")
+        raise ValueError(f"{folder} gives NaN for an example; check its inputs and weights.")
     predictions = [ids[answer["label"]] for answer in best]
     if not predictions:
         raise ValueError("there is no example to evaluate; check --split and --max_examples.")
     return np.asarray(predictions), np.asarray(references)
+
+
+def interval_of(metric_name: str, score: float, error: float, number: int) -> list[float]:
+    """Give a 95 % interval: Wilson's for accuracy, else the score and 1.96 standard errors, within its range."""
+    if metric_name == "accuracy":
+        found = binomtest(round(score * number), number).proportion_ci(method="wilson")
+        return [float(found.low), float(found.high)]
+    lowest = -1.0 if metric_name in ("matthews_correlation", "spearmanr") else 0.0
+    return [max(lowest, score - 1.96 * error), min(1.0, score + 1.96 * error)]
+
+
+def check_device(device: str | None):
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ValueError: Says why.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--device must be one that torch can use here, got {device}: {reason}") from error
 
 
 def score_model(name: str, metric_names: list[str], predictions: Any, references: Any) -> dict[str, Any]:
@@ -226,7 +280,7 @@ def score_model(name: str, metric_names: list[str], predictions: Any, references
         "metric_name": first,
         "score": score,
         "standard_error": error,
-        "confidence_interval": [score - 1.96 * error, score + 1.96 * error],
+        "confidence_interval": interval_of(first, score, error, len(references)),
     }
     if others:
         metrics = evaluate.combine([TaskMetric(metric_name) for metric_name in others])
@@ -235,9 +289,11 @@ def score_model(name: str, metric_names: list[str], predictions: Any, references
 
 
 __all__ = [
+    "check_device",
     "evaluate_examples",
     "find_pipeline",
     "load_classifier",
+    "resolve_folder",
     "score_model",
     "stream_examples",
 ]

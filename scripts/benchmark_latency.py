@@ -109,12 +109,16 @@ class BenchmarkArguments:
     )
 
 
-def load_models(names: list[str], dtype: str) -> dict[str, PreTrainedModel]:
+def load_models(names: list[str], peers: list[str], dtype: str) -> dict[str, PreTrainedModel]:
     """Load the models on the CPU, under short names where these are unique."""
     if len(set(names)) < len(names):
         raise ValueError(f"`--models` must name every folder once, got {' '.join(names)}.")
     short_names = [Path(name).name for name in names]
-    labels = short_names if len(set(short_names)) == len(names) else names
+    labels = short_names if len({*short_names, *peers}) == len(names) + len(peers) else names
+    if set(labels) & set(peers):
+        raise ValueError(
+            f"a model and a peer are both called {next(iter(set(labels) & set(peers)))}; rename the folder."
+        )
     models = {}
     for name, label in zip(names, labels, strict=True):
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -357,7 +361,9 @@ def main() -> None:
     torch.set_num_threads(arguments.num_threads)
     logging.disable_progress_bar()
 
-    models = load_models(arguments.models, arguments.dtype)
+    if len(set(arguments.peers)) < len(arguments.peers):
+        raise ValueError("`--peers` must name every architecture once.")
+    models = load_models(arguments.models, arguments.peers, arguments.dtype)
     models |= build_peers(arguments.peers, arguments.peer_config, arguments.dtype)
     if arguments.dataset_name is None:
         groups = make_random_inputs(models, arguments.lengths, arguments.batch_size)

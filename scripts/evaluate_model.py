@@ -27,9 +27,11 @@ from classformer_hf.command import describe_command, parse_arguments, run_comman
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.evaluation import (
     IMAGE,
+    check_device,
     evaluate_examples,
     find_pipeline,
     load_classifier,
+    resolve_folder,
     score_model,
     stream_examples,
 )
@@ -46,6 +48,9 @@ Results = list[tuple[dict, np.ndarray, np.ndarray]]
 class EvaluationArguments:
     models: list[str] = field(
         metadata={"help": "Saved model folders or Hub names, all of texts or all of images; also without the flag."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of models on the Hub; pin one whose code you have read."}
     )
     split: str = field(
         default="test", metadata={"help": "Split to evaluate on.", "choices": ["train", "validation", "test"]}
@@ -81,10 +86,11 @@ def check_labels(model, task: Task, name: str):
         raise ValueError(f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}.")
 
 
-def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:
+def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:
     """Return a model's row, its predictions and the labels, of a task of texts."""
-    tokenizer = load_tokenizer(name, trust_remote_code=True)
-    model = load_classifier(name)
+    # the model first, because its files are checked
+    model = load_classifier(folder)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=True)
     check_labels(model, task, name)
     split = tokenize(task, tokenizer, max_length).splits[arguments.split]
     trainer = Trainer(
@@ -105,19 +111,23 @@ def evaluate_folder(name: str, task: Task, arguments: EvaluationArguments, max_l
     return score_model(name, metric_names, predictions, references), predictions, references
 
 
-def evaluate_texts(arguments: EvaluationArguments, task_arguments: TaskArguments) -> tuple[dict, Results, Task]:
+def evaluate_texts(
+    folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments
+) -> tuple[dict, Results, Task]:
     """Evaluate on a task of texts, of any kind of label; give the record, all results and the task."""
     if arguments.max_examples is not None:
         setattr(task_arguments, f"max_{arguments.split}_samples", arguments.max_examples)
     task = load_task(task_arguments)
     check_arguments(arguments, task)
-    results = [evaluate_folder(name, task, arguments, task_arguments.max_length) for name in arguments.models]
+    results = [
+        evaluate_folder(name, folder, task, arguments, task_arguments.max_length) for name, folder in folders.items()
+    ]
     facts = {"dataset": task.name, "majority_score": majority_score(task, arguments.split)}
     return facts, results, task
 
 
 def evaluate_by_pipeline(
-    arguments: EvaluationArguments, task_arguments: TaskArguments, kind: str
+    folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments, kind: str
 ) -> tuple[dict, Results]:
     """Evaluate on images, or on anything that is streamed; give the record and all results."""
 
@@ -132,10 +142,10 @@ def evaluate_by_pipeline(
         return task.name, ((row["image"], names[row["labels"]]) for row in task.splits[arguments.split])
 
     results, dataset = [], ""
-    for name in arguments.models:
+    for name, folder in folders.items():
         dataset, examples = read()
         predictions, references = evaluate_examples(
-            name,
+            folder,
             kind,
             examples,
             arguments.batch_size,
@@ -228,7 +238,9 @@ def main():
     arguments, task_arguments = parse_arguments((EvaluationArguments, TaskArguments), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    kinds = {name: find_pipeline(name) for name in arguments.models}
+    check_device(arguments.device)
+    folders = {name: resolve_folder(name, arguments.revision) for name in arguments.models}
+    kinds = {name: find_pipeline(folder) for name, folder in folders.items()}
     kind = kinds[arguments.models[0]]
     if set(kinds.values()) != {kind}:
         raise ValueError(f"--models must be all of texts or all of images, got {kinds}.")
@@ -239,9 +251,9 @@ def main():
         raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
     task = None
     if by_pipeline:
-        facts, results = evaluate_by_pipeline(arguments, task_arguments, kind)
+        facts, results = evaluate_by_pipeline(folders, arguments, task_arguments, kind)
     else:
-        facts, results, task = evaluate_texts(arguments, task_arguments)
+        facts, results, task = evaluate_texts(folders, arguments, task_arguments)
     record = {
         "command": describe_command(),
         "dataset": facts["dataset"],

@@ -15,18 +15,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import get_token
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.publishing import (
-    complete_card,
-    find_notes,
-    list_files,
-    push_folder,
-    read_back,
-    stage_folder,
-    verify_folder,
-)
+from classformer_hf.folders import find_load_defects, find_notes, list_files
+from classformer_hf.publishing import complete_card, push_folder, read_back, stage_folder, verify_folder
 
 
 @dataclass
@@ -67,7 +61,7 @@ def publish(arguments: PublishArguments, staged: Path):
     """Push a verified copy and read it back."""
     print(f"pushing to {arguments.repo_id} ...")
     try:
-        info = push_folder(
+        info, is_new = push_folder(
             staged,
             arguments.repo_id,
             arguments.private,
@@ -75,7 +69,7 @@ def publish(arguments: PublishArguments, staged: Path):
             arguments.create_pr,
             arguments.commit_message,
         )
-        print(f"commit {info.oid}: {info.pr_url or info.commit_url}")
+        print(f"{'commit' if is_new else 'nothing has changed since'} {info.oid}: {info.pr_url or info.commit_url}")
         print(f"read back: {read_back(staged, arguments.repo_id, info.oid)}")
     except ValueError:
         raise
@@ -92,19 +86,21 @@ def main():
         sys.argv.insert(1, "--folder")
     (arguments,) = parse_arguments((PublishArguments,), __doc__)
     transformers_logging.set_verbosity_error()
+    if arguments.create_pr and arguments.revision:
+        raise ValueError("--create_pr opens a pull request to the main branch; leave --revision out.")
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one that save_pretrained, a training or a search has written.")
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary, folder.resolve().name)
         stage_folder(folder, staged)
-        if (staged / "config.json").is_file():
-            complete_card(
-                staged, arguments.repo_id.rpartition("/")[2], license=arguments.license, base_model=arguments.base_model
-            )
+        if defects := find_load_defects(staged):
+            raise ValueError(f"{folder} is not fit for the Hub: {'; '.join(defects)}.")
+        complete_card(staged, arguments.repo_id, license=arguments.license, base_model=arguments.base_model)
         for note in find_notes(folder):
             print(f"note: {note}")
-        print(f"verified: {verify_folder(staged)}")
+        private = [str(folder.resolve().parent), get_token() or ""]
+        print(f"verified: {verify_folder(staged, private=private)}")
         print_files(folder, staged)
         if not arguments.dry_run:
             publish(arguments, staged)

@@ -22,7 +22,7 @@ from avae_hf import AVAEConfig, AVAEModel
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
 from classformer_hf.command import check_settings, parse_arguments, run_command
-from classformer_hf.publishing import write_golden_output
+from classformer_hf.folders import write_golden_output
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 

@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.publishing import add_results, write_golden_output
+from classformer_hf.folders import write_golden_output
+from classformer_hf.publishing import add_results
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
 

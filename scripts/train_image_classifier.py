@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
-from classformer_hf.publishing import write_golden_output
+from classformer_hf.folders import write_golden_output
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
 from vision_hf.training import (

@@ -10,6 +10,7 @@ from tests.test_hub_contract import build_vision
 
 # the tiny tokenizer's limit
 SHORT = ("--max_length", 64)
+WHOLE = ("--streaming", "--split", "train")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, t
     row = streamed["models"][0]
     assert set(row["more_metrics"]) == {"f1"} and "f1" in printed
     low, high = row["confidence_interval"]
-    assert low <= row["score"] <= high and f"95 %: {low:.4f} to {high:.4f}" in printed
+    assert 0 < low < row["score"] < high < 1 and f"95 %: {low:.4f} to {high:.4f}" in printed
     # all rows in one split of another kind of file
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -77,23 +78,42 @@ def test_images_are_evaluated_and_the_card_tells(run, image_folder):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--dataset_name", "nowhere.csv", "--streaming"], "cannot stream the split 'train' of nowhere.csv"),
+        (
+            ["--dataset_name", "nowhere.csv", "--streaming", "--split", "train"],
+            "cannot stream the split 'train' of nowhere",
+        ),
+        (["--streaming"], "one file is a train split"),
+        (["--dataset_name", "mrpc", "--streaming", "--split", "validation"], "is the test split here"),
+        (["--device", "nothing"], "--device must be one that torch can use here"),
         (["--split", "dev"], "invalid choice"),
         (["--streaming", "--required_performance", "0.9"], "not streamed"),
-        (["--max_examples", "0", "--streaming"], "no example to evaluate"),
-        (["--max_length", "128", "--streaming"], "at most the tokenizer's `model_max_length` of 64"),
+        (["--max_examples", "0", "--streaming", "--split", "train"], "no example to evaluate"),
+        (
+            ["--max_length", "128", "--streaming", "--split", "train"],
+            "at most the tokenizer's `model_max_length` of 64",
+        ),
     ],
 )
 def test_bad_evaluations(run, text_folder, tiny_text_file, flags, message):
     flags = flags if "--dataset_name" in flags else [*flags, "--dataset_name", tiny_text_file]
     flags = flags if "--max_length" in flags else [*flags, *SHORT]
-    code, _, words = run("evaluate_model", text_folder, *flags, "--device", "cpu")
+    flags = flags if "--device" in flags else [*flags, "--device", "cpu"]
+    code, _, words = run("evaluate_model", text_folder, *flags)
     assert code != 0 and message in words
 
 
 def test_labels_that_the_model_does_not_know(run, text_folder, tmp_path):
     (tmp_path / "other.csv").write_text("sentence,label\na film,good\na plot,bad\n")
-    code, _, words = run("evaluate_model", text_folder, "--dataset_name", tmp_path / "other.csv", "--streaming", *SHORT)
+    code, _, words = run(
+        "evaluate_model",
+        text_folder,
+        "--dataset_name",
+        tmp_path / "other.csv",
+        "--streaming",
+        "--split",
+        "train",
+        *SHORT,
+    )
     assert code == 1 and "but the data have the label 'good'" in words
 
 
@@ -136,6 +156,13 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
         "latency_p90_milliseconds",
     ]
     assert len(results) == 4 and "thread(s)" in results[0].metric_name
+
+
+def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
+    folder = text_folder.rename(text_folder.with_name("bert"))
+    code, printed, words = run("benchmark_latency", folder, "--peers", "bert", "--peer_config", SMALL, "--rounds", 1)
+    assert code == 0, words
+    assert str(folder) in printed
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from avae_hf import AVAEConfig, AVAEImageProcessor, AVAEModel
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.publishing import write_golden_output
+from classformer_hf.folders import write_golden_output
 from tests.test_publish import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
 
 TINY_DATA = "sentence,label\na dull film,negative\na warm film,positive\n"
@@ -34,10 +34,10 @@ def folder(tiny_classifier_folder, tmp_path):
 def evaluate(run, folder, tmp_path):
     """Evaluate the folder on a few texts, streamed; gives the exit code, what was printed and the last words."""
 
-    def call(data=TINY_DATA, *flags):
+    def call(data=TINY_DATA):
         path = tmp_path / "data.csv"
         path.write_text(data)
-        flags = ("--dataset_name", path, "--streaming", "--max_length", 64, "--device", "cpu", *flags)
+        flags = ("--dataset_name", path, "--streaming", "--split", "train", "--max_length", 64, "--device", "cpu")
         return run("evaluate_model", folder, *flags)
 
     return call
@@ -46,8 +46,8 @@ def evaluate(run, folder, tmp_path):
 def flip_bit(folder):
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
-    # the exponent of a number in the middle of the file
-    content[len(content) // 2 | 3] ^= 0x40
+    # the lowest bit of a number in the middle of the file
+    content[len(content) // 2 & ~3] ^= 0x01
     path.write_bytes(bytes(content))
 
 
@@ -66,8 +66,15 @@ def plant(folder):
     change_config(auto_map={"AutoModelForSequenceClassification": "../evil.Model"})(folder)
 
 
+def plant_tokenizer(folder):
+    (folder.parent / "evil.py").write_text(f"open({str(folder.parent / 'trace')!r}, 'w')\nclass Tokenizer: pass\n")
+    path = folder / "tokenizer_config.json"
+    auto_map = {"AutoTokenizer": ["../evil.Tokenizer", None]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto_map}))
+
+
 def index_outside(folder):
-    shutil.move(folder / "model.safetensors", folder.parent / "model.safetensors")
+    shutil.copy(folder / "model.safetensors", folder.parent / "model.safetensors")
     index = {"metadata": {}, "weight_map": {"classifier.dense.bias": "../model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -75,7 +82,7 @@ def index_outside(folder):
 FOLDERS = {
     "truncated weights": (truncate_weights, "model.safetensors is damaged"),
     "scrambled header": (scramble_header, "model.safetensors is damaged"),
-    "flipped bit": (flip_bit, "is not finite|gives another output than was stored"),
+    "flipped bit": (flip_bit, "model.safetensors is not the file that was saved"),
     "NaN in the weights": (spoil_weights, "classifier.dense.bias is not finite"),
     "weights are text": (write("model.safetensors", "hello"), "model.safetensors is damaged"),
     "empty weights": (write("model.safetensors", ""), "model.safetensors is damaged"),
@@ -83,8 +90,8 @@ FOLDERS = {
     "weights of another shape": (shrink("classifier.dense.weight"), "does not load"),
     "index is no JSON": (write("model.safetensors.index.json", "{"), "index.json cannot be read"),
     "index is a list": (write("model.safetensors.index.json", "[]"), "index.json cannot be read"),
-    "index points outside": (index_outside, "no weights in safetensors"),
-    "config is no JSON": (write("config.json", "{"), "does not load|neither a model folder"),
+    "index points outside": (index_outside, r"names \.\./model.safetensors, which is missing"),
+    "config is no JSON": (write("config.json", "{"), "its config.json cannot be read"),
     "gamma is a word": (change_config(gamma="two"), "does not load: .*gamma"),
     "gamma is negative": (change_config(gamma=[1, -2, 1]), "does not load: .*gamma"),
     "gamma is huge": (change_config(gamma=[1, 10**30, 1]), "no input is longer"),
@@ -99,7 +106,7 @@ FOLDERS = {
     "auto_map is a list": (change_config(auto_map=["x"]), "auto_map of config.json must be a mapping"),
     "code is missing": (remove("modeling_classformer.py"), "there is no modeling_classformer.py"),
     "code is no Python": (write("modeling_classformer.py", "class"), "is no Python"),
-    "no tokenizer": (remove("tokenizer_config.json"), "tokenizer"),
+    "tokenizer's code outside": (plant_tokenizer, "tokenizer_config.json names the code ../evil.Tokenizer"),
 }
 
 
@@ -129,7 +136,7 @@ def test_pickle_is_not_opened_and_code_that_differs_is_named(evaluate, folder, c
 
 
 DATA = {
-    "missing label": ("sentence,label\na film,\na plot,positive\n", "example without a label|label"),
+    "missing label": ("sentence,label\na film,\na plot,positive\n", "has an example without a label"),
     "unknown label": ("sentence,label\na film,strange\n", "the data have the label 'strange'"),
     "missing text": ("sentence,label\na film,positive\n,positive\n", "without a text in 'sentence'"),
     "no label column": ("sentence,other\na film,1\n", "label"),
@@ -155,7 +162,8 @@ def test_texts_without_and_with_too_many_words_are_classified(run, folder, tmp_p
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     code, printed, words = run(
-        *("evaluate_model", folder, "--dataset_name", path, "--streaming", "--max_length", 64, "--device", "cpu")
+        *("evaluate_model", folder, "--dataset_name", path, "--streaming", "--split", "train"),
+        *("--max_length", 64, "--device", "cpu"),
     )
     assert code == 0, words
     assert "2 examples" in printed

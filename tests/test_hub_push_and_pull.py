@@ -105,6 +105,7 @@ print(model.classifier.out_proj.bias.eq(7).all().item(), type(model).__module__)
 """
 
 
+@pytest.mark.slow
 def test_old_revision_stays_and_cached_files_need_no_server(hub, client, tiny_classifier_folder):
     first, second = json.loads(client(REVISIONS, tiny_classifier_folder).splitlines()[-1])
     stranger = {"PYTHONPATH": "", "home": "stranger"}

@@ -17,15 +17,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from avae_hf import AVAEConfig, AVAEModel
-from classformer_hf.publishing import (
-    GOLDEN,
-    complete_card,
-    find_leaks,
-    find_load_defects,
-    list_files,
-    verify_folder,
-    write_golden_output,
-)
+from classformer_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
+from classformer_hf.publishing import complete_card, verify_folder
 from tests.test_hub_contract import build_vision
 
 ROOT = Path(__file__).parent.parent
@@ -114,9 +107,24 @@ DEFECTS = {
     "weights with NaN": (spoil_weights, "classifier.dense.bias is not finite"),
     "shard missing": (lose_a_shard, "model-00001-of-00002.safetensors, which is missing"),
     "token": (write("notes.md", "HF_TOKEN=hf_" + "a1B2" * 9), "notes.md holds something that looks like a token"),
+    "address with a password": (write("notes.md", "https://me:secret@host/x"), "looks like a token"),
+    "path after a colon": (write("notes.md", f"host:{SOMEBODY}/x"), f"the path {SOMEBODY}"),
+    "address of a file": (write("notes.md", f"file://{SOMEBODY}/x"), f"the path {SOMEBODY}"),
+    "tokenizer's code outside": (
+        write("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["../evil.Tokenizer", null]}}'),
+        "tokenizer_config.json names the code ../evil.Tokenizer, which is not file.Class",
+    ),
+    "code of another repository": (
+        change_config(auto_map={"AutoModel": "other/repository--modeling_x.Model"}),
+        "which is not file.Class of this folder",
+    ),
+    "architectures are a number": (change_config(architectures=3), "must be a list of names"),
+    "golden output without an output": (
+        lambda folder: save_file({"x": torch.ones(1)}, folder / GOLDEN),
+        "output.safetensors is damaged",
+    ),
     "private key": (write("key.txt", "-----BEGIN RSA PRIVATE KEY-----"), "key.txt holds something that looks like"),
     "token in code": (append("modeling_classformer.py", "# ghp_" + "a1B2" * 9), "looks like a token"),
-    "path of a home": (append("config.json", " " * 3 + "\n"), None),
     "home in settings": (write("settings.json", f'{{"data": "{SOMEBODY}/data"}}'), f"the path {SOMEBODY}"),
     "folder on a disk": (change_config(data="/scratch/disk7/x"), "config.json holds the path /scratch/disk7"),
     "windows folder": (write("search.json", '"C:\\\\Users\\\\somebody"'), "search.json holds the path C:"),
@@ -129,10 +137,11 @@ DEFECTS = {
 def test_defects_are_named_without_running_code(folder, change, message):
     change(folder)
     found = find_load_defects(folder) + find_leaks(folder, list_files(folder)[0])
-    if message is None:
-        assert found == []
-    else:
-        assert any(re.search(message, defect) for defect in found), found
+    assert any(re.search(message, defect) for defect in found), found
+
+
+def test_whole_folder_has_no_defects(folder):
+    assert find_load_defects(folder) + find_leaks(folder, list_files(folder)[0]) == []
 
 
 def test_addresses_and_vocabularies_are_no_paths(folder):
@@ -151,6 +160,15 @@ def test_changed_weights_are_noticed(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["classifier.out_proj.weight"] *= 1.1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="model.safetensors is not the file that was saved"):
+        verify_folder(folder)
+
+
+def test_changed_code_is_noticed(folder):
+    path = folder / "modeling_classformer.py"
+    changed = path.read_text().replace("logits=logits", "logits=1.1 * logits")
+    assert "1.1 * logits" in changed
+    path.write_text(changed)
     with pytest.raises(ValueError, match="gives another output than was stored with it"):
         verify_folder(folder)
 
@@ -159,6 +177,7 @@ def test_weights_that_do_not_fit_are_noticed(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("classifier.out_proj.weight")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / GOLDEN).unlink()
     with pytest.raises(ValueError, match="do not fit the code.*classifier.out_proj.weight"):
         verify_folder(folder)
 
@@ -173,14 +192,14 @@ def test_incomplete_auto_map_is_noticed(folder):
 
 def test_card_is_completed_and_kept(folder):
     with pytest.raises(ValueError, match="names no licence"):
-        complete_card(folder, "a-name")
-    complete_card(folder, "a-name", license="mit", base_model="somebody/base")
+        complete_card(folder, "somebody/a-name")
+    complete_card(folder, "somebody/a-name", license="mit", base_model="somebody/base")
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "mit" and card.data.base_model == "somebody/base"
     assert card.data.pipeline_tag == "text-classification" and card.data.library_name == "transformers"
-    assert "# a-name" in card.text and "trust_remote_code=True" in card.text
+    assert "# a-name" in card.text and "trust_remote_code=True" in card.text and '"somebody/a-name"' in card.text
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [own]\n---\n# My own words\n")
-    complete_card(folder, "a-name")
+    complete_card(folder, "somebody/a-name")
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "apache-2.0" and card.data.tags == ["own"] and "My own words" in card.text
 
@@ -228,6 +247,7 @@ def test_second_push_replaces_the_first(hub, client, folder):
     assert "refs/pr/1" in repository.references()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_vision, save_avae])
 def test_other_packages_are_published(hub, client, tmp_path, save):
     save(tmp_path / "model")
@@ -257,6 +277,7 @@ def test_interrupted_push_goes_on(hub, client, folder, tmp_path):
     assert len(puts) == 2, "what had arrived was uploaded again"
 
 
+@pytest.mark.slow
 def test_stopped_by_hand_says_how_to_go_on(hub, folder, tmp_path):
     hub.fail("POST .*/preupload/main", status=503, times=100)
     environment = {**os.environ, **hub.environment(tmp_path / "home", "hf_alice")}
@@ -298,6 +319,7 @@ for name in ("by-model", "by-trainer", "sharded"):
 """
 
 
+@pytest.mark.slow
 def test_push_to_hub_gives_what_passes_too(hub, client, folder, tmp_path):
     client(PUSH, folder)
     client(PULL, tmp_path / "pulled")

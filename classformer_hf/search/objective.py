@@ -27,9 +27,9 @@ from transformers import (
 from ..checkpoints import checkpoint_fingerprint, load_from_encoder
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
+from ..folders import write_golden_output
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
-from ..publishing import write_golden_output
 from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
 from .space import Schedule
 

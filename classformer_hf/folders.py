@@ -1,0 +1,297 @@
+"""Saved folders of any package: what lies in them, whether they would load, and the output that was stored with them.
+
+Nothing here runs code of a folder.
+"""
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from huggingface_hub import ModelCard
+
+from .elsewhere import OUR_PACKAGES, compare_output, compute_output, make_inputs
+
+# in a folder of its own, because tools take every *.safetensors beside the weights for weights
+GOLDEN = "golden/output.safetensors"
+# in half precision other kernels round otherwise
+TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
+HALF_TOLERANCE = 0.05
+CODE_PREFIXES = ("configuration_", "modeling_", "layers_", "pose_search_", "image_processing_")
+CODE_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
+CONFIGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
+# what a training leaves beside a model, by the name of the file or of a folder above it
+LEFT_OUT = (*PICKLES, ".*", "_*", "*.partial", "*.lock", "checkpoint*", "poses", "runs", "wandb")
+SECRETS = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}"
+    r"|sk-[A-Za-z0-9_-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|https?://[^\s/@:]+:[^\s/@]+@"
+)
+ROOTS = "home|root|Users|tmp|var|mnt|opt|srv|work|data|workspace|content|private|scratch|nfs|gpfs|lustre|media|Volumes"
+ABSOLUTE_PATH = re.compile(rf"(?:file://|(?<![\w./~<>@-]))(/(?:{ROOTS})/[\w.@+-]+)|\b([A-Za-z]:[\\/]+(?:Users|home)\b)")
+# their words may look like anything
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def write_golden_output(model: Any, folder: Path):
+    """Store what a model gives for fixed inputs beside its weights, so that anybody can tell whether they arrived.
+
+    Args:
+        model: The one that was saved.
+        folder: Where.
+    """
+    inputs = make_inputs(model.config)
+    tensors = {f"inputs.{name}": value for name, value in inputs.items()}
+    store_golden_output({**tensors, "output": compute_output(model, inputs)}, folder)
+
+
+def store_golden_output(tensors: dict[str, Any], folder: Path):
+    """Store inputs and output, with the SHA-256 of the weights that gave it."""
+    (folder / GOLDEN).parent.mkdir(exist_ok=True)
+    digests = {path.name: digest(path) for path in find_weights(folder)}
+    safetensors.torch.save_file(tensors, folder / GOLDEN, {"format": "pt", "weights": json.dumps(digests)})
+
+
+def check_golden_output(model: Any, folder: Path):
+    """Compare a loaded model with the output that was stored with it, if there is one.
+
+    Raises:
+        ValueError: They differ by more than rounding explains.
+    """
+    if (folder / GOLDEN).is_file():
+        stored = safetensors.torch.load_file(folder / GOLDEN)
+        inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name != "output"}
+        difference = compare_output(compute_output(model, inputs), stored["output"])
+        check_difference(difference, str(model.dtype).removeprefix("torch."), folder.name)
+
+
+def check_difference(difference: float, dtype: str, name: str):
+    """Refuse a difference from a stored output that rounding does not explain.
+
+    Raises:
+        ValueError: Says so.
+    """
+    if not difference <= TOLERANCES.get(dtype, HALF_TOLERANCE):
+        raise ValueError(
+            f"{name} gives another output than was stored with it, by {difference:.1e} of its largest value: weights "
+            f"or code have changed since it was saved. If that is meant, delete {GOLDEN}."
+        )
+
+
+def list_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Give the files that belong on the Hub, and those that are left out.
+
+    Left out are pickles, what a training leaves, and links that lead out of the folder.
+    """
+    kept: list[str] = []
+    left_out: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder)
+            is_left_out = any(fnmatch(part, pattern) for part in name.parts for pattern in LEFT_OUT)
+            is_outside = not path.resolve().is_relative_to(folder.resolve())
+            (left_out if is_left_out or is_outside else kept).append(name.as_posix())
+    return kept, left_out
+
+
+def find_load_defects(folder: Path) -> list[str]:
+    """Name why a folder would not load, or would not load what it seems to, without running any of its code."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config["model_type"]
+    except FileNotFoundError:
+        return ["it has no config.json, so it is no saved model"]
+    except (ValueError, TypeError, KeyError) as error:
+        return [f"its config.json cannot be read ({type(error).__name__}: {error}); save the model again"]
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        return [f"architectures of config.json must be a list of names, got {architectures}"]
+    return _find_code_defects(folder) + _find_weight_defects(folder)
+
+
+def _list_references(value: Any) -> Iterable[Any]:
+    """List what an `auto_map` names: strings, and lists of them, with `None` where a tokenizer has no such class."""
+    values = value.values() if isinstance(value, dict) else [value]
+    for item in values:
+        yield from [one for one in item if one is not None] if isinstance(item, (list, tuple)) else [item]
+
+
+def _find_code_defects(folder: Path) -> list[str]:
+    defects = []
+    for name in CONFIGS:
+        if not (folder / name).is_file():
+            continue
+        try:
+            config = json.loads((folder / name).read_text())
+            auto_map = config.get("auto_map") or {}
+            pipelines = [one.get("impl") for one in (config.get("custom_pipelines") or {}).values()]
+        except (ValueError, AttributeError):
+            defects.append(f"{name} cannot be read; save it again")
+            continue
+        if not isinstance(auto_map, dict):
+            defects.append(f"auto_map of {name} must be a mapping, got {auto_map}")
+            continue
+        for reference in [*_list_references(auto_map), *pipelines]:
+            defects += _check_reference(folder, name, str(reference))
+    for path in sorted(folder.glob("*.py")):
+        try:
+            nodes = list(ast.walk(ast.parse(path.read_text())))
+        except (SyntaxError, ValueError) as error:
+            defects.append(f"{path.name} is no Python: {error}")
+            continue
+        siblings = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
+        missing = [name for name in siblings if name and not (folder / f"{name.split('.')[0]}.py").is_file()]
+        defects += [f"{path.name} imports {name}, but there is no {name}.py" for name in missing]
+    return defects
+
+
+def _check_reference(folder: Path, name: str, reference: str) -> list[str]:
+    if not CODE_REFERENCE.fullmatch(reference):
+        return [f"{name} names the code {reference}, which is not file.Class of this folder"]
+    module, _, class_name = reference.rpartition(".")
+    path = folder / f"{module}.py"
+    if not path.is_file():
+        return [f"{name} names {reference}, but there is no {path.name}"]
+    if not re.search(rf"^class {re.escape(class_name)}\b", path.read_text(errors="ignore"), re.MULTILINE):
+        return [f"{name} names {reference}, but {path.name} defines no {class_name}"]
+    return []
+
+
+def _find_weight_defects(folder: Path) -> list[str]:
+    weights = [path.name for path in find_weights(folder)]
+    index, defects = folder / "model.safetensors.index.json", []
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return [f"{index.name} cannot be read; save the model again"]
+        defects = [f"{index.name} names {name}, which is missing" for name in sorted(shards - set(weights))]
+    if not weights:
+        return defects or ["it has no weights in safetensors; save it with save_pretrained"]
+    for name in weights:
+        try:
+            with safetensors.safe_open(folder / name, framework="pt") as tensors:
+                values = ((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118
+                defects += [f"{name}: {key} is not finite" for key, v in values if not v.float().isfinite().all()]
+        except safetensors.SafetensorError as error:
+            defects.append(f"{name} is damaged ({error}); save the model again")
+    return defects + _find_golden_defects(folder)
+
+
+def _find_golden_defects(folder: Path) -> list[str]:
+    if not (folder / GOLDEN).is_file():
+        return []
+    try:
+        with safetensors.safe_open(folder / GOLDEN, framework="pt") as tensors:
+            digests = json.loads((tensors.metadata() or {}).get("weights", "{}"))
+            if "output" not in tensors.keys():  # noqa: SIM118
+                raise ValueError("no output")
+    except (safetensors.SafetensorError, ValueError) as error:
+        return [f"{GOLDEN} is damaged ({error}); delete it"]
+    return [
+        f"{name} is not the file that was saved (its SHA-256 differs); if that is meant, delete {GOLDEN}"
+        for name, known in digests.items()
+        if (folder / name).is_file() and digest(folder / name) != known
+    ]
+
+
+def find_leaks(folder: Path, names: Sequence[str], private: Sequence[str] = ()) -> list[str]:
+    """Name what must not be published: tokens, keys, paths of this machine; and a damaged card.
+
+    Args:
+        folder: The saved model.
+        names: Its files.
+        private: More strings that no file may hold, as your own token, or the folder that the model lay in.
+    """
+    defects = []
+    for name in names:
+        text = _read_text(folder / name)
+        if SECRETS.search(text):
+            defects.append(f"{name} holds something that looks like a token or key; remove it, and revoke it")
+        if any(word in text for word in private if len(word) > 5):
+            defects.append(f"{name} holds your token, or the path of the folder that the model lay in; remove it")
+        if any(fnmatch(name, pattern) for pattern in VOCABULARIES):
+            continue
+        found = ABSOLUTE_PATH.search(text)
+        if found:
+            defects.append(f"{name} holds the path {found[1] or found[2]} of one machine; replace it by a name")
+    if "README.md" in names:
+        defects += find_card_defects(folder / "README.md")
+    return defects
+
+
+def _read_text(path: Path) -> str:
+    """Read a file for words; of tensors only the metadata, of other binary files nothing."""
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as tensors:
+                return json.dumps(tensors.metadata() or {})
+        except safetensors.SafetensorError:
+            return ""
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16", errors="ignore")
+    return "" if b"\0" in content[:1024] else content.decode(errors="ignore")
+
+
+def find_card_defects(path: Path) -> list[str]:
+    try:
+        ModelCard.load(path)
+    except Exception as error:  # of the card's parser, of many kinds
+        return [f"README.md has unreadable metadata: {' '.join(str(error).split())}"]
+    return []
+
+
+def find_notes(folder: Path) -> list[str]:
+    """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the packages'."""
+    notes = []
+    pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES)]
+    if pickles:
+        notes.append(f"{', '.join(pickles)}: not opened, because a pickle can run code")
+    root = Path(__file__).parent.parent
+    ours = {
+        path.name: path.read_bytes()
+        for package in OUR_PACKAGES
+        for path in (root / package).glob("*.py")
+        if path.name.startswith(CODE_PREFIXES)
+    }
+    different = [path.name for path in sorted(folder.glob("*.py")) if ours.get(path.name) != path.read_bytes()]
+    if different:
+        notes.append(f"{', '.join(different)}: not the code of the installed packages; read it before you run it")
+    return notes
+
+
+__all__ = [
+    "GOLDEN",
+    "check_difference",
+    "check_golden_output",
+    "find_card_defects",
+    "find_leaks",
+    "find_load_defects",
+    "find_notes",
+    "list_files",
+    "store_golden_output",
+    "write_golden_output",
+]

@@ -236,7 +236,14 @@ def test_text_model_is_published(hub, client, folder, tmp_path):
 
 @pytest.mark.slow
 def test_second_push_replaces_the_first(hub, client, folder):
-    client("publish", folder, "--repo_id", "alice/text", "--license", "mit")
+    # a busy Hub is tried again, and that is said
+    hub.fail("POST .*/commit/main", status=503, times=1)
+    process = client("publish", folder, "--repo_id", "alice/text", "--license", "mit", check=False)
+    assert process.returncode == 0 and "the Hub answers 503; trying again in 1 s" in process.stderr, process.stderr
+    process = client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--private", check=False)
+    assert process.returncode == 1 and "alice/text is public" in process.stderr
+    printed = client("publish", folder, "--repo_id", "alice/text", "--license", "mit")
+    assert "nothing has changed since" in printed
     repository = hub.repositories["model", "alice/text"]
     # what a second push no longer has must not be loaded with it; what others have added stays
     repository.commit("refs/heads/main", repository.resolve("main"), {"old.py": b"1", "LICENSE": b"2"}, "x", "alice")
@@ -254,6 +261,32 @@ def test_other_packages_are_published(hub, client, tmp_path, save):
     printed = client("publish", "--folder", tmp_path / "model", "--repo_id", "alice/x", "--license", "mit", "--private")
     assert "read back" in printed and "output within" in printed
     assert hub.repositories["model", "alice/x"].is_private
+
+
+@pytest.mark.parametrize(
+    "change, flags, message",
+    [
+        (write("config.json", "[]"), (), "its config.json cannot be read"),
+        (write("config.json", "{}"), (), "its config.json cannot be read"),
+        (change_config(architectures=3), (), "must be a list of names"),
+        (write("README.md", "---\nlicense: [\n---\n"), (), "README.md has unreadable metadata"),
+        (lambda folder: None, ("--create_pr", "--revision", "x"), "leave --revision out"),
+        (shutil.rmtree, (), "is no folder"),
+    ],
+)
+def test_bad_folders_and_flags_end_with_one_sentence(run, folder, change, flags, message):
+    change(folder)
+    code, _, words = run("publish", folder, "--repo_id", "alice/x", "--license", "mit", "--dry_run", *flags)
+    assert code == 1 and message in words
+
+
+def test_backbone_has_a_golden_output_too(tmp_path):
+    from vision_hf import SharedXceptionBackbone
+
+    model = SharedXceptionBackbone(build_vision("Xception", "Model")(None).config)
+    model.save_pretrained(tmp_path / "backbone")
+    write_golden_output(model, tmp_path / "backbone")
+    assert verify_folder(tmp_path / "backbone").model_class == "SharedXceptionBackbone"
 
 
 def test_missing_token_says_how_to_log_in(hub, client, folder):

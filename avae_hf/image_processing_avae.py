@@ -76,6 +76,8 @@ class AVAEImageProcessor(BaseImageProcessor):
             ValueError: An input has another shape, other channels, more pixels than the result, or NaN.
         """
         pixels = [self._process(image) for image in self._list_inputs(images)]
+        if not pixels:
+            raise ValueError("there is no input to process: the list is empty.")
         # a list of arrays is what other processors give without `return_tensors`
         values: Any = torch.stack(pixels) if return_tensors == "pt" else [image.numpy() for image in pixels]
         return BatchFeature({"pixel_values": values}, return_tensors)

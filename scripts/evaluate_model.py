@@ -120,7 +120,7 @@ def evaluate_texts(
     task = load_task(task_arguments)
     check_arguments(arguments, task)
     results = [
-        evaluate_folder(name, folder, task, arguments, task_arguments.max_length) for name, folder in folders.items()
+        evaluate_folder(name, folders[name], task, arguments, task_arguments.max_length) for name in arguments.models
     ]
     facts = {"dataset": task.name, "majority_score": majority_score(task, arguments.split)}
     return facts, results, task
@@ -142,10 +142,10 @@ def evaluate_by_pipeline(
         return task.name, ((row["image"], names[row["labels"]]) for row in task.splits[arguments.split])
 
     results, dataset = [], ""
-    for name, folder in folders.items():
+    for name in arguments.models:
         dataset, examples = read()
         predictions, references = evaluate_examples(
-            folder,
+            folders[name],
             kind,
             examples,
             arguments.batch_size,

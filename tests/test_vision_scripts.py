@@ -296,7 +296,7 @@ def test_comparison_says_what_is_wrong(run, trained, flags, tmp_path):
     assert code == 1 and '--split must be "validation" or "test"' in words
     broken = tmp_path / "broken"
     broken.mkdir()
-    for path in (trained / "plain" / "seed-42").iterdir():
+    for path in filter(Path.is_file, (trained / "plain" / "seed-42").iterdir()):
         content = path.read_bytes()
         (broken / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".safetensors" else content)
     code, _, words = run("compare_image_classifiers", "--models", broken, *flags[:2])

@@ -178,16 +178,14 @@ def add_results(folder: Path, results: list[EvalResult]):
     card.save(path)
 
 
-def stage_folder(folder: Path, staging: Path) -> list[str]:
-    """Copy what belongs on the Hub, so that the folder itself is never touched; give the names."""
-    names, _ = list_files(folder)
-    for name in names:
+def stage_folder(folder: Path, staging: Path):
+    """Copy what belongs on the Hub, so that the folder itself is never touched."""
+    for name in list_files(folder)[0]:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, staging / name)
-    return names
 
 
-def retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:
+def _retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:
     """Call the Hub again when it is busy, and say so: the client does that for reading only.
 
     Raises:
@@ -218,14 +216,14 @@ def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None,
     if get_token() is None:
         raise ValueError("the Hub needs a token to write: run `hf auth login`, or set HF_TOKEN, and try again.")
     api = HfApi()
-    retry_if_busy(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-    if private and not retry_if_busy(lambda: api.repo_info(repo_id)).private:
+    _retry_if_busy(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    if private and not _retry_if_busy(lambda: api.repo_info(repo_id)).private:
         raise ValueError(f"{repo_id} is public; make it private in its settings first, or leave --private out.")
     if revision is not None:
-        retry_if_busy(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-    head = retry_if_busy(lambda: api.repo_info(repo_id, revision=revision)).sha
+        _retry_if_busy(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+    head = _retry_if_busy(lambda: api.repo_info(repo_id, revision=revision)).sha
     names, _ = list_files(folder)
-    there = retry_if_busy(lambda: api.list_repo_files(repo_id, revision=revision))
+    there = _retry_if_busy(lambda: api.list_repo_files(repo_id, revision=revision))
     stale = [name for name in there if name not in names and any(fnmatch(name, pattern) for pattern in REPLACED)]
 
     def commit():
@@ -233,7 +231,7 @@ def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None,
         operations += [CommitOperationDelete(name) for name in stale]
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
 
-    info = retry_if_busy(commit)
+    info = _retry_if_busy(commit)
     return info, info.oid != head
 
 
@@ -262,7 +260,6 @@ __all__ = [
     "complete_card",
     "push_folder",
     "read_back",
-    "retry_if_busy",
     "stage_folder",
     "verify_folder",
 ]

@@ -146,7 +146,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give mean and logarithm of the variance of the posterior, (B, latent_dim) each."""
-        features = self.layers(images).flatten(1)
+        return self.posterior(self.layers(images))
+
+    def posterior(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the same of what the last convolution gives."""
+        features = features.flatten(1)
         mean = self.mean(features)
         return mean, torch.zeros_like(mean) if self.log_variance is None else self.log_variance(features)
 

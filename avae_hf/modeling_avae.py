@@ -44,6 +44,8 @@ class AVAEOutput(ModelOutput):
             Negative log-likelihood of every input.
         divergence (`torch.FloatTensor` of shape `(B,)`):
             Of every input's posterior from the standard normal distribution.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            What every convolution of the encoder gives, of the input in its canonical pose.
     """
 
     loss: torch.Tensor | None = None
@@ -53,6 +55,7 @@ class AVAEOutput(ModelOutput):
     alpha: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
     divergence: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -136,7 +139,12 @@ class AVAEModel(PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, alpha: torch.Tensor | None = None, search: bool = True, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        alpha: torch.Tensor | None = None,
+        search: bool = True,
+        output_hidden_states: bool | None = None,
+        **kwargs,
     ) -> AVAEOutput:
         """Reconstruct inputs in their best pose, and compute the loss.
 
@@ -147,6 +155,7 @@ class AVAEModel(PreTrainedModel):
             pixel_values: (B, C, ...), C of `config.in_channels` and every side `config.image_size`.
             alpha: Poses, (B, P), or one for all, (P,); no search then.
             search: Whether to search the pose; without a search, and without `alpha`, it is the identity.
+            output_hidden_states: Whether to return them; the configuration's setting by default.
 
         Returns:
             Loss, reconstruction, latent, pose and the terms of the loss of every input.
@@ -154,10 +163,15 @@ class AVAEModel(PreTrainedModel):
         Raises:
             ValueError: A shape is wrong, or values are outside [0, 1] with a decoder that ends in a sigmoid.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         pixel_values, alpha = self._prepare(pixel_values, alpha, search)
         matrix = affine_matrix(self.config, alpha)
         aligned = self._warp(pixel_values, matrix)
-        mean, log_variance = self.encoder(aligned.to(self.dtype))
+        states: tuple[torch.Tensor, ...] = (aligned.to(self.dtype),)
+        for layer in self.encoder.layers:
+            states += (layer(states[-1]),)
+        mean, log_variance = self.encoder.posterior(states[-1])
         latent = mean
         if self.training:
             self._update_centre(aligned)
@@ -173,6 +187,7 @@ class AVAEModel(PreTrainedModel):
             alpha=alpha,
             reconstruction_loss=likelihood,
             divergence=divergence,
+            hidden_states=states[1:] if output_hidden_states else None,
         )
 
     def encode(

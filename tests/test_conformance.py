@@ -1,20 +1,27 @@
-"""What transformers' common model tests demand of every model, asked of every row of the folder contract.
+"""What transformers' common model tests demand of every model, asked of every model of the three packages.
 
-Not asked: attentions of networks that have none, and hidden states of the autoencoder.
+Not asked: attentions and embeddings of networks that have none.
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
 from transformers import AutoModel
 
-from classformer_hf import ClassformerForSequenceClassification, ClassformerModel
-from tests.test_hub_contract import CONTRACTS
+from classformer_hf import (
+    ClassformerConfig,
+    ClassformerForMaskedLM,
+    ClassformerForSequenceClassification,
+    ClassformerModel,
+)
+from tests.test_hub_contract import BACKBONES, CONTRACTS
 
+MODELS = [*CONTRACTS, *BACKBONES]
 TEXT = [contract for contract in CONTRACTS if contract.name.startswith("classformer")]
 WITH_LOSS = [contract for contract in CONTRACTS if contract.make_labels or contract.name.endswith(("vae", "3d"))]
-WITH_CODE = [contract for contract in CONTRACTS if not contract.name.startswith("codebook")]
+WITH_CODE = [contract for contract in MODELS if not contract.name.startswith("codebook")]
 
 
 def each(contracts):
@@ -29,18 +36,24 @@ def built(contract, tiny_settings):
     return model, contract.make_inputs(model)
 
 
+def pick(output, contract):
+    """What the contract names; of a backbone's feature maps the last one."""
+    value = output[contract.output_name]
+    return value[-1] if isinstance(value, tuple) else value
+
+
+@torch.no_grad()
 def output_of(model, contract, inputs, **options):
-    with torch.no_grad():
-        return model(**inputs, **options)[contract.output_name]
+    return pick(model(**inputs, **options), contract)
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_same_inputs_give_same_outputs(built, contract):
     model, inputs = built
     assert torch.equal(output_of(model, contract, inputs), output_of(model, contract, inputs))
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_batch_gives_what_single_inputs_give(built, contract):
     model, inputs = built
     together = output_of(model, contract, inputs)
@@ -49,7 +62,7 @@ def test_batch_gives_what_single_inputs_give(built, contract):
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_tuple_holds_what_the_dictionary_holds(built, contract):
     model, inputs = built
     with torch.no_grad():
@@ -60,7 +73,7 @@ def test_tuple_holds_what_the_dictionary_holds(built, contract):
             torch.testing.assert_close(one, other)
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_saved_and_loaded_gives_the_same(built, contract, tmp_path):
     model, inputs = built
     model.save_pretrained(tmp_path)
@@ -70,7 +83,7 @@ def test_saved_and_loaded_gives_the_same(built, contract, tmp_path):
     torch.testing.assert_close(output_of(again, contract, inputs), output_of(model, contract, inputs))
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_config_survives_json_and_copies(built, contract, tmp_path):
     config = built[0].config
     config.save_pretrained(tmp_path)
@@ -83,7 +96,7 @@ def test_config_survives_json_and_copies(built, contract, tmp_path):
     assert type(config)().to_dict()["model_type"] == config.model_type
 
 
-@each(CONTRACTS)
+@each(MODELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_loads_in_any_dtype(built, contract, tmp_path, dtype):
     model, inputs = built
@@ -95,7 +108,7 @@ def test_loads_in_any_dtype(built, contract, tmp_path, dtype):
     assert output.dtype == dtype and output.isfinite().all()
 
 
-@each(CONTRACTS)
+@each(MODELS)
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
 def test_loads_with_a_device_map(built, contract, tmp_path, device_map):
     model, inputs = built
@@ -138,7 +151,8 @@ def test_training_reaches_every_parameter(built, contract):
 
 
 @each([contract for contract in WITH_LOSS if contract.make_labels and not contract.name.startswith("codebook")])
-def test_checkpointing_gives_the_same_gradients(built, contract):
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(built, contract, use_reentrant):
     model, inputs = built
     if not model.supports_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support gradient checkpointing"):
@@ -149,7 +163,7 @@ def test_checkpointing_gives_the_same_gradients(built, contract):
     for is_on in (False, True):
         trained = copy.deepcopy(model).train()
         if is_on:
-            trained.activation_checkpointing_enable()
+            trained.activation_checkpointing_enable({"use_reentrant": use_reentrant})
             assert trained.is_activation_checkpointing
         # dropped paths are the same ones
         torch.manual_seed(1)
@@ -159,7 +173,7 @@ def test_checkpointing_gives_the_same_gradients(built, contract):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-@each([contract for contract in CONTRACTS if contract.has_hidden_states])
+@each(MODELS)
 def test_hidden_states_have_the_shapes_of_the_config(built, contract):
     model, inputs = built
     with torch.no_grad():
@@ -171,6 +185,9 @@ def test_hidden_states_have_the_shapes_of_the_config(built, contract):
         # the classifier's last layer computes the one position that it reads
         shapes[-1] = (4, states[-1].shape[1], model.config.hidden_size)
         assert [tuple(state.shape) for state in states] == shapes
+    elif model.config.model_type == "avae":
+        assert [state.shape[1] for state in states] == model.config.encoder_channels
+        assert states[0].shape[2:] == inputs["pixel_values"].shape[2:]
     else:
         assert len(states) == len(model.config.stage_names)
         sides = [state.shape[-1] for state in states]
@@ -259,7 +276,7 @@ def test_image_head_and_encoder_load_each_other(tmp_path, tiny_settings, name):
     assert info["missing_keys"] and all("classifier" in key for key in info["missing_keys"])
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_inputs_are_not_changed(built, contract):
     model, inputs = built
     before = {name: values.clone() for name, values in inputs.items()}
@@ -268,7 +285,7 @@ def test_inputs_are_not_changed(built, contract):
         assert torch.equal(values, before[name]), name
 
 
-@each(CONTRACTS)
+@each(MODELS)
 def test_runs_with_its_weights_on_disk(built, contract, tmp_path):
     model, inputs = built
     model.save_pretrained(tmp_path / "model")
@@ -287,7 +304,7 @@ def test_head_of_another_size_is_refused_or_new(built, contract, tmp_path):
     assert output_of(again, contract, inputs).shape[-1] == 42
 
 
-@each([contract for contract in CONTRACTS if contract.has_hidden_states])
+@each(MODELS)
 def test_hidden_states_and_attentions_are_part_of_the_graph(built, contract):
     model, inputs = built
     options = {"output_hidden_states": True}
@@ -298,7 +315,7 @@ def test_hidden_states_and_attentions_are_part_of_the_graph(built, contract):
     kept = [output.hidden_states[0], *(output["attentions"][:1] if "attentions" in output else [])]
     for value in kept:
         value.retain_grad()
-    output[0].flatten()[0].backward()
+    pick(output, contract).flatten()[0].backward()
     assert all(value.grad is not None for value in kept)
 
 
@@ -317,3 +334,62 @@ def test_every_problem_type_has_a_loss(tiny_settings, problem_type, num_labels):
     loss = model(**contract.make_inputs(model), labels=labels[problem_type]).loss
     loss.backward()
     assert loss.ndim == 0 and loss.isfinite()
+
+
+@each(MODELS)
+def test_first_argument_is_the_main_input(built, contract):
+    model, inputs = built
+    assert list(inspect.signature(type(model).forward).parameters)[1] == model.main_input_name
+    assert model.main_input_name in inputs
+
+
+@each(MODELS)
+def test_is_built_on_the_device_at_hand(built, contract):
+    model, _ = built
+    with torch.device("meta"):
+        empty = type(model)(copy.deepcopy(model.config))
+    assert {value.device.type for value in empty.state_dict().values()} == {"meta"}
+    assert {name: value.shape for name, value in empty.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+
+
+@each([contract for contract in MODELS if contract.make_labels])
+def test_tuple_begins_with_the_loss(built, contract):
+    model, inputs = built
+    inputs["labels"] = contract.make_labels(model, inputs)
+    with torch.no_grad():
+        named, plain = model(**inputs), model(**inputs, return_dict=False)
+    torch.testing.assert_close(plain[0], named.loss)
+    torch.testing.assert_close(plain[1], named.logits)
+
+
+@each(MODELS)
+def test_running_changes_neither_config_nor_weights(built, contract):
+    model, inputs = built
+    config, weights = model.config.to_dict(), {name: value.clone() for name, value in model.state_dict().items()}
+    output_of(model, contract, inputs, output_hidden_states=True)
+    assert model.config.to_dict() == config
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+@each(MODELS)
+def test_frozen_copy_and_original_are_apart(built, contract):
+    model, inputs = built
+    before = output_of(model, contract, inputs)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(output_of(model, contract, inputs), before)
+
+
+def test_untied_embeddings_are_resized(tiny_settings):
+    settings = {**tiny_settings, "gamma": [1, 2, 1], "eta": 1, "tie_word_embeddings": False}
+    model = ClassformerForMaskedLM(ClassformerConfig(**settings))
+    model.resize_token_embeddings(settings["vocab_size"] + 7)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight is not embeddings.weight
+    assert len(head.weight) == len(embeddings.weight) == len(head.bias) == settings["vocab_size"] + 7
+    assert model(torch.arange(4, 14)[None]).logits.shape[-1] == settings["vocab_size"] + 7

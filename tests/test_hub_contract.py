@@ -47,7 +47,6 @@ class Contract:
     task: str | None = None  # a pipeline that runs on the folder and ...
     make_examples: Callable = lambda folder: []  # ... its input, written to a folder if it is files
     bfloat16_tolerance: float = 0.2
-    has_hidden_states: bool = True
 
 
 def build_classformer(model_class):
@@ -242,13 +241,23 @@ CONTRACTS += [
         auto_classes=("AutoModel",),
         output_name="reconstruction",
         processor=f"tiny_shape_processor_{dims}d",
-        has_hidden_states=False,
     )
     for name, dims, transforms in (
         ("vae", 2, []),
         ("avae", 2, ["rotation", "translation"]),
         ("avae_3d", 3, ["rotation"]),
     )
+]
+# beside the others because transformers' AutoBackbone opens no folder of theirs
+BACKBONES = [
+    Contract(
+        f"shared_{family.lower()}_backbone",
+        build=build_vision(family, "Backbone"),
+        auto_class="AutoBackbone",
+        output_name="feature_maps",
+        **VISION,
+    )
+    for family in TINY_VISION
 ]
 CHECKS = (
     "saved",
@@ -272,7 +281,7 @@ def write_golden(path, model, contract, inputs):
     model.eval()
     golden = {"inputs": inputs, "output": model(**inputs)[contract.output_name]}
     golden["encoder"] = model.base_model(**inputs)[0]
-    if contract.has_hidden_states:
+    if "AutoBackbone" in contract.auto_classes:
         golden["feature_map"] = model.base_model(**inputs, output_hidden_states=True).hidden_states[-1]
     torch.save(golden, path)
 

@@ -1,5 +1,6 @@
 """What every command line of the project shares: recipes, and errors in one sentence."""
 
+import argparse
 import dataclasses
 import difflib
 import errno
@@ -22,13 +23,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("Error while serializing", "PytorchStreamWriter", "inline_container")
 
 
-def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments: list[str] | None = None) -> tuple:
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the description and show the defaults."""
+
+
+def parse_arguments(
+    dataclass_types: Sequence[Any],
+    description: str,
+    arguments: list[str] | None = None,
+    positional: str | None = None,
+) -> tuple:
     """Parse flags into dataclasses; a first argument `recipe.json` sets defaults that flags override.
 
     Args:
         dataclass_types: As for [`HfArgumentParser`].
         description: Shown by `--help`.
         arguments: The command line; `sys.argv` by default.
+        positional: The argument whose values may also stand first, without its flag.
 
     Returns:
         One instance per dataclass.
@@ -37,7 +48,7 @@ def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments:
         ValueError: The recipe cannot be read or names an unknown argument.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser(dataclass_types, description=description)
+    parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
     # without the usage of a hundred flags
     parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
     if arguments and arguments[0].endswith(".json"):
@@ -53,6 +64,8 @@ def parse_arguments(dataclass_types: Sequence[Any], description: str, arguments:
         parser.set_defaults(**recipe)
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
+    if positional is not None and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{positional}", *arguments]
     *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unused:
         flags = [option for action in parser._actions for option in action.option_strings]
@@ -67,7 +80,8 @@ def describe_command() -> str:
     def shorten(argument: str) -> str:
         return f"path/to/{Path(argument).name}" if argument.startswith(("/", "..", "~")) else argument
 
-    return shlex.join(["python", *(shorten(argument) for argument in sys.argv)])
+    script = "/".join(Path(sys.argv[0]).parts[-2:])
+    return shlex.join(["python", script, *(shorten(argument) for argument in sys.argv[1:])])
 
 
 def check_settings(path: Path, settings: dict, is_writer: bool):

@@ -23,6 +23,7 @@ from .data import TaskArguments
 from .folders import check_golden_output, find_load_defects, find_notes
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
+from .publishing import find_task
 from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS, find_text_columns
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,11 @@ def find_pipeline(folder: Path) -> str:
         ValueError: It is no classifier of texts or images.
     """
     config, _ = PreTrainedConfig.get_config_dict(folder)
-    architecture = (config.get("architectures") or ["nothing"])[0]
-    for kind, auto_class in AUTO_CLASSES.items():
-        if architecture.endswith(auto_class.removeprefix("AutoModel")):
-            return kind
-    raise ValueError(f"{folder} is no classifier of texts or images: its architecture is {architecture}.")
+    kind = find_task(config)
+    if kind not in AUTO_CLASSES:
+        architecture = (config.get("architectures") or ["nothing"])[0]
+        raise ValueError(f"{folder} is no classifier of texts or images: its architecture is {architecture}.")
+    return kind
 
 
 def load_classifier(folder: Path, kind: str = TEXT) -> Any:
@@ -98,11 +99,16 @@ def load_classifier(folder: Path, kind: str = TEXT) -> Any:
         model_class: Any = getattr(transformers, AUTO_CLASSES[kind])
         if reference is not None:
             model_class = get_class_from_dynamic_module(reference, str(folder))
-        model = model_class.from_pretrained(folder)
+        model, info = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     # what hostile settings break, in as many kinds as there are layers
     except Exception as error:
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder} does not load: {reason}") from error
+    wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if wrong:
+        raise ValueError(
+            f"{folder} does not load: its weights lack {', '.join(wrong[:5])}, or have them in other shapes."
+        )
     check_golden_output(model, folder)
     return model
 
@@ -141,6 +147,8 @@ def stream_examples(
     try:
         split = load_dataset(*source, split=split_name, data_files=files, streaming=True)
         split = split if split.features else split._resolve_features()
+    except StopIteration as error:
+        raise ValueError(f"the split {split_name!r} of {name} is empty: there is no example to evaluate.") from error
     # of connections, parsers and builders, in many kinds
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -128,6 +128,9 @@ def find_load_defects(folder: Path) -> list[str]:
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         return [f"architectures of config.json must be a list of names, got {architectures}"]
+    for name in ("id2label", "label2id"):
+        if not isinstance(config.get(name) or {}, dict):
+            return [f"{name} of config.json must be a mapping, got {config[name]}"]
     return _find_code_defects(folder) + _find_weight_defects(folder)
 
 

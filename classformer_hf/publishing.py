@@ -3,6 +3,7 @@
 import filecmp
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -101,17 +102,25 @@ def verify_folder(folder: Path, names: list[str] | None = None, private: Sequenc
     return Verification(found["class"], found["parameters"], found["difference"])
 
 
-def _find_task(config: dict) -> str | None:
+def find_task(config: dict) -> str | None:
+    """Name the pipeline of a saved model's configuration, if its head has one."""
     architecture = (config.get("architectures") or [""])[0]
     return next((tag for end, tag in PIPELINES.items() if architecture.endswith(end)), None)
 
 
 def _new_card(folder: Path, title: str) -> ModelCard:
     config = json.loads((folder / "config.json").read_text())
-    call, name = LOADING[_find_task(config)]
+    call, name = LOADING[find_task(config)]
+    schedule = ""
+    if "gamma" in config:
+        schedule = (
+            f"\n## Schedule\n\n`gamma = {config['gamma']}`, `eta = {config['eta']}`: layer l keeps its first eta query "
+            "positions and then every gamma[l]-th one, so that the sequence gets shorter with depth. Pad inputs on the "
+            "right.\n"
+        )
     return ModelCard(
         f"---\n{ModelCardData().to_yaml()}\n---\n\n# {title}\n\nA {(config.get('architectures') or ['model'])[0]}.\n\n"
-        f'```python\nfrom transformers import {name}\n\nname = "{PLACEHOLDER}"\nmodel = {call}\n```\n'
+        f'```python\nfrom transformers import {name}\n\nname = "{PLACEHOLDER}"\nmodel = {call}\n```\n{schedule}'
     )
 
 
@@ -134,7 +143,7 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
         card = ModelCard.load(path)
     else:
         card = _new_card(folder, title)
-    defaults = {"library_name": "transformers", "pipeline_tag": _find_task(config), "tags": [config["model_type"]]}
+    defaults = {"library_name": "transformers", "pipeline_tag": find_task(config), "tags": [config["model_type"]]}
     for key, value in defaults.items():
         if value and not getattr(card.data, key):
             setattr(card.data, key, value)
@@ -151,12 +160,48 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
     card.save(path)
 
 
-def add_results(folder: Path, results: list[EvalResult]):
+def latency_results(
+    kind: str, dataset: str, milliseconds: dict[str, float], hardware: dict[str, Any], batch_size: int = 1
+) -> list[EvalResult]:
+    """Say latencies as a model-index does.
+
+    Args:
+        kind: The pipeline.
+        dataset: What the inputs were.
+        milliseconds: By quantile, as "p50" and "p90".
+        hardware: As `cost.hardware_fingerprint` describes it.
+        batch_size: Inputs of a pass.
+    """
+    where = f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} thread(s)"
+    return [
+        EvalResult(
+            task_type=kind,
+            dataset_type=dataset.partition(",")[0].replace(" ", "_"),
+            dataset_name=dataset,
+            metric_type=f"latency_{quantile}_milliseconds",
+            metric_name=f"latency {quantile}, ms, batch {batch_size}, on {where}",
+            metric_value=round(value, 3),
+        )
+        for quantile, value in milliseconds.items()
+    ]
+
+
+def write_section(folder: Path, title: str, text: str):
+    """Write a section at the end of a folder's card, in the place of an older one of that title."""
+    path = folder / "README.md"
+    card = ModelCard.load(path)
+    kept = re.sub(rf"\n## {re.escape(title)}\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL)
+    card.text = f"{kept.rstrip()}\n\n## {title}\n\n{text}\n"
+    card.save(path)
+
+
+def add_results(folder: Path, results: list[EvalResult], base_model: str | None = None):
     """Add results to the model-index of a folder's card, each in the place of an older one of the same measurement.
 
     Args:
         folder: With a config.json; a card is written if there is none.
         results: What was measured.
+        base_model: Name of the checkpoint that the model was trained from; `None` leaves what the card says.
 
     Raises:
         ValueError: The card is damaged.
@@ -175,6 +220,7 @@ def add_results(folder: Path, results: list[EvalResult]):
     kept = [result for result in card.data.eval_results or [] if measurement(result) not in new]
     card.data.model_name = card.data.model_name or folder.resolve().name
     card.data.eval_results = [*kept, *results]
+    card.data.base_model = base_model or card.data.base_model
     card.save(path)
 
 
@@ -258,8 +304,11 @@ __all__ = [
     "Verification",
     "add_results",
     "complete_card",
+    "find_task",
+    "latency_results",
     "push_folder",
     "read_back",
     "stage_folder",
     "verify_folder",
+    "write_section",
 ]

@@ -12,7 +12,6 @@ writes scores into the model cards, as the Hub shows them.
 """
 
 import json
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ from classformer_hf.evaluation import (
     stream_examples,
 )
 from classformer_hf.metrics import majority_score, predictions_from_logits
-from classformer_hf.publishing import add_results
+from classformer_hf.publishing import add_results, write_section
 from classformer_hf.search.certificate import certify, check_request
 from vision_hf.data import ImageTaskArguments
 from vision_hf.data import load_task as load_image_task
@@ -203,8 +202,13 @@ def write_json(path: str | None, record: dict):
         Path(path).write_text(json.dumps(record, indent=2) + "\n")
 
 
+def describe_certificate(certificate: dict, num_examples: int) -> str:
+    where = f"the {certificate['split']} split of {certificate['dataset']} ({num_examples} examples)"
+    return f"Against {Path(certificate['full_model']).name}, on {where}: {certificate['sentence']}"
+
+
 def update_cards(arguments: EvaluationArguments, kind: str, record: dict):
-    """Write every model's score into the card in its folder."""
+    """Write every model's score, and its certificate if one was asked for, into the card in its folder."""
     for name, row in zip(arguments.models, record["models"], strict=True):
         result = EvalResult(
             task_type=kind,
@@ -216,6 +220,8 @@ def update_cards(arguments: EvaluationArguments, kind: str, record: dict):
             metric_value=round(row["score"], 4),
         )
         add_results(Path(name), [result])
+        if "certificate" in row:
+            write_section(Path(name), "Certificate", describe_certificate(row["certificate"], record["num_examples"]))
         print(f"{name}/README.md tells the score")
 
 
@@ -232,10 +238,7 @@ def certify_models(record: dict, results: Results, task: Task, arguments: Evalua
 
 
 def main():
-    # models may stand first, without their flag
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and not sys.argv[1].endswith(".json"):
-        sys.argv.insert(1, "--models")
-    arguments, task_arguments = parse_arguments((EvaluationArguments, TaskArguments), __doc__)
+    arguments, task_arguments = parse_arguments((EvaluationArguments, TaskArguments), __doc__, positional="models")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check_device(arguments.device)
@@ -271,11 +274,11 @@ def main():
         low, high = row["confidence_interval"]
         print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} (95 %: {low:.4f} to {high:.4f}){more}")
     write_json(arguments.output, record)
-    if arguments.update_card:
-        update_cards(arguments, kind, record)
     if arguments.required_performance is not None:
         certify_models(record, results, task, arguments)
         write_json(arguments.output, record)
+    if arguments.update_card:
+        update_cards(arguments, kind, record)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,7 @@ def publish(arguments: PublishArguments, staged: Path):
 
 
 def main():
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and not sys.argv[1].endswith(".json"):
-        sys.argv.insert(1, "--folder")
-    (arguments,) = parse_arguments((PublishArguments,), __doc__)
+    (arguments,) = parse_arguments((PublishArguments,), __doc__, positional="folder")
     transformers_logging.set_verbosity_error()
     if arguments.create_pr and arguments.revision:
         raise ValueError("--create_pr opens a pull request to the main branch; leave --revision out.")

@@ -146,9 +146,9 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
     assert [record["model"] for record in records] == ["text", "bert", "distilbert"] * 2
     assert {record["batch_size"] for record in records} == {2}
     for record in records:
-        assert record["throughput"] == pytest.approx(2000 / record["wall_p50_ms"])
-        assert record["mean_flops"] > 0 and record["weights_bytes"] > 0 and record["peak_bytes"] is None
-    assert records[3]["mean_flops"] > 1.9 * records[0]["mean_flops"]
+        assert record["inputs_per_second"] == pytest.approx(2000 / record["wall_p50_ms"])
+        assert record["flops_per_input"] > 0 and record["weights_bytes"] > 0 and record["tokens"] in (8, 16)
+    assert records[3]["flops_per_input"] > 1.9 * records[0]["flops_per_input"]
     assert plot.read_bytes().startswith(b"\x89PNG") and "inputs/s" in printed
     results = ModelCard.load(text_folder / "README.md").data.eval_results
     assert sorted({result.metric_type for result in results}) == [
@@ -156,6 +156,40 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
         "latency_p90_milliseconds",
     ]
     assert len(results) == 4 and "thread(s)" in results[0].metric_name
+
+
+def test_operations_of_a_schedule_are_those_of_its_formula(run, tiny_classifier_folder, tmp_path):
+    from classformer_hf import ClassformerConfig
+    from classformer_hf.cost import count_flops
+
+    output = tmp_path / "times.json"
+    flags = ("--lengths", 24, "--rounds", 1, "--output", output)
+    assert run("benchmark_latency", tiny_classifier_folder, *flags)[0] == 0
+    record = json.loads(output.read_text())
+    expected = count_flops(ClassformerConfig.from_pretrained(tiny_classifier_folder), 24)
+    assert record["measurements"][0]["flops_per_input"] == expected
+    assert record["command"].startswith("python scripts/benchmark_latency.py path/to/")
+
+
+def test_images_are_timed_and_the_card_tells(run, image_folder):
+    code, printed, words = run(
+        "benchmark_latency", image_folder, "--rounds", 2, "--batch_size", 3, "--update_card", "--dtype", "bfloat16"
+    )
+    assert code == 0, words
+    assert "random pixels: time by" in printed
+    first, second = ModelCard.load(image_folder / "README.md").data.eval_results
+    assert [first.metric_type, second.metric_type] == ["latency_p50_milliseconds", "latency_p90_milliseconds"]
+    assert first.task_type == "image-classification" and "batch 3" in first.metric_name
+    assert "bfloat16, 1 thread(s)" in first.metric_name
+
+
+def test_damaged_folder_is_not_timed(run, tiny_classifier_folder, tmp_path):
+    folder = shutil.copytree(tiny_classifier_folder, tmp_path / "model")
+    (folder / "modeling_classformer.py").unlink()
+    code, _, words = run("benchmark_latency", folder)
+    assert code == 1 and "there is no modeling_classformer.py" in words
+    code, _, words = run("benchmark_latency", "nobody/nothing")
+    assert code == 1 and "neither a folder nor a model on a Hub" in words
 
 
 def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
@@ -172,8 +206,12 @@ def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
         (["--peers", "gpt"], "`--peers` knows"),
         (["--peers", "bert", "--peer_config", "{"], "must be a JSON object"),
         (["--peers", "bert", "--peer_config", '{"hidden_size": 15}'], "does not suit bert"),
-        (["--peers", "bert", "--batch_size", "0"], "`--batch_size` must be >= 1"),
-        (["--peers", "bert", "--batch_size", "2", "--dataset_name", "x"], "is for `--lengths`"),
+        (["--peers", "bert", "--batch_size", "0"], "--batch_size must be >= 1"),
+        (["--peers", "bert", "--dataset_name", "x"], "--dataset_name needs the tokenizer of a model"),
+        (["--peers", "bert", "bert"], "--peers must name every one once"),
+        (["--peers", "bert", "--lengths", "0"], "each must be >= 1"),
+        (["--peers", "bert", "--peer_config", SMALL, "--lengths", "600"], "bert cannot read 600 tokens"),
+        (["--peers", "bert", "--device", "nothing"], "--device must be one that torch can use here"),
     ],
 )
 def test_bad_benchmarks(run, flags, message):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from avae_hf import AVAEConfig, AVAEImageProcessor, AVAEModel
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import GOLDEN, write_golden_output
 from tests.test_publish import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
 
 TINY_DATA = "sentence,label\na dull film,negative\na warm film,positive\n"
@@ -56,6 +56,8 @@ def shrink(name):
         tensors = load_file(folder / "model.safetensors")
         tensors[name] = tensors[name][..., :-1].contiguous()
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        # or the digest in it would tell first
+        (folder / GOLDEN).unlink()
 
     return change
 
@@ -87,7 +89,7 @@ FOLDERS = {
     "weights are text": (write("model.safetensors", "hello"), "model.safetensors is damaged"),
     "empty weights": (write("model.safetensors", ""), "model.safetensors is damaged"),
     "no weights": (remove("model.safetensors"), "no weights in safetensors"),
-    "weights of another shape": (shrink("classifier.dense.weight"), "does not load"),
+    "weights of another shape": (shrink("classifier.dense.weight"), "does not load: .*classifier.dense.weight"),
     "index is no JSON": (write("model.safetensors.index.json", "{"), "index.json cannot be read"),
     "index is a list": (write("model.safetensors.index.json", "[]"), "index.json cannot be read"),
     "index points outside": (index_outside, r"names \.\./model.safetensors, which is missing"),
@@ -96,12 +98,18 @@ FOLDERS = {
     "gamma is negative": (change_config(gamma=[1, -2, 1]), "does not load: .*gamma"),
     "gamma is huge": (change_config(gamma=[1, 10**30, 1]), "no input is longer"),
     "eta is a list": (change_config(eta=[1]), "does not load: .*eta"),
-    "layers are a fraction": (change_config(num_hidden_layers=2.5), "does not load"),
-    "layers are negative": (change_config(num_hidden_layers=-3), "does not load"),
-    "huge width": (change_config(hidden_size=10**13), "does not load"),
-    "heads do not divide": (change_config(num_attention_heads=5), "does not load"),
-    "vocabulary is zero": (change_config(vocab_size=0), "does not load"),
-    "labels are a number": (change_config(id2label=3), "does not load"),
+    "layers are a fraction": (
+        change_config(num_hidden_layers=2.5),
+        "does not load: .*'num_hidden_layers' expected int",
+    ),
+    "layers are negative": (
+        change_config(num_hidden_layers=-3),
+        "does not load: .*one factor per layer, got 3 for -3 layers",
+    ),
+    "huge width": (change_config(hidden_size=10**13), "does not load: .*10000000000000"),
+    "heads do not divide": (change_config(num_attention_heads=5), "does not load: .*attention heads .5"),
+    "vocabulary is zero": (change_config(vocab_size=0), "does not load: .*num_embeddings"),
+    "labels are a number": (change_config(id2label=3), "id2label of config.json must be a mapping, got 3"),
     "code outside the folder": (plant, "not file.Class of this folder"),
     "auto_map is a list": (change_config(auto_map=["x"]), "auto_map of config.json must be a mapping"),
     "code is missing": (remove("modeling_classformer.py"), "there is no modeling_classformer.py"),
@@ -139,12 +147,12 @@ DATA = {
     "missing label": ("sentence,label\na film,\na plot,positive\n", "has an example without a label"),
     "unknown label": ("sentence,label\na film,strange\n", "the data have the label 'strange'"),
     "missing text": ("sentence,label\na film,positive\n,positive\n", "without a text in 'sentence'"),
-    "no label column": ("sentence,other\na film,1\n", "label"),
-    "no text column": ("label,number\npositive,3\n", "text"),
-    "texts that are all missing": ("sentence,label\n,positive\n", "cannot read an example|text"),
-    "no rows": ("sentence,label\n", "cannot stream|no example"),
+    "no label column": ("sentence,other\na film,1\n", "no label column"),
+    "no text column": ("label,number\npositive,3\n", "one or two columns must hold text"),
+    "texts that are all missing": ("sentence,label\n,positive\n", "cannot read an example of the split 'train'"),
+    "no rows": ("sentence,label\n", "is empty: there is no example"),
     "empty file": ("", "cannot stream"),
-    "rows of other lengths": ("sentence,label\na,b,c,d\n", "cannot|could not|label|parse"),
+    "rows of other lengths": ("sentence,label\na,b,c,d\n", "the data have the label 'd'"),
 }
 
 

@@ -117,3 +117,35 @@ def test_old_revision_stays_and_cached_files_need_no_server(hub, client, tiny_cl
     assert process.returncode != 0 and "alice/model" in process.stderr
     hub.stop()
     assert client(LOAD, second, **stranger, HF_HUB_OFFLINE="1").split()[0] == "True"
+
+
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+
+HfApi().create_repo("alice/texts", private=True)
+HfApi().upload_folder(repo_id="alice/texts", folder_path=sys.argv[1], commit_message="first")
+HfApi().create_tag("alice/texts", tag="v1")
+HfApi().upload_file(repo_id="alice/texts", path_in_repo="config.json", path_or_fileobj=b"[]")
+"""
+
+
+@pytest.mark.slow
+def test_scripts_take_names_on_the_hub(hub, client, tiny_roberta_two_labels, tiny_text_file):
+    client(UPLOAD, tiny_roberta_two_labels)
+    evaluate = ("alice/texts", "--dataset_name", tiny_text_file, "--split", "train", "--max_length", 64)
+    evaluate += ("--device", "cpu", "--max_examples", 8)
+    benchmark = ("alice/texts", "--lengths", 8, "--rounds", 1)
+    for script, arguments, expected in (
+        ("evaluate_model", evaluate, "8 examples"),
+        ("benchmark_latency", benchmark, "random ids: time by"),
+    ):
+        assert expected in client(script, *arguments, "--revision", "v1")
+        # of the newest revision the configuration is damaged
+        process = client(script, *arguments, check=False)
+        assert process.returncode == 1 and "its config.json cannot be read" in process.stderr, process.stderr
+        process = client(script, *arguments, token=None, home="stranger", check=False)
+        assert process.returncode == 1 and "run `hf auth login`, or set HF_TOKEN" in process.stderr, process.stderr
+    hub.stop()
+    for script, arguments in (("evaluate_model", evaluate), ("benchmark_latency", benchmark)):
+        client(script, *arguments, "--revision", "v1", HF_HUB_OFFLINE="1")

@@ -16,10 +16,9 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from avae_hf import AVAEConfig, AVAEModel
 from classformer_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
 from classformer_hf.publishing import complete_card, verify_folder
-from tests.test_hub_contract import build_vision
+from tests.test_hub_contract import BACKBONES, CONTRACTS
 
 ROOT = Path(__file__).parent.parent
 # in pieces, for a test of the documents refuses such paths
@@ -204,16 +203,13 @@ def test_card_is_completed_and_kept(folder):
     assert card.data.license == "apache-2.0" and card.data.tags == ["own"] and "My own words" in card.text
 
 
-def save_vision(folder):
-    model = build_vision("Xception", "ForImageClassification")(None)
+def build(contract, tiny_settings, folder):
+    """Save a model of the folder contract as a training does."""
+    torch.manual_seed(0)
+    model = contract.build(tiny_settings)
     model.save_pretrained(folder)
     write_golden_output(model, folder)
-
-
-def save_avae(folder):
-    model = AVAEModel(AVAEConfig(image_size=16, latent_dim=3, encoder_channels=[4] * 4, decoder_channels=[4] * 3))
-    model.save_pretrained(folder)
-    write_golden_output(model, folder)
+    return model
 
 
 def contents(folder):
@@ -255,11 +251,11 @@ def test_second_push_replaces_the_first(hub, client, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save", [save_vision, save_avae])
-def test_other_packages_are_published(hub, client, tmp_path, save):
-    save(tmp_path / "model")
+@pytest.mark.parametrize("contract", [*CONTRACTS, *BACKBONES], ids=lambda contract: contract.name)
+def test_every_model_is_published(hub, client, tmp_path, tiny_settings, contract):
+    model = build(contract, tiny_settings, tmp_path / "model")
     printed = client("publish", "--folder", tmp_path / "model", "--repo_id", "alice/x", "--license", "mit", "--private")
-    assert "read back" in printed and "output within" in printed
+    assert f"read back: {type(model).__name__}" in printed and "output within" in printed
     assert hub.repositories["model", "alice/x"].is_private
 
 
@@ -280,13 +276,10 @@ def test_bad_folders_and_flags_end_with_one_sentence(run, folder, change, flags,
     assert code == 1 and message in words
 
 
-def test_backbone_has_a_golden_output_too(tmp_path):
-    from vision_hf import SharedXceptionBackbone
-
-    model = SharedXceptionBackbone(build_vision("Xception", "Model")(None).config)
-    model.save_pretrained(tmp_path / "backbone")
-    write_golden_output(model, tmp_path / "backbone")
-    assert verify_folder(tmp_path / "backbone").model_class == "SharedXceptionBackbone"
+@pytest.mark.parametrize("contract", [CONTRACTS[1], BACKBONES[0], CONTRACTS[-1]], ids=lambda contract: contract.name)
+def test_models_of_all_kinds_are_verified(tmp_path, tiny_settings, contract):
+    model = build(contract, tiny_settings, tmp_path / "model")
+    assert verify_folder(tmp_path / "model").model_class == type(model).__name__
 
 
 def test_missing_token_says_how_to_log_in(hub, client, folder):
@@ -330,37 +323,77 @@ def test_stopped_by_hand_says_how_to_go_on(hub, folder, tmp_path):
 
 PUSH = """
 import sys
-from transformers import AutoTokenizer, Trainer, TrainingArguments
-from classformer_hf import ClassformerForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+import avae_hf, classformer_hf, vision_hf
 
-model = ClassformerForSequenceClassification.from_pretrained(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-model.push_to_hub("alice/by-model", commit_message="by the model")
-example = {**tokenizer("a film"), "labels": 1}
-arguments = TrainingArguments("run", max_steps=1, report_to="none", use_cpu=True, hub_model_id="alice/by-trainer")
-trainer = Trainer(model, arguments, train_dataset=[example] * 4, processing_class=tokenizer)
-trainer.train()
-trainer.push_to_hub()
-model.push_to_hub("alice/sharded", max_shard_size="20KB")
+def train(name, model, example, **parts):
+    arguments = TrainingArguments(
+        name, max_steps=1, report_to="none", use_cpu=True, hub_model_id=f"alice/{name}-by-trainer"
+    )
+    trainer = Trainer(model, arguments, train_dataset=[example] * 4, **parts)
+    trainer.train()
+    trainer.push_to_hub()
+
+text, image, shape = sys.argv[1:]
+model = AutoModelForSequenceClassification.from_pretrained(text)
+tokenizer = AutoTokenizer.from_pretrained(text)
+model.push_to_hub("alice/text-by-model", commit_message="by the model")
+model.push_to_hub("alice/text-sharded", max_shard_size="20KB")
+train("text", model, {**tokenizer("a film"), "labels": 1}, processing_class=tokenizer)
+import torch
+model = vision_hf.SharedXceptionForImageClassification.from_pretrained(image)
+model.push_to_hub("alice/image-by-model")
+train("image", model, {"pixel_values": torch.rand(3, 16, 16), "labels": 1})
+model = avae_hf.AVAEModel.from_pretrained(shape)
+model.push_to_hub("alice/shape-by-model")
+train("shape", model, {"pixel_values": torch.rand(1, 16, 16)})
 """
 PULL = """
 import sys
 from huggingface_hub import snapshot_download
 
-for name in ("by-model", "by-trainer", "sharded"):
+for name in sys.argv[2:]:
     snapshot_download(f"alice/{name}", local_dir=f"{sys.argv[1]}/{name}")
 """
+PUSHED = {
+    "text-by-model": "ClassformerForSequenceClassification",
+    "text-sharded": "ClassformerForSequenceClassification",
+    "text-by-trainer": "ClassformerForSequenceClassification",
+    "image-by-model": "SharedXceptionForImageClassification",
+    "image-by-trainer": "SharedXceptionForImageClassification",
+    "shape-by-model": "AVAEModel",
+    "shape-by-trainer": "AVAEModel",
+}
 
 
 @pytest.mark.slow
-def test_push_to_hub_gives_what_passes_too(hub, client, folder, tmp_path):
-    client(PUSH, folder)
-    client(PULL, tmp_path / "pulled")
-    for name in ("by-model", "by-trainer", "sharded"):
+def test_push_to_hub_gives_what_passes_too(hub, client, folder, tmp_path, tiny_settings):
+    by_name = {contract.name: contract for contract in CONTRACTS}
+    for name in ("shared_xception_classifier", "avae"):
+        build(by_name[name], tiny_settings, tmp_path / name)
+    client(PUSH, folder, tmp_path / "shared_xception_classifier", tmp_path / "avae")
+    client(PULL, tmp_path / "pulled", *PUSHED)
+    for name, model_class in PUSHED.items():
         found = verify_folder(tmp_path / "pulled" / name)
-        assert found.model_class == "ClassformerForSequenceClassification" and found.difference is None
-    assert (tmp_path / "pulled" / "by-trainer" / "training_args.bin").is_file()
-    assert "training_args.bin" in list_files(tmp_path / "pulled" / "by-trainer")[1]
+        assert found.model_class == model_class and found.difference is None
+    assert (tmp_path / "pulled" / "text-by-trainer" / "training_args.bin").is_file()
+    assert "training_args.bin" in list_files(tmp_path / "pulled" / "text-by-trainer")[1]
+
+
+DANGERS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "system",
+    "popen",
+    "getoutput",
+    "getstatusoutput",
+    "read_pickle",
+    "joblib.load",
+}
+DANGERS |= {"spawnl", "execv", "execvp"}
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
 def find_dangers(source):
@@ -368,16 +401,25 @@ def find_dangers(source):
     dangers = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
+            # a method called eval puts a model in evaluation mode, re.compile makes a pattern
             called = ast.unparse(node.func)
-            if called in ("eval", "exec", "__import__", "os.system", "os.popen", "joblib.load"):
+            name = called.removeprefix("os.").removeprefix("subprocess.").removeprefix("builtins.").removeprefix("pd.")
+            if name in DANGERS:
                 dangers.append(called)
-            if called == "torch.load" and "weights_only=True" not in ast.unparse(node):
+            words = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called == "torch.load" and words.get("weights_only") != "True":
                 dangers.append(called)
-            dangers += [keyword.arg for keyword in node.keywords if keyword.arg in ("shell", "allow_pickle")]
+            if called == "yaml.load" and "SafeLoader" not in ast.unparse(node):
+                dangers.append(called)
+            dangers += [word for word, value in words.items() if word in ("shell", "allow_pickle") and value != "False"]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            if names != {"pickle", "UnpicklingError"}:
-                dangers += names & {"pickle", "dill", "marshal", "shelve"}
+            names = {alias.name for alias in node.names}
+            origin = getattr(node, "module", None) or ""
+            if origin in ("os", "subprocess", "builtins"):
+                dangers += names & DANGERS
+            # an error that others raise can be caught without unpacking anything
+            if (origin, names) != ("pickle", {"UnpicklingError"}):
+                dangers += {name.partition(".")[0] for name in {*names, origin}} & MODULES
     return dangers
 
 
@@ -388,7 +430,17 @@ def test_nothing_runs_a_shell_or_unpacks_code(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["eval('1')", "import pickle", "from pickle import loads", "subprocess.run('ls', shell=True)", "torch.load('x')"],
+    [
+        *("eval('1')", "builtins.exec('1')", "from os import system", "os.popen('ls')", "import pickle as p"),
+        *("from pickle import loads", "joblib.load('x')", "subprocess.run('ls', shell=True)"),
+        *("torch.load('x')", "torch.load('x', weights_only=False)", "np.load('x', allow_pickle=True)"),
+        *("yaml.load(text)", "pd.read_pickle('x')", "run('ls', shell=is_short)"),
+    ],
 )
 def test_dangers_are_caught(source):
     assert find_dangers(source)
+
+
+@pytest.mark.parametrize("source", ["model.eval()", "re.compile('x')", "np.load('x', allow_pickle=False)", "import os"])
+def test_harmless_code_is_not(source):
+    assert not find_dangers(source)

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
+from ..publishing import latency_results
 from .figures import draw_pareto, latency_quartiles, latency_source, layer_lengths, speedup_against_stock
 from .page import EXAMPLE_LENGTH, write_report
 from .study import SearchResult, pareto_front
@@ -174,29 +175,19 @@ def _has_same_weights(folder: Path, other: Path) -> bool:
 
 def write_card(data: dict[str, Any], folder: Path):
     """Render the model card from the content of `search.json`."""
-    measured = {"dataset_type": data["dataset"], "dataset_name": data["dataset"], "dataset_split": "validation"}
     results = [
         EvalResult(
             task_type="text-classification",
             metric_type=data["metric_name"],
             metric_value=round(data["score"], 4),
-            **measured,
+            dataset_type=data["dataset"],
+            dataset_name=data["dataset"],
+            dataset_split="validation",
         )
     ]
-    hardware = data["hardware"] or {}
-    for quantile in ("p50", "p90"):
-        milliseconds = data[f"latency_{quantile}_milliseconds"]
-        if milliseconds is not None and hardware:
-            where = f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} thread(s)"
-            results.append(
-                EvalResult(
-                    task_type="text-classification",
-                    metric_type=f"latency_{quantile}_milliseconds",
-                    metric_name=f"latency {quantile}, ms, batch 1, on {where}",
-                    metric_value=round(milliseconds, 3),
-                    **measured,
-                )
-            )
+    found = {quantile: data[f"latency_{quantile}_milliseconds"] for quantile in ("p50", "p90")}
+    if data["hardware"] and None not in found.values():
+        results += latency_results("text-classification", data["dataset"], found, data["hardware"])
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",

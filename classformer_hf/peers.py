@@ -1,0 +1,90 @@
+"""Stock architectures of transformers with random weights, to compare costs with: those do not depend on the weights.
+
+Sizes are those of the base checkpoints on the Hub, as their configurations give them; no weight is downloaded.
+"""
+
+import json
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+DEBERTA_V3 = {
+    **BASE,
+    "vocab_size": 128100,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+}
+# model type, and what differs from its configuration's defaults
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", {}),
+    "roberta": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
+    "distilbert": ("distilbert", {}),
+    "squeezebert": ("squeezebert", {}),
+    "mobilebert": ("mobilebert", {}),
+    "modernbert": ("modernbert", {}),
+    "albert": ("albert", BASE),
+    "electra": ("electra", {**BASE, "embedding_size": 768}),
+    "deberta": ("deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": -1}),
+    "deberta-v3": ("deberta-v2", DEBERTA_V3),
+    "funnel-small": ("funnel", {"block_sizes": [4, 4, 4], "num_decoder_layers": 2}),
+    "funnel-medium": ("funnel", {"block_sizes": [6, 3, 3], "block_repeats": [1, 2, 2]}),
+}
+
+
+def build_peer(name: str, overrides: str = "{}", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Build a classifier of an architecture with random weights, in evaluation mode.
+
+    Args:
+        name: One of `PEERS`.
+        overrides: Settings as a JSON object; what an architecture's configuration does not know is left out.
+        dtype: Of the weights.
+
+    Raises:
+        ValueError: The name is unknown, or the settings do not suit it.
+    """
+    if name not in PEERS:
+        raise ValueError(f"`--peers` knows {', '.join(PEERS)}, got {name}.")
+    try:
+        given = dict(json.loads(overrides))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"`--peer_config` must be a JSON object, got {overrides}: {error}.") from error
+    model_type, differences = PEERS[name]
+    default = AutoConfig.for_model(model_type)
+    known = {*default.to_dict(), *default.attribute_map}
+    settings = {**differences, **{key: value for key, value in given.items() if key in known}}
+    try:
+        config = AutoConfig.for_model(model_type, **settings)
+        return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+    except (ValueError, TypeError, AssertionError, StrictDataclassError) as error:
+        raise ValueError(f"`--peer_config` does not suit {name}: {error}") from error
+
+
+def count_executed_flops(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> int:
+    """Count the operations of a pass, two per multiply-add, in all matrix products and convolutions.
+
+    Attention is counted in its plain form, because fused kernels are counted differently or not at all.
+    """
+    implementation = model.config._attn_implementation
+    if implementation is not None:
+        model.set_attn_implementation("eager")
+    try:
+        # with gradients: without, the counter's bookkeeping fails where a module is called with a parameter (DeBERTa)
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(**inputs)
+    finally:
+        if implementation is not None:
+            model.set_attn_implementation(implementation)
+    return counter.get_total_flops()
+
+
+__all__ = ["PEERS", "build_peer", "count_executed_flops"]

@@ -67,13 +67,18 @@ def resolve_folder(name: str, revision: str | None = None) -> Path:
     return folder
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Give the settings of a saved model as they are written."""
+    return PreTrainedConfig.get_config_dict(folder)[0]
+
+
 def find_pipeline(folder: Path) -> str:
     """Say which pipeline a saved classifier is for.
 
     Raises:
         ValueError: It is no classifier of texts or images.
     """
-    config, _ = PreTrainedConfig.get_config_dict(folder)
+    config = read_config(folder)
     kind = find_task(config)
     if kind not in AUTO_CLASSES:
         architecture = (config.get("architectures") or ["nothing"])[0]
@@ -81,7 +86,7 @@ def find_pipeline(folder: Path) -> str:
     return kind
 
 
-def load_classifier(folder: Path, kind: str = TEXT) -> Any:
+def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> Any:
     """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package.
 
     A stored output is compared.
@@ -89,13 +94,13 @@ def load_classifier(folder: Path, kind: str = TEXT) -> Any:
     Args:
         folder: What [`resolve_folder`] gives.
         kind: What [`find_pipeline`] says.
+        needs_head: Refuse weights that lack some; without, a base checkpoint gets a random head, to be timed.
 
     Raises:
         ValueError: It does not load, or gives another output than was stored with it.
     """
     try:
-        config, _ = PreTrainedConfig.get_config_dict(folder)
-        reference = config.get("auto_map", {}).get(AUTO_CLASSES[kind])
+        reference = read_config(folder).get("auto_map", {}).get(AUTO_CLASSES[kind])
         model_class: Any = getattr(transformers, AUTO_CLASSES[kind])
         if reference is not None:
             model_class = get_class_from_dynamic_module(reference, str(folder))
@@ -104,7 +109,8 @@ def load_classifier(folder: Path, kind: str = TEXT) -> Any:
     except Exception as error:
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder} does not load: {reason}") from error
-    wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    missing = info["missing_keys"] if needs_head else []
+    wrong = sorted({*missing, *(key for key, *_ in info["mismatched_keys"])})
     if wrong:
         raise ValueError(
             f"{folder} does not load: its weights lack {', '.join(wrong[:5])}, or have them in other shapes."
@@ -301,6 +307,7 @@ __all__ = [
     "evaluate_examples",
     "find_pipeline",
     "load_classifier",
+    "read_config",
     "resolve_folder",
     "score_model",
     "stream_examples",

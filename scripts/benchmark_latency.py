@@ -29,9 +29,9 @@ from classformer_hf.command import describe_command, parse_arguments, run_comman
 from classformer_hf.cost import hardware_fingerprint, measure_latency, measure_pass_memory, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.elsewhere import make_inputs
-from classformer_hf.evaluation import IMAGE, TEXT, check_device, find_pipeline, load_classifier, resolve_folder
+from classformer_hf.evaluation import IMAGE, TEXT, check_device, load_classifier, read_config, resolve_folder
 from classformer_hf.peers import PEERS, build_peer, count_executed_flops
-from classformer_hf.publishing import add_results, latency_results
+from classformer_hf.publishing import add_results, find_task, latency_results
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
 WARMUP = 5
@@ -101,7 +101,11 @@ def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedMode
     """
     names, peers, dtype = arguments.models, arguments.peers, getattr(torch, arguments.dtype)
     folders = [resolve_folder(name, arguments.revision) for name in names]
-    kinds = {name: find_pipeline(folder) for name, folder in zip(names, folders, strict=True)}
+    # a base checkpoint has another head, or none, and costs as much with a classifier's
+    kinds = {
+        name: IMAGE if find_task(read_config(folder)) == IMAGE else TEXT
+        for name, folder in zip(names, folders, strict=True)
+    }
     kind = kinds[names[0]] if names else TEXT
     if set(kinds.values()) | ({TEXT} if peers else set()) != {kind}:
         raise ValueError(f"--models must be all of texts, as peers are, or all of images, got {kinds}.")
@@ -110,7 +114,10 @@ def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedMode
     clashing = set(labels) & set(peers)
     if clashing:
         raise ValueError(f"a model and a peer are both called {clashing.pop()}; rename the folder.")
-    models = {label: load_classifier(folder, kind).to(dtype) for label, folder in zip(labels, folders, strict=True)}
+    models = {
+        label: load_classifier(folder, kind, needs_head=False).to(dtype)
+        for label, folder in zip(labels, folders, strict=True)
+    }
     return models | {name: build_peer(name, arguments.peer_config, dtype) for name in peers}, kind
 
 

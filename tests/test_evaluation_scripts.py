@@ -183,6 +183,16 @@ def test_images_are_timed_and_the_card_tells(run, image_folder):
     assert "bfloat16, 1 thread(s)" in first.metric_name
 
 
+def test_base_checkpoint_is_timed_with_a_random_head(run, tiny_settings, tmp_path):
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    RobertaForMaskedLM(RobertaConfig(**tiny_settings)).save_pretrained(tmp_path / "base")
+    code, printed, words = run("benchmark_latency", tmp_path / "base", "--lengths", 8, "--rounds", 1)
+    assert code == 0 and "random ids: time by" in printed, words
+    code, _, words = run("evaluate_model", tmp_path / "base", "--dataset_name", "x.csv")
+    assert code == 1 and "its architecture is RobertaForMaskedLM" in words
+
+
 def test_damaged_folder_is_not_timed(run, tiny_classifier_folder, tmp_path):
     folder = shutil.copytree(tiny_classifier_folder, tmp_path / "model")
     (folder / "modeling_classformer.py").unlink()

@@ -115,7 +115,9 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
         raise ValueError(
             f"{folder} does not load: its weights lack {', '.join(wrong[:5])}, or have them in other shapes."
         )
-    check_golden_output(model, folder)
+    # with a new head there is nothing to compare
+    if not info["missing_keys"]:
+        check_golden_output(model, folder)
     return model
 
 

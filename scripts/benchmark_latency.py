@@ -30,7 +30,7 @@ from classformer_hf.cost import hardware_fingerprint, measure_latency, measure_p
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.elsewhere import make_inputs
 from classformer_hf.evaluation import IMAGE, TEXT, check_device, load_classifier, read_config, resolve_folder
-from classformer_hf.peers import PEERS, build_peer, count_executed_flops
+from classformer_hf.peer_architectures import PEERS, build_peer, count_executed_flops
 from classformer_hf.publishing import add_results, find_task, latency_results
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)

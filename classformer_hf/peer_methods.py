@@ -17,7 +17,7 @@ Letters: B examples, N tokens, D width, H heads, L layers.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -48,6 +48,10 @@ class PeerMethod(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         return self.model.roberta.encoder.layer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def forward(
         self,
@@ -480,6 +484,60 @@ class EarlyExit(PeerMethod):
         return self.choose(logits)[0]
 
 
+def operating_points(num_layers: int, tokens: float) -> dict[str, dict[str, Callable]]:
+    """Give two settings of every method, a mild and a strong one.
+
+    Args:
+        num_layers: Of the classifier, L.
+        tokens: Usual length of a text: a token of it gets 1 / tokens of the attention on average.
+
+    Returns:
+        By method and setting, what builds it from the classifier.
+    """
+
+    def decay(share: float) -> list[float]:
+        """Of the tokens, so much is left behind the last layer, by the same factor in each."""
+        return [share ** ((index + 1) / num_layers) for index in range(num_layers)]
+
+    def windows(*layers: int) -> list[int]:
+        return [2 if index in layers else 1 for index in range(num_layers)]
+
+    third, half = num_layers // 3, num_layers // 2
+    points: dict[str, dict[str, Callable]] = {
+        "pooled queries": {
+            "late": lambda model: PooledQueries(model, windows(third, 2 * third)),
+            "early": lambda model: PooledQueries(model, windows(0, third, 2 * third)),
+        },
+        "attention threshold": {
+            f"{share:g}/N": lambda model, share=share: AttentionThreshold(model, share / tokens) for share in (0.5, 1.0)
+        },
+        "first layers": {f"{n} of {num_layers}": lambda model, n=n: FirstLayers(model, n) for n in (2 * third, half)},
+        "entropy": {f"{share:g} ln C": lambda model, share=share: _entropy_exit(model, share) for share in (0.3, 0.7)},
+        "patience": {f"{n}": lambda model, n=n: EarlyExit(model, patience=n) for n in (half - 1, 1)},
+    }
+    for share in (0.4, 0.15):
+        setting = f"{share:g} left"
+        kept = decay(share)
+        merged = [1 - share ** (1 / num_layers)] * num_layers
+        settings: dict[str, Callable] = {
+            "attention top k": lambda model, kept=kept: AttentionTopK(model, kept),
+            "core-set": lambda model, kept=kept: CoreSet(model, kept),
+            "merging": lambda model, merged=merged: TokenMerging(model, merged),
+        }
+        settings |= {
+            name: lambda model, name=name, kept=kept: FixedPattern(model, name, kept) for name in FixedPattern.PATTERNS
+        }
+        for name, build in settings.items():
+            points.setdefault(name, {})[setting] = build
+    return points
+
+
+def _entropy_exit(model: ClassformerForSequenceClassification, share: float) -> EarlyExit:
+    method = EarlyExit(model, entropy=share * math.log(len(model.config.id2label or ())))
+    method.freeze_for_exits()
+    return method
+
+
 __all__ = [
     "AttentionThreshold",
     "AttentionTopK",
@@ -490,4 +548,5 @@ __all__ = [
     "PeerMethod",
     "PooledQueries",
     "TokenMerging",
+    "operating_points",
 ]

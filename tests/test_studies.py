@@ -99,3 +99,35 @@ def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp
     winner = record["winner"]
     if winner is not None:
         assert winner["gap"] == pytest.approx(np.mean(winner["twins"]) - winner["score"])
+
+
+def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
+    code, _, words = run("train_classformer", *flags, "--output_dir", tmp_path / "full")
+    assert code == 0, words
+    compare = [
+        *("compare_peers", *flags, "--model_name_or_path", tmp_path / "full" / "seed-42", "--latency_rounds", 2),
+        *("--schedules", "1-2-1_eta0", "--methods", "core-set", "entropy", "patience", "--num_inputs", 4),
+        *("--output_dir", tmp_path / "peers", "--results_file", tmp_path / "peers.json"),
+    ]
+    code, printed, words = run(*compare)
+    assert code == 0, words
+    record = json.loads((tmp_path / "peers.json").read_text())
+    assert [point["method"] for point in record["points"][:2]] == ["full", "classformer"] and len(record["points"]) == 8
+    assert record["points"][0]["ratio"] == 1 and any(point["is_on_front"] for point in record["points"])
+    for point in record["points"]:
+        assert point["is_on_front"] == (point["below_front"] == 0) and 0 <= point["test_score"] <= 1
+    assert "time relative to the full model" in printed
+    # a point whose row is lost is trained again, the others are read
+    (tmp_path / "peers" / "entropy_0.3-ln-C" / "seed-42" / "row.json").unlink()
+    before = (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns
+    assert run(*compare)[0] == 0
+    assert (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "peers.json").read_text())["points"][4]["test_scores"]
+    for bad, message in (
+        (["--schedules", "1-2_eta0"], "--schedules are named like"),
+        (["--schedules", "fast"], "--schedules are named like"),
+        (["--methods", "magic"], "--methods knows pooled queries"),
+        (["--learning_rate", 0.5], "holds a training with another"),
+    ):
+        code, _, words = run(*compare, *bad)
+        assert code == 1 and message in words

@@ -23,6 +23,7 @@ from classformer_hf.peer_methods import (
     keep_highest,
     log_positions,
     merge,
+    operating_points,
     pool,
 )
 
@@ -261,3 +262,16 @@ def test_exits_train_together_or_alone(model, batch):
     for settings in ({}, {"entropy": 1.0, "patience": 1}):
         with pytest.raises(ValueError, match="`entropy` or `patience`"):
             EarlyExit(model, **settings)
+
+
+def test_operating_points_run_and_the_second_is_stronger(model, batch):
+    points = operating_points(num_layers=3, tokens=7.0)
+    assert len(points) == 11 and all(len(settings) == 2 for settings in points.values())
+    for settings in points.values():
+        for build in settings.values():
+            method = build(copy.deepcopy(model)).eval()
+            with torch.no_grad():
+                assert method(**batch).logits.isfinite().all()
+    kept = [build(model).fractions for build in points["core-set"].values()]
+    assert kept[0][-1] == pytest.approx(0.4) and kept[1][-1] == pytest.approx(0.15)
+    assert kept[0][0] == pytest.approx(0.4 ** (1 / 3))

@@ -13,7 +13,7 @@ import torch
 import transformers
 from datasets import ClassLabel, Image, load_dataset
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from scipy.stats import binomtest
 from tqdm import tqdm
 from transformers import PreTrainedConfig
@@ -23,7 +23,7 @@ from .data import TaskArguments
 from .folders import check_golden_output, find_load_defects, find_notes
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
-from .publishing import find_task
+from .publishing import find_task, retry_if_busy
 from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS, find_text_columns
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,11 @@ def resolve_folder(name: str, revision: str | None = None) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+            folder = Path(
+                retry_if_busy(lambda: snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+            )
+        except RevisionNotFoundError as error:
+            raise ValueError(f"{name} has no revision {revision}; name a branch, a tag or a commit of it.") from error
         except (RepositoryNotFoundError, GatedRepoError) as error:
             raise ValueError(
                 f"there is no folder {name}, and on the Hub no such model, or it is private: for that run `hf auth "
@@ -119,6 +123,24 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
     if not info["missing_keys"]:
         check_golden_output(model, folder)
     return model
+
+
+def load_processor(folder: Path, kind: str = TEXT) -> Any:
+    """Load the tokenizer or image processor of a saved folder.
+
+    Raises:
+        ValueError: It does not load.
+    """
+    part, auto_class = PROCESSORS[kind]
+    file = {"tokenizer": "tokenizer_config.json", "image_processor": "preprocessor_config.json"}[part]
+    # without this a folder that has no tokenizer gives one that knows no words
+    if not (folder / file).is_file():
+        raise ValueError(f"{folder} has no {file}; save the model's {part.replace('_', ' ')} there too.")
+    try:
+        return getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+    except Exception as error:  # of parsers and of whatever the file names
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the {part.replace('_', ' ')} in {folder} does not load: {reason}") from error
 
 
 def stream_examples(
@@ -221,8 +243,7 @@ def evaluate_examples(
     """
     model = load_classifier(folder, kind)
     ids = {label: int(index) for index, label in model.config.id2label.items()}
-    part, auto_class = PROCESSORS[kind]
-    processor = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+    part, processor = PROCESSORS[kind][0], load_processor(folder, kind)
     classify = transformers.pipeline(kind, model=model, device=device, **{part: processor})  # type: ignore[call-overload]
     options: dict[str, Any] = {}
     if kind == TEXT:
@@ -309,6 +330,7 @@ __all__ = [
     "evaluate_examples",
     "find_pipeline",
     "load_classifier",
+    "load_processor",
     "read_config",
     "resolve_folder",
     "score_model",

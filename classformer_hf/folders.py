@@ -7,7 +7,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ CONFIGS = (
     "video_preprocessor_config.json",
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
+# what reading JSON or Python of strangers raises
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 # what a training leaves beside a model, by the name of the file or of a folder above it
 LEFT_OUT = (*PICKLES, ".*", "_*", "*.partial", "*.lock", "checkpoint*", "poses", "runs", "wandb")
 SECRETS = re.compile(
@@ -41,7 +43,11 @@ SECRETS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|https?://[^\s/@:]+:[^\s/@]+@"
 )
 ROOTS = "home|root|Users|tmp|var|mnt|opt|srv|work|data|workspace|content|private|scratch|nfs|gpfs|lustre|media|Volumes"
-ABSOLUTE_PATH = re.compile(rf"(?:file://|(?<![\w./~<>@-]))(/(?:{ROOTS})/[\w.@+-]+)|\b([A-Za-z]:[\\/]+(?:Users|home)\b)")
+ABSOLUTE_PATH = re.compile(
+    rf"(?:file://|(?<![\w./~<>@-]))(/(?:{ROOTS})/[\w.@+-]+)|\b([A-Za-z]:[\\/]+(?:Users|home)\b)"
+    # a setting that is nothing but a path
+    r'|"(/[\w.@+-]+(?:/[\w.@+ -]+)+|[A-Za-z]:(?:\\\\|/)[^"\n]+)"'
+)
 # their words may look like anything
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
 
@@ -83,7 +89,11 @@ def check_golden_output(model: Any, folder: Path):
     if (folder / GOLDEN).is_file():
         stored = safetensors.torch.load_file(folder / GOLDEN)
         inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name != "output"}
-        difference = compare_output(compute_output(model, inputs), stored["output"])
+        try:
+            difference = compare_output(compute_output(model, inputs), stored["output"])
+        except Exception as error:  # whatever the model says of inputs that it cannot read
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{folder.name} does not run on the inputs in {GOLDEN}: {reason}") from error
         check_difference(difference, str(model.dtype).removeprefix("torch."), folder.name)
 
 
@@ -116,6 +126,13 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
     return kept, left_out
 
 
+def find_outside_links(folder: Path) -> list[str]:
+    """Name files of a model that are links out of its folder, as in a cache of the Hub, and so are left out."""
+    needed = [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.py")]
+    inside = folder.resolve()
+    return [path.name for path in needed if path.is_file() and not path.resolve().is_relative_to(inside)]
+
+
 def find_load_defects(folder: Path) -> list[str]:
     """Name why a folder would not load, or would not load what it seems to, without running any of its code."""
     try:
@@ -123,7 +140,7 @@ def find_load_defects(folder: Path) -> list[str]:
         config["model_type"]
     except FileNotFoundError:
         return ["it has no config.json, so it is no saved model"]
-    except (ValueError, TypeError, KeyError) as error:
+    except UNREADABLE as error:
         return [f"its config.json cannot be read ({type(error).__name__}: {error}); save the model again"]
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -131,6 +148,10 @@ def find_load_defects(folder: Path) -> list[str]:
     for name in ("id2label", "label2id"):
         if not isinstance(config.get(name) or {}, dict):
             return [f"{name} of config.json must be a mapping, got {config[name]}"]
+    labels = config.get("id2label") or {}
+    are_names = all(isinstance(label, str) for label in labels.values())
+    if set(labels) != {str(index) for index in range(len(labels))} or not are_names:
+        return [f"id2label of config.json must name the labels 0 to {len(labels) - 1}, got {labels}"]
     return _find_code_defects(folder) + _find_weight_defects(folder)
 
 
@@ -150,7 +171,7 @@ def _find_code_defects(folder: Path) -> list[str]:
             config = json.loads((folder / name).read_text())
             auto_map = config.get("auto_map") or {}
             pipelines = [one.get("impl") for one in (config.get("custom_pipelines") or {}).values()]
-        except (ValueError, AttributeError):
+        except UNREADABLE:
             defects.append(f"{name} cannot be read; save it again")
             continue
         if not isinstance(auto_map, dict):
@@ -161,8 +182,8 @@ def _find_code_defects(folder: Path) -> list[str]:
     for path in sorted(folder.glob("*.py")):
         try:
             nodes = list(ast.walk(ast.parse(path.read_text())))
-        except (SyntaxError, ValueError) as error:
-            defects.append(f"{path.name} is no Python: {error}")
+        except (SyntaxError, *UNREADABLE) as error:
+            defects.append(f"{path.name} is no Python: {error or type(error).__name__}")
             continue
         siblings = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
         missing = [name for name in siblings if name and not (folder / f"{name.split('.')[0]}.py").is_file()]
@@ -187,8 +208,8 @@ def _find_weight_defects(folder: Path) -> list[str]:
     index, defects = folder / "model.safetensors.index.json", []
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            shards = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        except UNREADABLE:
             return [f"{index.name} cannot be read; save the model again"]
         defects = [f"{index.name} names {name}, which is missing" for name in sorted(shards - set(weights))]
     if not weights:
@@ -208,10 +229,10 @@ def _find_golden_defects(folder: Path) -> list[str]:
         return []
     try:
         with safetensors.safe_open(folder / GOLDEN, framework="pt") as tensors:
-            digests = json.loads((tensors.metadata() or {}).get("weights", "{}"))
-            if "output" not in tensors.keys():  # noqa: SIM118
-                raise ValueError("no output")
-    except (safetensors.SafetensorError, ValueError) as error:
+            digests = dict(json.loads((tensors.metadata() or {}).get("weights", "{}")))
+            if not {"output"} < set(tensors.keys()):
+                raise ValueError("no inputs, or no output")
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
         return [f"{GOLDEN} is damaged ({error}); delete it"]
     return [
         f"{name} is not the file that was saved (its SHA-256 differs); if that is meant, delete {GOLDEN}"
@@ -220,26 +241,30 @@ def _find_golden_defects(folder: Path) -> list[str]:
     ]
 
 
-def find_leaks(folder: Path, names: Sequence[str], private: Sequence[str] = ()) -> list[str]:
+def find_leaks(folder: Path, names: Sequence[str], private: Mapping[str, str] | None = None) -> list[str]:
     """Name what must not be published: tokens, keys, paths of this machine; and a damaged card.
 
     Args:
         folder: The saved model.
         names: Its files.
-        private: More strings that no file may hold, as your own token, or the folder that the model lay in.
+        private: More strings that no file may hold, by what they are: "your token".
     """
-    defects = []
+    defects, private = [], private or {}
     for name in names:
         text = _read_text(folder / name)
         if SECRETS.search(text):
             defects.append(f"{name} holds something that looks like a token or key; remove it, and revoke it")
-        if any(word in text for word in private if len(word) > 5):
-            defects.append(f"{name} holds your token, or the path of the folder that the model lay in; remove it")
+        for what, word in private.items():
+            # a path that goes on with another letter is another path, and so is one behind a host
+            boundary = r"(?<![\w.-])" if word.startswith("/") else ""
+            if len(word) > 5 and re.search(rf"{boundary}{re.escape(word)}(?![\w-])", text):
+                defects.append(f"{name} holds {what}; remove it")
         if any(fnmatch(name, pattern) for pattern in VOCABULARIES):
             continue
         found = ABSOLUTE_PATH.search(text)
         if found:
-            defects.append(f"{name} holds the path {found[1] or found[2]} of one machine; replace it by a name")
+            path = found[1] or found[2] or found[3]
+            defects.append(f"{name} holds the path {path} of one machine; replace it by a name")
     if "README.md" in names:
         defects += find_card_defects(folder / "README.md")
     return defects
@@ -294,6 +319,7 @@ __all__ = [
     "find_leaks",
     "find_load_defects",
     "find_notes",
+    "find_outside_links",
     "list_files",
     "store_golden_output",
     "write_golden_output",

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -41,32 +40,51 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build_peer(name: str, overrides: str = "{}", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Build a classifier of an architecture with random weights, in evaluation mode.
+def build_peers(names: list[str], overrides: str = "{}", dtype: torch.dtype = torch.float32) -> dict:
+    """Build classifiers of some architectures with random weights, in evaluation mode.
 
     Args:
-        name: One of `PEERS`.
-        overrides: Settings as a JSON object; what an architecture's configuration does not know is left out.
+        names: Of `PEERS`.
+        overrides: Settings as a JSON object; each goes to those architectures whose configuration knows it.
         dtype: Of the weights.
 
+    Returns:
+        [`PreTrainedModel`]s by name.
+
     Raises:
-        ValueError: The name is unknown, or the settings do not suit it.
+        ValueError: A name is unknown, or the settings do not suit it.
     """
-    if name not in PEERS:
-        raise ValueError(f"`--peers` knows {', '.join(PEERS)}, got {name}.")
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise ValueError(f"`--peers` knows {', '.join(PEERS)}, got {unknown[0]}.")
     try:
         given = dict(json.loads(overrides))
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise ValueError(f"`--peer_config` must be a JSON object, got {overrides}: {error}.") from error
-    model_type, differences = PEERS[name]
+    negative = {key: value for key, value in given.items() if isinstance(value, int) and value < 0}
+    if negative:
+        raise ValueError(f"`--peer_config` must not have negative numbers, got {negative}.")
+    known = {name: known_settings(PEERS[name][0]) for name in names}
+    strange = sorted(set(given) - set().union(*known.values())) if names else []
+    if strange:
+        raise ValueError(f"`--peer_config` has settings that none of {', '.join(names)} knows: {', '.join(strange)}.")
+    peers = {}
+    for name in names:
+        model_type, differences = PEERS[name]
+        settings = {**differences, **{key: value for key, value in given.items() if key in known[name]}}
+        try:
+            config = AutoConfig.for_model(model_type, **settings)
+            peers[name] = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+        except Exception as error:  # of validators, constructors and torch, of many kinds
+            reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"`--peer_config` does not suit {name}: {reason}") from error
+    return peers
+
+
+def known_settings(model_type: str) -> set[str]:
+    """Name the settings of an architecture's configuration."""
     default = AutoConfig.for_model(model_type)
-    known = {*default.to_dict(), *default.attribute_map}
-    settings = {**differences, **{key: value for key, value in given.items() if key in known}}
-    try:
-        config = AutoConfig.for_model(model_type, **settings)
-        return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
-    except (ValueError, TypeError, AssertionError, StrictDataclassError) as error:
-        raise ValueError(f"`--peer_config` does not suit {name}: {error}") from error
+    return {*default.to_dict(), *default.attribute_map}
 
 
 def count_executed_flops(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> int:
@@ -87,4 +105,4 @@ def count_executed_flops(model: PreTrainedModel, inputs: dict[str, torch.Tensor]
     return counter.get_total_flops()
 
 
-__all__ = ["PEERS", "build_peer", "count_executed_flops"]
+__all__ = ["PEERS", "build_peers", "count_executed_flops", "known_settings"]

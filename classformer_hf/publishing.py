@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,20 +28,23 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .elsewhere import run_elsewhere
 from .folders import (
+    CODE_PREFIXES,
     GOLDEN,
-    PICKLES,
     check_difference,
     find_card_defects,
     find_leaks,
     find_load_defects,
+    find_outside_links,
     list_files,
     store_golden_output,
 )
 
 logger = logging.getLogger(__name__)
 
-# of an earlier push: a folder that no longer has them must not be loaded with them
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.py", *PICKLES)
+# at the top of a repository, of an earlier push: what a folder no longer has must not be loaded with it
+REPLACED = ("model*.safetensors", "model.safetensors.index.json", *(f"{prefix}*.py" for prefix in CODE_PREFIXES))
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+GENERATED = "[More Information Needed]"
 BUSY = (429, 500, 502, 503, 504)
 PLACEHOLDER = "path/or/name/of/this/model"
 PIPELINES = {"SequenceClassification": "text-classification", "MaskedLM": "fill-mask"}
@@ -69,7 +72,9 @@ class Verification:
         return f"{words}, output within {self.difference:.1e} of the stored one"
 
 
-def verify_folder(folder: Path, names: list[str] | None = None, private: Sequence[str] = ()) -> Verification:
+def verify_folder(
+    folder: Path, names: list[str] | None = None, private: Mapping[str, str] | None = None
+) -> Verification:
     """Check a folder's files, then load and run it in a fresh process without this project's packages.
 
     Args:
@@ -141,6 +146,9 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
         if defects := find_card_defects(path):
             raise ValueError(f"{defects[0]}.")
         card = ModelCard.load(path)
+        if GENERATED in card.text:
+            # of `push_to_hub`, which writes a form to be filled in
+            card.text = _new_card(folder, title).text
     else:
         card = _new_card(folder, title)
     defaults = {"library_name": "transformers", "pipeline_tag": find_task(config), "tags": [config["model_type"]]}
@@ -153,6 +161,10 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
     if card.data.eval_results:
         card.data.model_name = title
     card.text = card.text.replace(PLACEHOLDER, repo_id)
+    if given.get("license") and not LICENCE.fullmatch(str(given["license"])):
+        raise ValueError(
+            f"--license must be an identifier as the Hub lists them, as apache-2.0, got {given['license']}."
+        )
     if not card.data.license:
         raise ValueError(
             "the model card names no licence: give one, as --license apache-2.0; a base model's binds you."
@@ -214,7 +226,9 @@ def add_results(folder: Path, results: list[EvalResult], base_model: str | None 
     card = ModelCard.load(path)
 
     def measurement(result: EvalResult) -> tuple:
-        return result.task_type, result.dataset_name, result.dataset_split, result.metric_type
+        # a latency's name tells what it was measured on
+        name = result.metric_name if str(result.metric_type).startswith("latency") else None
+        return result.task_type, result.dataset_name, result.dataset_split, result.metric_type, name
 
     new = {measurement(result) for result in results}
     kept = [result for result in card.data.eval_results or [] if measurement(result) not in new]
@@ -225,14 +239,22 @@ def add_results(folder: Path, results: list[EvalResult], base_model: str | None 
 
 
 def stage_folder(folder: Path, staging: Path):
-    """Copy what belongs on the Hub, so that the folder itself is never touched."""
+    """Copy what belongs on the Hub, so that the folder itself is never touched.
+
+    Raises:
+        ValueError: A file of the model is a link out of the folder.
+    """
+    if outside := find_outside_links(folder):
+        raise ValueError(
+            f"in {folder} {', '.join(outside)} lead out of the folder, as in a cache; publish a copy made by `cp -rL`."
+        )
     for name in list_files(folder)[0]:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, staging / name)
 
 
-def _retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:
-    """Call the Hub again when it is busy, and say so: the client does that for reading only.
+def retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:
+    """Call the Hub again when it is busy, and say so: the client does that for reading files only.
 
     Raises:
         HfHubHTTPError: It refuses, or is still busy.
@@ -240,13 +262,21 @@ def _retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8
     for wait in waits:
         try:
             return call()
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", None)
+        except Exception as error:
+            status = find_status(error)
             if status not in BUSY:
                 raise
             logger.warning(f"the Hub answers {status}; trying again in {wait} s")
             time.sleep(wait)
     return call()
+
+
+def find_status(error: BaseException) -> int | None:
+    """Give the Hub's answer behind an error, which the client may have wrapped."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    return None if cause is None else getattr(cause.response, "status_code", None)
 
 
 def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None, create_pr: bool, message: str):
@@ -262,22 +292,28 @@ def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None,
     if get_token() is None:
         raise ValueError("the Hub needs a token to write: run `hf auth login`, or set HF_TOKEN, and try again.")
     api = HfApi()
-    _retry_if_busy(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-    if private and not _retry_if_busy(lambda: api.repo_info(repo_id)).private:
+    retry_if_busy(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    if private and not retry_if_busy(lambda: api.repo_info(repo_id)).private:
         raise ValueError(f"{repo_id} is public; make it private in its settings first, or leave --private out.")
     if revision is not None:
-        _retry_if_busy(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-    head = _retry_if_busy(lambda: api.repo_info(repo_id, revision=revision)).sha
+        retry_if_busy(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+    head = retry_if_busy(lambda: api.repo_info(repo_id, revision=revision)).sha
     names, _ = list_files(folder)
-    there = _retry_if_busy(lambda: api.list_repo_files(repo_id, revision=revision))
-    stale = [name for name in there if name not in names and any(fnmatch(name, pattern) for pattern in REPLACED)]
+    there = retry_if_busy(lambda: api.list_repo_files(repo_id, revision=revision))
+    stale = [
+        name
+        for name in there
+        if "/" not in name and name not in names and any(fnmatch(name, pattern) for pattern in REPLACED)
+    ]
+    if stale:
+        logger.warning(f"deleted there, because {folder.name} no longer has them: {', '.join(stale)}")
 
     def commit():
         operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
         operations += [CommitOperationDelete(name) for name in stale]
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
 
-    info = _retry_if_busy(commit)
+    info = retry_if_busy(commit)
     return info, info.oid != head
 
 
@@ -307,7 +343,9 @@ __all__ = [
     "find_task",
     "latency_results",
     "push_folder",
+    "find_status",
     "read_back",
+    "retry_if_busy",
     "stage_folder",
     "verify_folder",
     "write_section",

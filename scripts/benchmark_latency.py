@@ -27,10 +27,18 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint, measure_latency, measure_pass_memory, sample_inputs
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import TaskArguments, load_task, tokenize
 from classformer_hf.elsewhere import make_inputs
-from classformer_hf.evaluation import IMAGE, TEXT, check_device, load_classifier, read_config, resolve_folder
-from classformer_hf.peer_architectures import PEERS, build_peer, count_executed_flops
+from classformer_hf.evaluation import (
+    IMAGE,
+    TEXT,
+    check_device,
+    load_classifier,
+    load_processor,
+    read_config,
+    resolve_folder,
+)
+from classformer_hf.peer_architectures import PEERS, build_peers, count_executed_flops
 from classformer_hf.publishing import add_results, find_task, latency_results
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
@@ -118,7 +126,7 @@ def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedMode
         label: load_classifier(folder, kind, needs_head=False).to(dtype)
         for label, folder in zip(labels, folders, strict=True)
     }
-    return models | {name: build_peer(name, arguments.peer_config, dtype) for name in peers}, kind
+    return models | build_peers(peers, arguments.peer_config, dtype), kind
 
 
 def find_obstacle(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> str | None:
@@ -168,7 +176,7 @@ def make_dataset_inputs(models: dict[str, PreTrainedModel], arguments: Benchmark
     columns = ("dataset_name", "dataset_config_name", "text_column", "text_pair_column", "label_column")
     task = load_task(TaskArguments(**{name: getattr(arguments, name) for name in columns})).without_test()
     folder = resolve_folder(arguments.models[0], arguments.revision)
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=True)
+    tokenizer = load_processor(folder)
     inputs = sample_inputs(tokenize(task, tokenizer, arguments.max_length).splits["validation"], arguments.num_inputs)
     for name, model in models.items():
         obstacle = find_obstacle(model, inputs[-1])

@@ -12,24 +12,24 @@ writes scores into the model cards, as the Hub shows them.
 """
 
 import json
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub import EvalResult
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import Task, TaskArguments, load_task, tokenize
 from classformer_hf.evaluation import (
     IMAGE,
     check_device,
     evaluate_examples,
     find_pipeline,
     load_classifier,
+    load_processor,
     resolve_folder,
     score_model,
     stream_examples,
@@ -37,6 +37,7 @@ from classformer_hf.evaluation import (
 from classformer_hf.metrics import majority_score, predictions_from_logits
 from classformer_hf.publishing import add_results, write_section
 from classformer_hf.search.certificate import certify, check_request
+from classformer_hf.training import predict
 from vision_hf.data import ImageTaskArguments
 from vision_hf.data import load_task as load_image_task
 
@@ -89,23 +90,13 @@ def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationAr
     """Return a model's row, its predictions and the labels, of a task of texts."""
     # the model first, because its files are checked
     model = load_classifier(folder)
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=True)
+    tokenizer = load_processor(folder)
     check_labels(model, task, name)
     split = tokenize(task, tokenizer, max_length).splits[arguments.split]
-    trainer = Trainer(
-        model,
-        TrainingArguments(
-            output_dir=tempfile.gettempdir(),
-            per_device_eval_batch_size=arguments.batch_size,
-            use_cpu=arguments.device == "cpu",
-            dataloader_pin_memory=False,
-            report_to="none",
-        ),
-        data_collator=DataCollatorWithPadding(tokenizer),
-    )
-    output = trainer.predict(split)
-    predictions = predictions_from_logits(task.problem_type, output.predictions)
-    references = np.asarray(output.label_ids)
+    device = arguments.device or torch.accelerator.current_accelerator() or "cpu"
+    logits = predict(model.to(device), split, tokenizer, arguments.batch_size)
+    predictions = predictions_from_logits(task.problem_type, logits)
+    references = np.asarray(split["labels"])
     metric_names = [task.metric_name, *arguments.more_metrics]
     return score_model(name, metric_names, predictions, references), predictions, references
 
@@ -114,10 +105,11 @@ def evaluate_texts(
     folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments
 ) -> tuple[dict, Results, Task]:
     """Evaluate on a task of texts, of any kind of label; give the record, all results and the task."""
-    if arguments.max_examples is not None:
-        setattr(task_arguments, f"max_{arguments.split}_samples", arguments.max_examples)
     task = load_task(task_arguments)
     check_arguments(arguments, task)
+    if arguments.max_examples is not None:
+        split = task.splits[arguments.split]
+        task.splits[arguments.split] = split.select(range(min(arguments.max_examples, len(split))))
     results = [
         evaluate_folder(name, folders[name], task, arguments, task_arguments.max_length) for name in arguments.models
     ]

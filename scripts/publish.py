@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.folders import find_load_defects, find_notes, list_files
-from classformer_hf.publishing import complete_card, push_folder, read_back, stage_folder, verify_folder
+from classformer_hf.publishing import complete_card, find_status, push_folder, read_back, stage_folder, verify_folder
 
 
 @dataclass
@@ -75,6 +76,10 @@ def publish(arguments: PublishArguments, staged: Path):
         raise
     except (Exception, KeyboardInterrupt) as error:  # of the network, in as many kinds as there are transports
         reason = " ".join((str(error) or type(error).__name__).split())
+        if find_status(error) in (401, 403):
+            raise ValueError(
+                f"the Hub refuses ({reason}): run `hf auth login` with a token that may write to {arguments.repo_id}."
+            ) from error
         command = shlex.join(["python", *sys.argv])
         raise ValueError(
             f"the push stopped ({reason}); {arguments.folder} is unchanged. To go on: {command}"
@@ -86,6 +91,10 @@ def main():
     transformers_logging.set_verbosity_error()
     if arguments.create_pr and arguments.revision:
         raise ValueError("--create_pr opens a pull request to the main branch; leave --revision out.")
+    try:
+        validate_repo_id(arguments.repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--repo_id must be a name on the Hub, as your-name/model: {error}") from error
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one that save_pretrained, a training or a search has written.")
@@ -97,7 +106,7 @@ def main():
         complete_card(staged, arguments.repo_id, license=arguments.license, base_model=arguments.base_model)
         for note in find_notes(folder):
             print(f"note: {note}")
-        private = [str(folder.resolve().parent), get_token() or ""]
+        private = {"your token": get_token() or "", "the path of its own folder": str(folder.resolve().parent)}
         print(f"verified: {verify_folder(staged, private=private)}")
         print_files(folder, staged)
         if not arguments.dry_run:

@@ -101,7 +101,8 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
             metric_value=round(tuned.score, 4),
         )
         checkpoint = model_arguments.model_name_or_path
-        base_model = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        # a card's base model is a name on the Hub
+        base_model = None if Path(checkpoint).exists() else checkpoint
         add_results(folder, [result], base_model)
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
+from classformer_hf.peer_architectures import PEERS, build_peers, count_executed_flops, known_settings
 from tests.test_hub_contract import build_vision
 
 # the tiny tokenizer's limit
@@ -158,6 +160,26 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
     assert len(results) == 4 and "thread(s)" in results[0].metric_name
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_runs(name):
+    settings = {"num_hidden_layers": 2, "vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4}
+    settings |= {"intermediate_size": 32, "pad_token_id": 1, "embedding_size": 32}
+    if name == "modernbert":
+        settings |= {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    if name.startswith("funnel"):
+        settings |= {"block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 8, "d_inner": 32}
+        settings.pop("num_hidden_layers")
+    if name == "squeezebert":
+        # its groups need more channels
+        settings |= {"intermediate_size": 64}
+    known = {key: value for key, value in settings.items() if key in known_settings(PEERS[name][0])}
+    model = build_peers([name], json.dumps(known))[name]
+    ids = torch.randint(5, 300, (1, 8))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert model(**inputs).logits.shape == (1, 2)
+    assert count_executed_flops(model, inputs) > 0
+
+
 def test_operations_of_a_schedule_are_those_of_its_formula(run, tiny_classifier_folder, tmp_path):
     from classformer_hf import ClassformerConfig
     from classformer_hf.cost import count_flops
@@ -217,6 +239,9 @@ def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
         (["--peers", "bert", "--peer_config", "{"], "must be a JSON object"),
         (["--peers", "bert", "--peer_config", '{"hidden_size": 15}'], "does not suit bert"),
         (["--peers", "bert", "--batch_size", "0"], "--batch_size must be >= 1"),
+        (["--peers", "bert", "--peer_config", '{"num_hiden_layers": 2}'], "none of bert knows: num_hiden_layers"),
+        (["--peers", "bert", "--peer_config", '{"hidden_size": -16}'], "must not have negative numbers"),
+        (["--peers", "bert", "--peer_config", '{"hidden_act": "x"}'], "does not suit bert"),
         (["--peers", "bert", "--dataset_name", "x"], "--dataset_name needs the tokenizer of a model"),
         (["--peers", "bert", "bert"], "--peers must name every one once"),
         (["--peers", "bert", "--lengths", "0"], "each must be >= 1"),

@@ -81,7 +81,22 @@ def index_outside(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def spoil_golden(folder):
+    """Token ids that no vocabulary has."""
+    tensors = load_file(folder / GOLDEN)
+    tensors["inputs.input_ids"] += 10**6
+    save_file(tensors, folder / GOLDEN)
+
+
 FOLDERS = {
+    "golden inputs out of range": (spoil_golden, "does not run on the inputs in golden/output.safetensors"),
+    "tokenizer is empty": (write("tokenizer.json", "{}"), "the tokenizer in .* does not load"),
+    "tokenizer is cut": (write("tokenizer.json", '{"version": "1.0", "mod'), "the tokenizer in .* does not load"),
+    "tokenizer's class is a number": (write("tokenizer_config.json", '{"tokenizer_class": 3}'), "does not load"),
+    "no tokenizer": (remove("tokenizer_config.json"), "has no tokenizer_config.json"),
+    "labels with a gap": (change_config(id2label={"0": "a", "5": "b", "6": "c"}), "must name the labels 0 to 2"),
+    "brackets": (write("config.json", "[" * 200_000), "its config.json cannot be read"),
+    "signs": (write("modeling_classformer.py", "-" * 200_000), "is no Python"),
     "truncated weights": (truncate_weights, "model.safetensors is damaged"),
     "scrambled header": (scramble_header, "model.safetensors is damaged"),
     "flipped bit": (flip_bit, "model.safetensors is not the file that was saved"),
@@ -116,6 +131,20 @@ FOLDERS = {
     "code is no Python": (write("modeling_classformer.py", "class"), "is no Python"),
     "tokenizer's code outside": (plant_tokenizer, "tokenizer_config.json names the code ../evil.Tokenizer"),
 }
+
+
+@pytest.mark.parametrize("name", ["tokenizer is empty", "tokenizer is cut", "labels with a gap", "flipped bit"])
+def test_hostile_folder_on_stored_data_and_in_a_benchmark(run, folder, tiny_text_file, name):
+    import re
+
+    change, message = FOLDERS[name]
+    change(folder)
+    stored = ("--dataset_name", tiny_text_file, "--split", "train", "--max_length", 64, "--device", "cpu")
+    code, _, words = run("evaluate_model", folder, *stored)
+    assert code == 1 and re.search(message, words), words
+    flags = ("--rounds", 1, "--dataset_name", tiny_text_file, "--max_length", 64)
+    code, _, words = run("benchmark_latency", folder, *flags)
+    assert code == 1 and re.search(message, words), words
 
 
 @pytest.mark.parametrize("change, message", FOLDERS.values(), ids=FOLDERS.keys())
@@ -184,3 +213,13 @@ def test_pixels_that_are_no_numbers():
     model = AVAEModel(AVAEConfig(image_size=16, encoder_channels=[4] * 4, decoder_channels=[4] * 3)).eval()
     with pytest.raises(ValueError, match=r"needs values in \[0, 1\], got nan"):
         model(torch.from_numpy(pixels)[None, None])
+
+
+def test_pixels_that_are_no_numbers_in_a_classifier_give_no_class():
+    from tests.test_hub_contract import build_vision
+
+    model = build_vision("ResNet", "ForImageClassification")({}).eval()
+    with torch.no_grad():
+        logits = model(torch.stack([torch.full((3, 16, 16), torch.nan), torch.zeros(3, 16, 16)])).logits
+    # as docs/images.md says: NaN goes through, and does not reach the other images
+    assert logits[0].isnan().all() and logits[1].isfinite().all()

@@ -146,6 +146,11 @@ def test_scripts_take_names_on_the_hub(hub, client, tiny_roberta_two_labels, tin
         assert process.returncode == 1 and "its config.json cannot be read" in process.stderr, process.stderr
         process = client(script, *arguments, token=None, home="stranger", check=False)
         assert process.returncode == 1 and "run `hf auth login`, or set HF_TOKEN" in process.stderr, process.stderr
+    process = client("evaluate_model", *evaluate, "--revision", "v9", check=False)
+    assert process.returncode == 1 and "alice/texts has no revision v9" in process.stderr, process.stderr
+    hub.fail("GET /api/models/alice/texts/revision/v1", status=503, times=1)
+    process = client("evaluate_model", *evaluate, "--revision", "v1", home="fresh", check=False)
+    assert process.returncode == 0 and "the Hub answers 503; trying again in 1 s" in process.stderr, process.stderr
     hub.stop()
     for script, arguments in (("evaluate_model", evaluate), ("benchmark_latency", benchmark)):
         client(script, *arguments, "--revision", "v1", HF_HUB_OFFLINE="1")

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -184,6 +185,24 @@ def test_upload_goes_on_after_the_server_died_within_a_file(hub, client, folder)
     entries = {entry.path: entry for entry in hub.repositories["model", "alice/demo"].entries(oid)}
     for name in ("one.bin", "two.bin"):
         assert hub.store.read(entries[name].sha256) == (folder / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_xet_upload_goes_on_after_the_hub_died_before_a_file(tmp_path, folder):
+    skip_without_xet()
+    hub = Hub(tmp_path / "hub", {"alice": "hf_alice"}, with_xet=True).start()
+    try:
+        hub.fail("GET .*/xet-write-token/.*", status=None)
+        assert run_client(hub, tmp_path, UPLOAD, folder, check=False).returncode != 0
+        hub.start()
+        oid = run_client(hub, tmp_path, UPLOAD, folder, home="another").strip()
+        entries = {entry.path: entry for entry in hub.repositories["model", "alice/demo"].entries(oid)}
+        assert {"one.bin", "two.bin"} <= set(entries)
+        copy = Path(run_client(hub, tmp_path, DOWNLOAD, home="reader").strip().splitlines()[-1])
+        for name in ("one.bin", "two.bin"):
+            assert (copy / name).read_bytes() == (folder / name).read_bytes()
+    finally:
+        hub.stop()
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from classformer_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
-from classformer_hf.publishing import complete_card, verify_folder
+from classformer_hf.publishing import add_results, complete_card, latency_results, verify_folder, write_section
 from tests.test_hub_contract import BACKBONES, CONTRACTS
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +126,21 @@ DEFECTS = {
     "token in code": (append("modeling_classformer.py", "# ghp_" + "a1B2" * 9), "looks like a token"),
     "home in settings": (write("settings.json", f'{{"data": "{SOMEBODY}/data"}}'), f"the path {SOMEBODY}"),
     "folder on a disk": (change_config(data="/scratch/disk7/x"), "config.json holds the path /scratch/disk7"),
+    "folder that is a setting": (change_config(data="/storage/checkpoints/secret"), "holds the path /storage/check"),
+    "windows disk": (change_config(data="D:\\models\\x"), "config.json holds the path D:"),
+    "labels with a gap": (change_config(id2label={"0": "a", "5": "b"}), "must name the labels 0 to 1"),
+    "label that is a list": (change_config(id2label={"0": ["a"], "1": "b"}), "must name the labels 0 to 1"),
+    "deep config": (write("config.json", "[" * 200_000), "config.json cannot be read"),
+    "deep code": (write("modeling_classformer.py", "-" * 200_000), "modeling_classformer.py is no Python"),
+    "index of numbers": (write("model.safetensors.index.json", '{"weight_map": {"a": 3, "b": "x"}}'), "names 3, which"),
+    "digests are a list": (
+        lambda folder: save_file({"output": torch.ones(1), "x": torch.ones(1)}, folder / GOLDEN, {"weights": "[1]"}),
+        "output.safetensors is damaged",
+    ),
+    "golden output without inputs": (
+        lambda folder: save_file({"output": torch.ones(1)}, folder / GOLDEN),
+        "no inputs, or no output",
+    ),
     "windows folder": (write("search.json", '"C:\\\\Users\\\\somebody"'), "search.json holds the path C:"),
     "broken card": (write("README.md", "---\nlicense: [\n---\n"), "README.md has unreadable metadata"),
     "broken model-index": (write("README.md", "---\nmodel-index: 3\n---\n"), "README.md has unreadable metadata"),
@@ -147,6 +162,51 @@ def test_addresses_and_vocabularies_are_no_paths(folder):
     (folder / "README.md").write_text("see https://host/home/page and path/to/data, a/data/b, <https://x.org/data/y>")
     (folder / "vocab.txt").write_text(f"{SOMEBODY}\n")
     assert find_leaks(folder, list_files(folder)[0]) == []
+
+
+def test_own_path_and_token_are_named_where_they_really_stand(folder):
+    (folder / "notes.md").write_text("see https://huggingface.co/models and /models-old")
+    private = {"your token": "hf_short", "the path of its own folder": "/models"}
+    assert find_leaks(folder, ["notes.md"], private) == []
+    (folder / "notes.md").write_text("in /models/x, with hf_short")
+    assert find_leaks(folder, ["notes.md"], private) == [
+        "notes.md holds your token; remove it",
+        "notes.md holds the path of its own folder; remove it",
+    ]
+
+
+def test_links_out_of_the_folder_are_named(run, folder, tmp_path):
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+    code, _, words = run("publish", folder, "--repo_id", "alice/x", "--license", "mit", "--dry_run")
+    assert code == 1 and "model.safetensors lead out of the folder" in words and "cp -rL" in words
+
+
+def test_form_of_a_card_is_filled_in(folder):
+    (folder / "README.md").write_text("---\ntags: []\n---\n\n# Model Card for Model ID\n\n[More Information Needed]\n")
+    complete_card(folder, "somebody/a-name", license="mit")
+    text = (folder / "README.md").read_text()
+    assert "More Information" not in text and 'name = "somebody/a-name"' in text
+    assert "`gamma = [1, 2, 1]`, `eta = 1`" in text
+
+
+def test_latencies_of_other_conditions_stand_beside_each_other(folder):
+    for threads, value in ((1, 5.0), (4, 3.0), (1, 6.0)):
+        hardware = {"device_name": "a processor", "dtype": "float32", "threads": threads}
+        add_results(folder, latency_results("text-classification", "x, 8 tokens", {"p50": value}, hardware))
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert [(result.metric_value, result.metric_name[-11:]) for result in results] == [
+        (3.0, "4 thread(s)"),
+        (6.0, "1 thread(s)"),
+    ]
+
+
+def test_section_of_a_card_is_replaced(folder):
+    complete_card(folder, "somebody/a-name", license="mit")
+    write_section(folder, "Certificate", "first")
+    write_section(folder, "Certificate", "second")
+    text = (folder / "README.md").read_text()
+    assert text.count("## Certificate") == 1 and text.endswith("second\n") and "## Schedule" in text
 
 
 def test_pickles_and_leavings_stay_here(finished):
@@ -242,11 +302,16 @@ def test_second_push_replaces_the_first(hub, client, folder):
     assert "nothing has changed since" in printed
     repository = hub.repositories["model", "alice/text"]
     # what a second push no longer has must not be loaded with it; what others have added stays
-    repository.commit("refs/heads/main", repository.resolve("main"), {"old.py": b"1", "LICENSE": b"2"}, "x", "alice")
+    others = {"handler.py": b"1", "LICENSE": b"2", "onnx/model.safetensors": b"3", "data/arrays.npz": b"4"}
+    changes = {**others, "layers_old.py": b"5", "model-00001-of-00002.safetensors": b"6"}
+    repository.commit("refs/heads/main", repository.resolve("main"), changes, "x", "alice")
     client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--create_pr")
-    client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--revision", "v2")
+    process = client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--revision", "v2", check=False)
+    assert process.returncode == 0
+    assert "no longer has them: layers_old.py, model-00001-of-00002.safetensors" in process.stderr
     names = {reference: {entry.path for entry in repository.entries(reference)} for reference in ("main", "v2")}
-    assert names["main"] - names["v2"] == {"old.py"} and "LICENSE" in names["v2"]
+    assert names["main"] - names["v2"] == {"layers_old.py", "model-00001-of-00002.safetensors"}
+    assert set(others) <= names["v2"]
     assert "refs/pr/1" in repository.references()
 
 
@@ -268,6 +333,8 @@ def test_every_model_is_published(hub, client, tmp_path, tiny_settings, contract
         (write("README.md", "---\nlicense: [\n---\n"), (), "README.md has unreadable metadata"),
         (lambda folder: None, ("--create_pr", "--revision", "x"), "leave --revision out"),
         (shutil.rmtree, (), "is no folder"),
+        (lambda folder: None, ("--repo_id", "a b/c/d"), "--repo_id must be a name on the Hub"),
+        (lambda folder: None, ("--license", "gibberish !!"), "--license must be an identifier"),
     ],
 )
 def test_bad_folders_and_flags_end_with_one_sentence(run, folder, change, flags, message):
@@ -286,6 +353,15 @@ def test_missing_token_says_how_to_log_in(hub, client, folder):
     process = client("publish", folder, "--repo_id", "alice/x", "--license", "mit", token=None, check=False)
     assert process.returncode == 1 and "run `hf auth login`, or set HF_TOKEN" in process.stderr
     assert hub.repositories == {}
+
+
+@pytest.mark.slow
+def test_wrong_token_is_no_reason_to_go_on(hub, client, folder):
+    for token, name in (("hf_wrong", "alice/x"), ("hf_bob", "alice/x")):
+        process = client("publish", folder, "--repo_id", name, "--license", "mit", token=token, check=False)
+        assert process.returncode == 1 and "the Hub refuses" in process.stderr, process.stderr
+        assert "`hf auth login` with a token that may write to alice/x" in process.stderr
+        assert "To go on" not in process.stderr
 
 
 def test_interrupted_push_goes_on(hub, client, folder, tmp_path):
@@ -411,12 +487,17 @@ def find_dangers(source):
                 dangers.append(called)
             if called == "yaml.load" and "SafeLoader" not in ast.unparse(node):
                 dangers.append(called)
+            loaded = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+            if name in ("import_module", "importlib.import_module"):
+                dangers += MODULES.intersection(loaded)
             dangers += [word for word, value in words.items() if word in ("shell", "allow_pickle") and value != "False"]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {alias.name for alias in node.names}
             origin = getattr(node, "module", None) or ""
             if origin in ("os", "subprocess", "builtins"):
                 dangers += names & DANGERS
+            if origin in ("torch", "joblib", "numpy") and "load" in names:
+                dangers.append(f"{origin}.load")
             # an error that others raise can be caught without unpacking anything
             if (origin, names) != ("pickle", {"UnpicklingError"}):
                 dangers += {name.partition(".")[0] for name in {*names, origin}} & MODULES
@@ -435,6 +516,7 @@ def test_nothing_runs_a_shell_or_unpacks_code(path):
         *("from pickle import loads", "joblib.load('x')", "subprocess.run('ls', shell=True)"),
         *("torch.load('x')", "torch.load('x', weights_only=False)", "np.load('x', allow_pickle=True)"),
         *("yaml.load(text)", "pd.read_pickle('x')", "run('ls', shell=is_short)"),
+        *("from torch import load", "importlib.import_module('pickle')"),
     ],
 )
 def test_dangers_are_caught(source):

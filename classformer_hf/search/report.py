@@ -192,7 +192,8 @@ def write_card(data: dict[str, Any], folder: Path):
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["classformer", "sequence-length-reduction", "text-classification"],
-        base_model=data["base_model"],
+        # of a local checkpoint only the folder's name is known, and that may be another's on the Hub
+        base_model=data["base_model"] if "/" in (data["base_model"] or "") else None,
         model_name=folder.name.removesuffix(".partial"),
         eval_results=results,
     )

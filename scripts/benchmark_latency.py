@@ -38,7 +38,7 @@ from classformer_hf.evaluation import (
     read_config,
     resolve_folder,
 )
-from classformer_hf.peer_architectures import PEERS, build_peers, count_executed_flops
+from classformer_hf.peers import PEERS, build_peers, count_executed_flops
 from classformer_hf.publishing import add_results, find_task, latency_results
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)

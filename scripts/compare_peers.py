@@ -28,11 +28,11 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf.baselines import operating_points
 from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
-from classformer_hf.peer_methods import operating_points
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from classformer_hf.peer_architectures import PEERS, build_peers, count_executed_flops, known_settings
+from classformer_hf.peers import PEERS, build_peers, count_executed_flops, known_settings
 from tests.test_hub_contract import build_vision
 
 # the tiny tokenizer's limit

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.peer_methods import (
+from classformer_hf.baselines import (
     AttentionThreshold,
     AttentionTopK,
     CoreSet,

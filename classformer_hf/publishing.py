@@ -21,7 +21,6 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     ModelCardData,
-    get_token,
     snapshot_download,
 )
 from huggingface_hub.errors import HfHubHTTPError
@@ -286,11 +285,9 @@ def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None,
         `CommitInfo`: its `oid` and, with `create_pr`, its `pr_url`; and whether anything has changed.
 
     Raises:
-        ValueError: There is no token, or the repository is public and should be private.
+        ValueError: The repository is public and should be private.
         HfHubHTTPError: The Hub refuses.
     """
-    if get_token() is None:
-        raise ValueError("the Hub needs a token to write: run `hf auth login`, or set HF_TOKEN, and try again.")
     api = HfApi()
     retry_if_busy(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     if private and not retry_if_busy(lambda: api.repo_info(repo_id)).private:

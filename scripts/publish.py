@@ -96,6 +96,8 @@ def main():
     except HFValidationError as error:
         raise ValueError(f"--repo_id must be a name on the Hub, as your-name/model: {error}") from error
     folder = Path(arguments.folder)
+    if not arguments.dry_run and get_token() is None:
+        raise ValueError("the Hub needs a token to write: run `hf auth login`, or set HF_TOKEN, and try again.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one that save_pretrained, a training or a search has written.")
     with tempfile.TemporaryDirectory() as temporary:

@@ -63,6 +63,7 @@ def test_finished_training_repeats_nothing_and_another_is_refused(run, trained):
     assert code == 1 and "holds a training with another recipe" in words
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_and_ends_alike(trained, tmp_path):
     command = [sys.executable, ROOT / "scripts" / "train_avae.py", *COMMON, "--num_train_epochs", 3]
     command = list(map(str, [*command, "--output_dir", tmp_path]))
@@ -117,6 +118,7 @@ def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
     assert rows["fast"]["worse_than_identity"] == 0 and rows["control"]["difference"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["pose", "latent", "control"])
 def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
     record = tmp_path / "study.json"

@@ -20,7 +20,7 @@ def skip_without_xet():
         pytest.skip(f"`local://` storage of hf-xet is not documented; it was tried with {PINNED_XET}, not {version}")
 
 
-@pytest.fixture(params=["lfs", "xet"])
+@pytest.fixture(params=["lfs", pytest.param("xet", marks=pytest.mark.slow)])
 def any_hub(request, tmp_path):
     """A Hub that stores large files as LFS or by Xet."""
     if request.param == "xet":
@@ -176,6 +176,7 @@ def test_upload_goes_on_after_the_server_died(any_hub, tmp_path, folder):
         assert len(puts) == 2, "what had arrived was uploaded again"
 
 
+@pytest.mark.slow
 def test_upload_goes_on_after_the_server_died_within_a_file(hub, client, folder):
     hub.fail("PUT ", status=None)
     assert client(UPLOAD, folder, check=False).returncode != 0

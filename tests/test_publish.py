@@ -364,6 +364,7 @@ def test_wrong_token_is_no_reason_to_go_on(hub, client, folder):
         assert "To go on" not in process.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_push_goes_on(hub, client, folder, tmp_path):
     before = contents(folder)
     hub.fail("POST .*/commit/main", status=None)

@@ -118,6 +118,7 @@ def test_search_stops_where_there_is_nothing_to_keep(run, tmp_path, tiny_roberta
     assert (tmp_path / "run" / "trials.jsonl").read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_search_killed_between_trials_resumes(tmp_path, tiny_roberta_two_labels, tiny_text_file):
     flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--max_trials", 4)
     command = [sys.executable, str(SCRIPTS / "search_classformer.py"), *map(str, flags)]

@@ -133,6 +133,7 @@ def test_pictures_of_any_saved_folder(run, flags, tmp_path, family):
     }
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on(train_flags, tmp_path):
     command = [
         *(sys.executable, str(SCRIPTS / "train_image_classifier.py"), *map(str, train_flags)),
@@ -206,6 +207,7 @@ STUDIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
 def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study):
     record, plain = tmp_path / "study.json", trained / "plain" / "seed-42"
@@ -230,6 +232,7 @@ def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study
     assert code == 1 and "other settings" in words
 
 
+@pytest.mark.slow
 def test_study_of_sharing_counts_and_times(run, flags, tmp_path):
     record = tmp_path / "study.json"
     settings = ("study_sharing", "--study", "efficientnet", *flags, "--output_dir", tmp_path, "--results_file", record)

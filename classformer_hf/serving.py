@@ -1,142 +1,283 @@
-"""Exported classifiers: a static graph per length bucket, and a dispatcher that chooses between them.
+"""Classifiers for other runtimes, by transformers' own exporters: ONNX Runtime, OpenVINO, or torch.export.
 
-The schedule of a bucket is fixed in its graph, so that no graph depends on data. A classifier without length buckets
-gives one graph.
+The schedule is fixed in the graph, batch size and length are dynamic. A classifier with length buckets gives a graph
+for each, and a dispatcher chooses by the length of every text, so that no graph depends on data. The extras `onnx` and
+`openvino` install what they need.
 """
 
 import copy
 import json
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging as transformers_logging
 
-from .configuration_classformer import ClassformerConfig
-from .modeling_classformer import ClassformerForSequenceClassification
+from .evaluation import load_classifier, load_processor, resolve_folder
 
 INDEX = "graphs.json"
-
-
-class LogitsOnly(torch.nn.Module):
-    """A classifier that returns a tensor."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
+EXAMPLE_TOKENS = 32
+# of the check, odd ones among them
+LENGTHS = (2, 7, 16, 33, 128, 512)
 
 
 @torch.no_grad()
-def export_graphs(model: ClassformerForSequenceClassification, folder: str | Path) -> list[Path]:
-    """Write a graph per length bucket, with dynamic batch size and length (torch.export).
+def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None = None, int8: bool = False) -> Path:
+    """Export a saved text classifier.
 
     Args:
-        model: A classifier; it is not changed.
-        folder: Gets `graph-<longest input>.pt2` files and `graphs.json`.
+        folder: A saved classifier with its tokenizer, of any architecture, or its name on the Hub.
+        runtime: "onnx", "openvino" or "torch".
+        output: Where to; by default a folder named like the runtime, inside `folder`.
+        int8: Quantise weights to 8 bits, and activations while it runs (ONNX Runtime's dynamic quantisation).
 
     Returns:
-        The graphs, for the shortest inputs first.
+        The folder, which [`ExportedClassifier`] opens: a graph per length bucket, an index, the tokenizer.
+
+    Raises:
+        ValueError: The runtime is unknown or not installed, or the folder does not load.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config: ClassformerConfig = model.config
+    check_runtime(runtime, int8)
+    source = resolve_folder(str(folder))
+    model, tokenizer = load_classifier(source), load_processor(source)
+    output = Path(output) if output is not None else Path(folder) / (f"{runtime}-int8" if int8 else runtime)
+    output.mkdir(parents=True, exist_ok=True)
+    config = model.config
     pad_token_id = config.pad_token_id or 0
-    longest = config.max_position_embeddings - pad_token_id - 1
-    limits = [bucket["max_tokens"] for bucket in config.length_buckets or []]
-    index: list[dict[str, Any]] = []
+    # RoBERTa's positions begin behind the padding's
+    longest = config.max_position_embeddings - (pad_token_id + 1 if hasattr(config, "eta") else 0)
+    limits = [bucket["max_tokens"] for bucket in getattr(config, "length_buckets", None) or []]
+    index = []
     for limit in [*(one for one in limits if one < longest), longest]:
-        gamma, eta = config.schedule_for(limit)
-        single = _with_schedule(model, gamma, eta)
-        # torch.export takes a length of 1 for a constant: shorter texts are padded until every layer keeps 2 positions
-        # beside the first eta
-        shortest = next((n for n in range(2, longest) if min(single.config.layer_lengths(n)) >= eta + 2), longest)
-        example = torch.full((2, max(limit, shortest)), pad_token_id + 1)
+        single = _with_schedule(model, limit)
+        shortest = _shortest_padded(single, longest) if runtime == "torch" else 1
+        example = torch.full((2, max(shortest, min(EXAMPLE_TOKENS, limit))), pad_token_id + 1)
         # two tensors: the exporter takes one that is given twice for one input
-        example_inputs = (example, torch.ones_like(example))
-        dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-        program = torch.export.export(LogitsOnly(single), example_inputs, dynamic_shapes=(dynamic, dynamic))
-        index.append(
-            {
-                "file": f"graph-{limit}.pt2",
-                "max_tokens": limit,
-                "min_padded_tokens": shortest,
-                "pad_token_id": pad_token_id,
-            }
+        inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
+        with quiet():
+            _export_graph(single, inputs, runtime, int8).save_pretrained(output / f"graph-{limit}")
+        index.append({"folder": f"graph-{limit}", "max_tokens": limit, "min_padded_tokens": shortest})
+    config.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    (output / INDEX).write_text(json.dumps({"runtime": runtime, "int8": int8, "graphs": index}, indent=2) + "\n")
+    return output
+
+
+def check_runtime(runtime: str, int8: bool = False):
+    """Refuse a runtime that is unknown or not installed.
+
+    Raises:
+        ValueError: Says which, and how to install it.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+    if int8 and runtime != "onnx":
+        raise ValueError(f"`int8` is ONNX Runtime's quantisation; with {runtime} leave it out.")
+    for name in RUNTIMES[runtime]:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise ValueError(f"{runtime} needs {name}: pip install 'redundancy-hf[{runtime}]'.") from error
+
+
+@contextmanager
+def quiet():
+    """Hide what the exporters tell of their versions and of operators that no classifier has."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _export_graph(model: PreTrainedModel, inputs: dict[str, Any], runtime: str, int8: bool) -> Any:
+    from transformers import exporters
+
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    options: dict[str, Any] = {"dynamic": True, "dynamic_shapes": dict.fromkeys(inputs, dynamic)}
+    if runtime == "torch":
+        return exporters.DynamoExporter().export(model, inputs, config=exporters.DynamoConfig(**options))
+    if runtime == "openvino":
+        return exporters.OpenVINOExporter().export(model, inputs, config=exporters.OpenVINOConfig(**options))
+    options["ort_fusions"] = "cpu"
+    if int8:
+        # the weights of matrix products, in 7 bits, because processors without VNNI overflow with 8
+        quantisation = exporters.OnnxRuntimeDynamicConfig(
+            op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True
         )
-        torch.export.save(program, folder / index[-1]["file"])
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    return [folder / entry["file"] for entry in index]
+        options["quantizer"] = exporters.OnnxRuntimeQuantizer(quantisation)
+    return exporters.OnnxExporter().export(model, inputs, config=exporters.OnnxConfig(**options))
 
 
-def _with_schedule(model: Any, gamma: list[int], eta: int) -> Any:
-    """Give the same weights a fixed schedule."""
+def _with_schedule(model: PreTrainedModel, limit: int) -> PreTrainedModel:
+    """Give the same weights the schedule of inputs of a length, and no other."""
     single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    config = copy.deepcopy(model.config)
-    config.gamma, config.eta, config.length_buckets = list(gamma), eta, None
-    # the exporter follows eager attention at every length
-    config._attn_implementation = "eager"
-    for module in single.modules():
-        if hasattr(module, "config"):
-            module.config = config
+    if hasattr(model.config, "schedule_for"):
+        config = copy.deepcopy(model.config)
+        config.gamma, config.eta = model.config.schedule_for(limit)
+        config.length_buckets = None
+        for module in single.modules():
+            if hasattr(module, "config"):
+                module.config = config  # type: ignore[assignment]
+    # the exporters follow eager attention at every length
+    single.set_attn_implementation("eager")
     return single.eval()
 
 
-class GraphDispatcher:
-    """Runs the graph of every example's length bucket.
+def _shortest_padded(model: PreTrainedModel, longest: int) -> int:
+    """Give the length to which shorter texts are padded for torch.export, which takes a length of 1 for a constant:
+    every layer must keep 2 positions beside the first eta."""
+    config: Any = model.config
+    if not hasattr(config, "layer_lengths"):
+        return 2
+    return next((n for n in range(2, longest) if min(config.layer_lengths(n)) >= config.eta + 2), longest)
+
+
+class ExportedClassifier(PreTrainedModel):
+    """Runs the graph of every text's length bucket; a `pipeline("text-classification")` takes it for a model.
 
     Args:
-        folder: What `export_graphs` wrote.
-
-    Raises:
-        ValueError: The folder holds no graphs.
+        config: Of the classifier.
+        index: Content of `graphs.json`.
+        graphs: As many callables.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any]):
+        super().__init__(config)
+        self.runtime = index["runtime"]
+        self.limits = torch.tensor([entry["max_tokens"] for entry in index["graphs"]])
+        self.shortest = [entry["min_padded_tokens"] for entry in index["graphs"]]
+        self.graphs = graphs
+        self.pad_token_id = config.pad_token_id or 0
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, num_threads: int | None = None) -> "ExportedClassifier":  # type: ignore[override]
+        """Open what [`export`] wrote.
+
+        Args:
+            folder: Local.
+            num_threads: Of the runtime, for one call; its own choice by default.
+
+        Raises:
+            ValueError: The folder holds no graphs, or their runtime is not installed.
+        """
+        from transformers import AutoConfig
+
         try:
             index = json.loads((Path(folder) / INDEX).read_text())
         except OSError as error:
-            raise ValueError(f"{folder} holds no {INDEX}; write it with `export_graphs`.") from error
-        self.pad_token_id = index[0]["pad_token_id"]
-        self.shortest = [entry["min_padded_tokens"] for entry in index]
-        self.limits = torch.tensor([entry["max_tokens"] for entry in index])
-        self.graphs = [torch.export.load(Path(folder) / entry["file"]).module() for entry in index]
+            raise ValueError(f"{folder} holds no {INDEX}; write it with `export`.") from error
+        check_runtime(index["runtime"])
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        graphs = [
+            _open_graph(Path(folder) / entry["folder"], index["runtime"], num_threads) for entry in index["graphs"]
+        ]
+        return cls(config, index, graphs)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
 
     @torch.no_grad()
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> SequenceClassifierOutput:
         """Classify a batch that is padded on the right.
 
         Args:
             input_ids: Token ids, (B, L).
             attention_mask: 1 for tokens and 0 for padding, (B, L).
 
-        Returns:
-            Logits, (B, num_labels).
-
         Raises:
-            ValueError: A text is longer than the model reads.
+            ValueError: The batch is empty, or a text is longer than the model reads.
         """
-        lengths = attention_mask.sum(dim=1)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = mask.sum(dim=1)
+        if len(lengths) == 0:
+            raise ValueError("the batch is empty.")
         if lengths.max() > self.limits[-1]:
             raise ValueError(f"the model reads at most {self.limits[-1]} tokens, got {int(lengths.max())}.")
         buckets = torch.bucketize(lengths, self.limits)
         logits: torch.Tensor | None = None
         for bucket in buckets.unique().tolist():
             rows = (buckets == bucket).nonzero()[:, 0]
-            longest = int(lengths[rows].max())
-            missing = max(self.shortest[bucket] - longest, 0)
-            ids, mask = (
-                torch.nn.functional.pad(tensor[rows, :longest], (0, missing)) for tensor in (input_ids, attention_mask)
-            )
-            # what stands under the mask is padding to RoBERTa's embeddings too, which count positions by the ids
-            part = self.graphs[bucket](torch.where(mask == 1, ids, self.pad_token_id), mask)
+            part = self._run(bucket, input_ids[rows], mask[rows], int(lengths[rows].max()))
             if logits is None:
                 logits = part.new_empty(len(lengths), part.shape[1])
             logits[rows] = part
-        if logits is None:
-            raise ValueError("the batch is empty.")
-        return logits
+        return SequenceClassifierOutput(logits=logits)
+
+    def _run(self, bucket: int, ids: torch.Tensor, mask: torch.Tensor, longest: int) -> torch.Tensor:
+        missing = max(self.shortest[bucket] - longest, 0)
+        ids, mask = (torch.nn.functional.pad(values[:, :longest], (0, missing)) for values in (ids, mask))
+        # what stands under the mask is padding to RoBERTa's embeddings too, which count positions by the ids
+        output = self.graphs[bucket](input_ids=torch.where(mask == 1, ids, self.pad_token_id), attention_mask=mask)
+        return torch.as_tensor(output.logits)
 
 
-__all__ = ["GraphDispatcher", "export_graphs"]
+def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
+    from transformers.exporters import ExportedModel
+
+    options: dict[str, Any] = {}
+    if runtime == "onnx" and num_threads is not None:
+        import onnxruntime
+
+        options["session_options"] = onnxruntime.SessionOptions()
+        options["session_options"].intra_op_num_threads = num_threads
+        options["session_options"].inter_op_num_threads = 1
+    if runtime == "openvino":
+        # the processor's own choice may be bfloat16
+        options["config"] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if num_threads is not None:
+            options["config"]["INFERENCE_NUM_THREADS"] = num_threads
+    with quiet():
+        return ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
+
+
+@torch.no_grad()
+def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, lengths: Sequence[int] = LENGTHS) -> float:
+    """Compare logits on random texts, single and in padded batches.
+
+    Args:
+        model: The original.
+        exported: What was made of it.
+        lengths: In tokens; longer ones than the model reads are left out.
+
+    Returns:
+        The largest difference of a logit.
+    """
+    config: Any = model.config
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    fitting = [length for length in lengths if length <= int(exported.limits[-1])]
+    for length in fitting:
+        # alone, and as the longest of a batch
+        for batch in ([length], [length, max(1, length // 2), 2]):
+            ids = torch.randint(config.vocab_size // 2, config.vocab_size, (len(batch), length), generator=generator)
+            mask = (torch.arange(length) < torch.tensor(batch)[:, None]).long()
+            ids = torch.where(mask == 1, ids, config.pad_token_id or 0)
+            expected = model(input_ids=ids, attention_mask=mask).logits
+            found = exported(input_ids=ids, attention_mask=mask).logits
+            largest = max(largest, (found - expected).abs().max().item())
+    return largest
+
+
+__all__ = ["RUNTIMES", "ExportedClassifier", "check_runtime", "export", "largest_difference"]

@@ -1,12 +1,25 @@
-"""Exported graphs: one per length bucket, and the same logits as the model at every length."""
+"""Exported classifiers: the same logits as the model at every length, in every runtime, and a pipeline on them."""
+
+import json
 
 import pytest
 import torch
+from transformers import pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.serving import GraphDispatcher, export_graphs
+from classformer_hf.serving import ExportedClassifier, export
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
+# what is exported where; scripts/check_export.py has the whole grid
+CASES = {
+    "torch": ("torch", [4, 2, 1], 2, None),
+    "torch, buckets": ("torch", [4, 2, 1], 2, BUCKETS),
+    "onnx": ("onnx", [1, 2, 2], 0, None),
+    "onnx, buckets": ("onnx", [4, 2, 1], 2, BUCKETS),
+    "openvino": ("openvino", [2, 1, 2], 8, None),
+}
+SLOW = {name: [pytest.mark.slow] if "buckets" in name else [] for name in CASES}
+LENGTHS = [[64], [2], [8, 9], [20, 21, 3, 60], [5, 5], [33] * 5, [1, 64]]
 
 
 def make_batch(lengths):
@@ -16,33 +29,96 @@ def make_batch(lengths):
     return {"input_ids": torch.where(mask == 1, ids, 1), "attention_mask": mask}
 
 
-@pytest.fixture(scope="module", params=[None, BUCKETS], ids=["one graph", "buckets"])
-def exported(request, tiny_settings, tmp_path_factory):
+def save(folder, settings, tokenizer, **changes):
     torch.manual_seed(0)
-    config = ClassformerConfig(**tiny_settings, gamma=[4, 2, 1], eta=2, length_buckets=request.param)
-    model = ClassformerForSequenceClassification(config).eval()
-    folder = tmp_path_factory.mktemp("graphs")
-    paths = export_graphs(model, folder)
-    assert len(paths) == 1 + len(request.param or [])
-    assert model.config.gamma == [4, 2, 1] and model.config.length_buckets == request.param
-    return model, GraphDispatcher(folder)
+    model = ClassformerForSequenceClassification(ClassformerConfig(**{**settings, "num_labels": 2}, **changes)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module", params=[pytest.param(CASES[name], id=name, marks=SLOW[name]) for name in CASES])
+def exported(request, tiny_settings, tiny_tokenizer, tmp_path_factory):
+    runtime, gamma, eta, buckets = request.param
+    folder = tmp_path_factory.mktemp("exported")
+    model = save(folder, tiny_settings, tiny_tokenizer, gamma=gamma, eta=eta, length_buckets=buckets)
+    output = export(folder, runtime)
+    assert output == folder / runtime
+    assert len(json.loads((output / "graphs.json").read_text())["graphs"]) == 1 + len(buckets or [])
+    return model, ExportedClassifier.from_pretrained(output, num_threads=1), output
+
+
+def test_graphs_equal_the_model(exported):
+    model, classifier, _ = exported
+    for lengths in LENGTHS:
+        batch = make_batch(lengths)
+        with torch.no_grad():
+            logits = model(**batch).logits
+        torch.testing.assert_close(classifier(**batch).logits, logits, atol=1e-4, rtol=0, msg=str(lengths))
+        assert logits.abs().max() > 0.05
+
+
+def test_pipeline_takes_it_for_a_model(exported):
+    model, classifier, output = exported
+    texts = ["a warm and clever film", "dull"]
+    found = pipeline("text-classification", model=classifier, tokenizer=str(output))(texts)
+    expected = pipeline("text-classification", model=model, tokenizer=str(output))(texts)
+    assert [one["label"] for one in found] == [one["label"] for one in expected]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-4)
+
+
+def test_wrong_batches_are_refused(exported):
+    with pytest.raises(ValueError, match="reads at most 64 tokens, got 65"):
+        exported[1](**make_batch([65]))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        exported[1](torch.zeros(0, 8, dtype=torch.long))
+
+
+@pytest.mark.slow
+def test_int8_weights_are_a_quarter_and_logits_close(tiny_settings, tiny_tokenizer, tmp_path):
+    # large random weights would amplify every rounding
+    wide = {**tiny_settings, "hidden_size": 128, "intermediate_size": 512, "initializer_range": 0.05}
+    model = save(tmp_path, wide, tiny_tokenizer, gamma=[1, 2, 1], eta=0)
+    sizes = {}
+    for int8 in (False, True):
+        output = export(tmp_path, "onnx", int8=int8)
+        sizes[int8] = sum(path.stat().st_size for path in output.rglob("*.onnx*"))
+    classifier, batch = ExportedClassifier.from_pretrained(tmp_path / "onnx-int8"), make_batch([30, 12])
+    with torch.no_grad():
+        logits = model(**batch).logits
+    difference = (classifier(**batch).logits - logits).abs().max()
+    assert 0 < difference < 0.2 * logits.abs().max()
+    # the embeddings stay
+    assert sizes[True] < 0.6 * sizes[False]
 
 
 @pytest.mark.parametrize(
-    "lengths", [[64], [2], [8, 9], [20, 21, 3, 60], [5, 5], [33] * 5, [1, 64]], ids=lambda lengths: str(lengths)
+    "runtime, int8, message",
+    [("tflite", False, "must be one of torch, onnx, openvino"), ("openvino", True, "is ONNX Runtime's quantisation")],
 )
-def test_graphs_equal_the_model(exported, lengths):
-    model, dispatcher = exported
-    batch = make_batch(lengths)
-    with torch.no_grad():
-        torch.testing.assert_close(dispatcher(**batch), model(**batch).logits, atol=1e-4, rtol=1e-4)
+def test_wrong_runtimes_are_refused(tiny_classifier_folder, runtime, int8, message):
+    with pytest.raises(ValueError, match=message):
+        export(tiny_classifier_folder, runtime, int8=int8)
 
 
-def test_too_long_a_text_is_refused(exported):
-    with pytest.raises(ValueError, match="reads at most 64 tokens, got 65"):
-        exported[1](**make_batch([65]))
+def test_missing_runtime_says_what_to_install(tiny_classifier_folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"pip install 'redundancy-hf\[openvino\]'"):
+        export(tiny_classifier_folder, "openvino")
 
 
 def test_folder_without_graphs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no graphs.json"):
-        GraphDispatcher(tmp_path)
+        ExportedClassifier.from_pretrained(tmp_path)
+
+
+def test_script_exports_checks_and_refuses(run, tiny_settings, tiny_tokenizer, tmp_path, monkeypatch):
+    save(tmp_path, tiny_settings, tiny_tokenizer, gamma=[1, 2, 1], eta=2)
+    code, printed, words = run("export_model", tmp_path, "--runtime", "openvino", "--output", tmp_path / "served")
+    assert code == 0, words
+    assert "largest difference of a logit" in printed and (tmp_path / "served" / "graphs.json").is_file()
+    code, _, words = run("export_model", tmp_path / "nothing")
+    assert code == 1 and "needs --output" in words
+    monkeypatch.setattr("classformer_hf.serving.largest_difference", lambda model, exported: 0.5)
+    code, _, words = run("export_model", tmp_path, "--runtime", "openvino", "--output", tmp_path / "served")
+    assert code == 1 and "differs from the model by 5.0e-01" in words

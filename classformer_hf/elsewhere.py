@@ -128,6 +128,18 @@ def make_inputs(config: Any) -> dict[str, Any]:
     raise ValueError(f"a {config.model_type} model is neither of texts nor of images, so that no input is known for it")
 
 
+def check_tokenizer(tokenizer: Any, vocab_size: int):
+    """Refuse a tokenizer that knows less than half of a model's words; one that has lost its file loads all the same.
+
+    Raises:
+        ValueError: Says so.
+    """
+    if len(tokenizer) < vocab_size / 2:
+        raise ValueError(
+            f"the tokenizer knows {len(tokenizer)} words and the model {vocab_size}: a file of the tokenizer is missing"
+        )
+
+
 def compute_output(model: Any, inputs: dict[str, Any]) -> Any:
     """Give the first output of a model in evaluation mode, as float32 on the CPU."""
     import torch
@@ -177,15 +189,17 @@ def verify(task: dict) -> dict:
     architecture = (config.architectures or ["AutoModel"])[0]
     auto_map = getattr(config, "auto_map", {})
     names = [name for name, path in auto_map.items() if path.rpartition(".")[2] == architecture]
+    # shapes that do not fit are named below, with all else that does not
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if "AutoBackbone" in names:
         # transformers 5.23 asks the Hub whether it has AutoBackbone's argument, so that no folder opens
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         loader: Any = get_class_from_dynamic_module(auto_map["AutoBackbone"], folder)
-        model, info = loader.from_pretrained(folder, output_loading_info=True)
+        model, info = loader.from_pretrained(folder, **options)
     else:
         loader = getattr(transformers, names[0] if names else architecture)
-        model, info = loader.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+        model, info = loader.from_pretrained(folder, trust_remote_code=True, **options)
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise ValueError(f"the weights do not fit the code: {problems}")
@@ -199,7 +213,9 @@ def verify(task: dict) -> dict:
     opened = []
     for file, name in (("tokenizer_config.json", "AutoTokenizer"), ("preprocessor_config.json", "AutoImageProcessor")):
         if Path(folder, file).is_file():
-            getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+            processor = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+            if name == "AutoTokenizer" and hasattr(config, "vocab_size"):
+                check_tokenizer(processor, config.vocab_size)
             opened.append(name)
     return {
         "class": type(model).__name__,

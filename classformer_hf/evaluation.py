@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .data import TaskArguments
-from .folders import check_golden_output, find_load_defects, find_notes
+from .elsewhere import check_tokenizer
+from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
 from .publishing import find_task, retry_if_busy
@@ -30,11 +32,12 @@ logger = logging.getLogger(__name__)
 
 TEXT, IMAGE = "text-classification", "image-classification"
 AUTO_CLASSES = {TEXT: "AutoModelForSequenceClassification", IMAGE: "AutoModelForImageClassification"}
+VALID_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DOWNLOADED = ("*.json", "*.safetensors", "*.py", "*.txt", "*.model", "*.jinja")
 PROCESSORS = {TEXT: ("tokenizer", "AutoTokenizer"), IMAGE: ("image_processor", "AutoImageProcessor")}
 
 
-def resolve_folder(name: str, revision: str | None = None) -> Path:
+def resolve_folder(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """Give the local folder of a model; of one on the Hub its files are downloaded, code and safetensors only.
 
     What a folder holds is checked before any of its code runs, and what is odd is said.
@@ -42,9 +45,10 @@ def resolve_folder(name: str, revision: str | None = None) -> Path:
     Args:
         name: Folder or name on the Hub.
         revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether code from the Hub may run that is not the installed packages'.
 
     Raises:
-        ValueError: There is no such model, or it would not load.
+        ValueError: There is no such model, or it would not load, or has code that is not trusted.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -61,11 +65,19 @@ def resolve_folder(name: str, revision: str | None = None) -> Path:
             ) from error
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
+            if not VALID_NAME.fullmatch(name):
+                raise ValueError(f"there is no folder {name}; check the path.") from error
             raise ValueError(
                 f"{name} is neither a folder nor a model on a Hub that can be reached: {reason}"
             ) from error
     if defects := find_load_defects(folder):
         raise ValueError(f"{name} does not load: {'; '.join(defects)}.")
+    strange = find_strange_code(folder)
+    if strange and not Path(name).is_dir() and not trust_remote_code:
+        raise ValueError(
+            f"{name} has code that is not the installed packages': {', '.join(strange)}. Read it in {folder}, then "
+            "give --trust_remote_code, and pin what you have read by --revision."
+        )
     for note in find_notes(folder):
         logger.warning(f"{name}: {note}.")
     return folder
@@ -137,7 +149,10 @@ def load_processor(folder: Path, kind: str = TEXT) -> Any:
     if not (folder / file).is_file():
         raise ValueError(f"{folder} has no {file}; save the model's {part.replace('_', ' ')} there too.")
     try:
-        return getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+        processor = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+        if kind == TEXT:
+            check_tokenizer(processor, read_config(folder).get("vocab_size") or 0)
+        return processor
     except Exception as error:  # of parsers and of whatever the file names
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the {part.replace('_', ' ')} in {folder} does not load: {reason}") from error

@@ -32,6 +32,7 @@ CONFIGS = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
+# the last two hold arrays, unless one allows them more
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
 # what reading JSON or Python of strangers raises
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
@@ -221,7 +222,8 @@ def _find_weight_defects(folder: Path) -> list[str]:
                 defects += [f"{name}: {key} is not finite" for key, v in values if not v.float().isfinite().all()]
         except safetensors.SafetensorError as error:
             defects.append(f"{name} is damaged ({error}); save the model again")
-    return defects + _find_golden_defects(folder)
+    # a damaged file has another digest too, which helps nobody
+    return defects or _find_golden_defects(folder)
 
 
 def _find_golden_defects(folder: Path) -> list[str]:
@@ -295,9 +297,17 @@ def find_card_defects(path: Path) -> list[str]:
 def find_notes(folder: Path) -> list[str]:
     """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the packages'."""
     notes = []
-    pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES)]
+    pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES[:-2])]
     if pickles:
         notes.append(f"{', '.join(pickles)}: not opened, because a pickle can run code")
+    different = find_strange_code(folder)
+    if different:
+        notes.append(f"{', '.join(different)}: not the code of the installed packages; read it before you run it")
+    return notes
+
+
+def find_strange_code(folder: Path) -> list[str]:
+    """Name the code files of a folder that are not the installed packages'."""
     root = Path(__file__).parent.parent
     ours = {
         path.name: path.read_bytes()
@@ -305,10 +315,7 @@ def find_notes(folder: Path) -> list[str]:
         for path in (root / package).glob("*.py")
         if path.name.startswith(CODE_PREFIXES)
     }
-    different = [path.name for path in sorted(folder.glob("*.py")) if ours.get(path.name) != path.read_bytes()]
-    if different:
-        notes.append(f"{', '.join(different)}: not the code of the installed packages; read it before you run it")
-    return notes
+    return [path.name for path in sorted(folder.glob("*.py")) if ours.get(path.name) != path.read_bytes()]
 
 
 __all__ = [
@@ -320,6 +327,7 @@ __all__ = [
     "find_load_defects",
     "find_notes",
     "find_outside_links",
+    "find_strange_code",
     "list_files",
     "store_golden_output",
     "write_golden_output",

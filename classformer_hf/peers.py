@@ -40,12 +40,19 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# what others call otherwise
+OWN_NAMES: dict[tuple[str, str], str] = {
+    ("distilbert", "intermediate_size"): "hidden_dim",
+    ("funnel", "intermediate_size"): "d_inner",
+}
+
+
 def build_peers(names: list[str], overrides: str = "{}", dtype: torch.dtype = torch.float32) -> dict:
     """Build classifiers of some architectures with random weights, in evaluation mode.
 
     Args:
         names: Of `PEERS`.
-        overrides: Settings as a JSON object; each goes to those architectures whose configuration knows it.
+        overrides: Settings of all of them, as a JSON object.
         dtype: Of the weights.
 
     Returns:
@@ -58,20 +65,20 @@ def build_peers(names: list[str], overrides: str = "{}", dtype: torch.dtype = to
     if unknown:
         raise ValueError(f"`--peers` knows {', '.join(PEERS)}, got {unknown[0]}.")
     try:
-        given = dict(json.loads(overrides))
+        given: dict[str, Any] = dict(json.loads(overrides))
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise ValueError(f"`--peer_config` must be a JSON object, got {overrides}: {error}.") from error
     negative = {key: value for key, value in given.items() if isinstance(value, int) and value < 0}
     if negative:
         raise ValueError(f"`--peer_config` must not have negative numbers, got {negative}.")
-    known = {name: known_settings(PEERS[name][0]) for name in names}
-    strange = sorted(set(given) - set().union(*known.values())) if names else []
-    if strange:
-        raise ValueError(f"`--peer_config` has settings that none of {', '.join(names)} knows: {', '.join(strange)}.")
     peers = {}
     for name in names:
         model_type, differences = PEERS[name]
-        settings = {**differences, **{key: value for key, value in given.items() if key in known[name]}}
+        own = {OWN_NAMES.get((model_type, key)) or key: value for key, value in given.items()}
+        strange = sorted(set(own) - known_settings(model_type))
+        if strange:
+            raise ValueError(f"`--peer_config` has settings that {name} does not know: {', '.join(strange)}.")
+        settings = {**differences, **own}
         try:
             config = AutoConfig.for_model(model_type, **settings)
             peers[name] = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()

@@ -187,7 +187,8 @@ def latency_results(
     return [
         EvalResult(
             task_type=kind,
-            dataset_type=dataset.partition(",")[0].replace(" ", "_"),
+            # results of one type stand under the first one's name
+            dataset_type=dataset.replace(", ", "_").replace(" ", "_"),
             dataset_name=dataset,
             metric_type=f"latency_{quantile}_milliseconds",
             metric_name=f"latency {quantile}, ms, batch {batch_size}, on {where}",

@@ -6,6 +6,7 @@ for each, and a dispatcher chooses by the length of every text, so that no graph
 """
 
 import copy
+import importlib
 import json
 import logging
 import warnings
@@ -82,7 +83,7 @@ def check_runtime(runtime: str, int8: bool = False):
         raise ValueError(f"`int8` is ONNX Runtime's quantisation; with {runtime} leave it out.")
     for name in RUNTIMES[runtime]:
         try:
-            __import__(name)
+            importlib.import_module(name)
         except ImportError as error:
             raise ValueError(f"{runtime} needs {name}: pip install 'redundancy-hf[{runtime}]'.") from error
 

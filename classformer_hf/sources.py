@@ -72,7 +72,10 @@ def read_splits(dataset_name: str, config_name: str | None = None) -> tuple[str,
         raise ValueError(f"{dataset_name} has two splits for one of {sorted(set(chosen))}, found {found}; keep one.")
     splits = {SPLIT_NAMES[split]: rows for split, rows in splits.items() if split in SPLIT_NAMES}
     if "train" not in splits:
-        raise ValueError(f"{dataset_name} has no train split, found {found}; a task needs one to learn from.")
+        raise ValueError(
+            f"{dataset_name} has no train split, found {found}; a task needs one to learn from "
+            "(to evaluate only, name the file itself, with --split all)."
+        )
     for split, rows in splits.items():
         if not len(rows):
             raise ValueError(

@@ -59,11 +59,14 @@ class BenchmarkArguments:
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of models on the Hub; pin one whose code you have read."}
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code of a model on the Hub that is not the installed packages'."}
+    )
     peers: list[str] = field(
         default_factory=list, metadata={"help": f"Architectures with random weights: {', '.join(PEERS)}."}
     )
     peer_config: str = field(
-        default="{}", metadata={"help": "Settings of every peer that has them, as JSON: '{\"num_hidden_layers\": 6}'."}
+        default="{}", metadata={"help": "Settings of every peer, as JSON: '{\"num_hidden_layers\": 6}'."}
     )
     batch_size: int = field(default=1, metadata={"help": "Inputs of a pass, all of one length."})
     lengths: list[int] | None = field(
@@ -108,7 +111,7 @@ def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedMode
         Models by label, those of folders first, and the kind of their pipeline.
     """
     names, peers, dtype = arguments.models, arguments.peers, getattr(torch, arguments.dtype)
-    folders = [resolve_folder(name, arguments.revision) for name in names]
+    folders = [resolve_folder(name, arguments.revision, arguments.trust_remote_code) for name in names]
     # a base checkpoint has another head, or none, and costs as much with a classifier's
     kinds = {
         name: IMAGE if find_task(read_config(folder)) == IMAGE else TEXT
@@ -175,7 +178,7 @@ def make_dataset_inputs(models: dict[str, PreTrainedModel], arguments: Benchmark
         raise ValueError("--dataset_name needs models with one vocabulary, these differ; use --lengths for them.")
     columns = ("dataset_name", "dataset_config_name", "text_column", "text_pair_column", "label_column")
     task = load_task(TaskArguments(**{name: getattr(arguments, name) for name in columns})).without_test()
-    folder = resolve_folder(arguments.models[0], arguments.revision)
+    folder = resolve_folder(arguments.models[0], arguments.revision, arguments.trust_remote_code)
     tokenizer = load_processor(folder)
     inputs = sample_inputs(tokenize(task, tokenizer, arguments.max_length).splits["validation"], arguments.num_inputs)
     for name, model in models.items():
@@ -265,6 +268,7 @@ def draw_lengths(records: list[dict], hardware: dict, path: Path) -> None:
         axis.plot(lengths, [record["wall_p90_ms"] for record in points], linewidth=0.6, color=line.get_color())
     axis.set(xlabel="tokens", ylabel="ms, p50 (thin: p90)", xscale="log", yscale="log")
     axis.set_xticks(sorted({record["tokens"] for record in records}), minor=False)
+    axis.minorticks_off()
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_title(
         f"batch {records[0]['batch_size']}, {hardware['device_name']}, {hardware['threads']} thread(s), "

@@ -11,13 +11,15 @@ of that score with 95 % confidence; the answer also goes to `certificate.json` i
 writes scores into the model cards, as the Hub shows them.
 """
 
+import itertools
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import EvalResult
 from transformers.utils import logging as transformers_logging
 
@@ -52,8 +54,16 @@ class EvaluationArguments:
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of models on the Hub; pin one whose code you have read."}
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code of a model on the Hub that is not the installed packages'."}
+    )
     split: str = field(
-        default="test", metadata={"help": "Split to evaluate on.", "choices": ["train", "validation", "test"]}
+        default="test",
+        metadata={
+            "help": "Split to evaluate on. One that is missing, as of a single file, is carved from train as for a "
+            "training; all: every row.",
+            "choices": ["train", "validation", "test", "all"],
+        },
     )
     batch_size: int = field(default=32, metadata={"help": "Examples per batch."})
     device: str | None = field(
@@ -106,6 +116,9 @@ def evaluate_texts(
 ) -> tuple[dict, Results, Task]:
     """Evaluate on a task of texts, of any kind of label; give the record, all results and the task."""
     task = load_task(task_arguments)
+    if arguments.split == "all":
+        rows = concatenate_datasets(list(task.splits.values()))
+        task = replace(task, splits=DatasetDict({"train": rows, "all": rows}))
     check_arguments(arguments, task)
     if arguments.max_examples is not None:
         split = task.splits[arguments.split]
@@ -129,8 +142,9 @@ def evaluate_by_pipeline(
         known = {name: getattr(task_arguments, name) for name in shared}
         known["dataset_name"] = task_arguments.dataset_name or "digits"
         task = load_image_task(ImageTaskArguments(image_column=arguments.image_column, **known))
-        names = task.label_names
-        return task.name, ((row["image"], names[row["labels"]]) for row in task.splits[arguments.split])
+        names, chosen = task.label_names, list(task.splits) if arguments.split == "all" else [arguments.split]
+        rows = itertools.chain.from_iterable(task.splits[name] for name in chosen)
+        return task.name, ((row["image"], names[row["labels"]]) for row in rows)
 
     results, dataset = [], ""
     for name in arguments.models:
@@ -234,7 +248,7 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check_device(arguments.device)
-    folders = {name: resolve_folder(name, arguments.revision) for name in arguments.models}
+    folders = {name: resolve_folder(name, arguments.revision, arguments.trust_remote_code) for name in arguments.models}
     kinds = {name: find_pipeline(folder) for name, folder in folders.items()}
     kind = kinds[arguments.models[0]]
     if set(kinds.values()) != {kind}:

@@ -60,6 +60,7 @@ def print_files(folder: Path, staged: Path):
 
 def publish(arguments: PublishArguments, staged: Path):
     """Push a verified copy and read it back."""
+    command = shlex.join([sys.executable, *sys.argv])
     print(f"pushing to {arguments.repo_id} ...")
     try:
         info, is_new = push_folder(
@@ -74,13 +75,15 @@ def publish(arguments: PublishArguments, staged: Path):
         print(f"read back: {read_back(staged, arguments.repo_id, info.oid)}")
     except ValueError:
         raise
-    except (Exception, KeyboardInterrupt) as error:  # of the network, in as many kinds as there are transports
+    except KeyboardInterrupt:
+        print(f"{arguments.folder} is unchanged. To go on: {command}", file=sys.stderr)
+        raise
+    except Exception as error:  # of the network, in as many kinds as there are transports
         reason = " ".join((str(error) or type(error).__name__).split())
         if find_status(error) in (401, 403):
             raise ValueError(
                 f"the Hub refuses ({reason}): run `hf auth login` with a token that may write to {arguments.repo_id}."
             ) from error
-        command = shlex.join(["python", *sys.argv])
         raise ValueError(
             f"the push stopped ({reason}); {arguments.folder} is unchanged. To go on: {command}"
         ) from error
@@ -92,6 +95,8 @@ def main():
     if arguments.create_pr and arguments.revision:
         raise ValueError("--create_pr opens a pull request to the main branch; leave --revision out.")
     try:
+        if "/" not in arguments.repo_id:
+            raise HFValidationError(f"{arguments.repo_id} has no owner.")
         validate_repo_id(arguments.repo_id)
     except HFValidationError as error:
         raise ValueError(f"--repo_id must be a name on the Hub, as your-name/model: {error}") from error

@@ -64,6 +64,12 @@ def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, t
     assert json.loads((tmp_path / "stored.json").read_text())["models"][0]["score"] == pytest.approx(row["score"])
 
 
+def test_all_rows_of_a_file_are_evaluated(run, text_folder, tiny_text_file):
+    flags = ("--dataset_name", tiny_text_file, "--device", "cpu", *SHORT)
+    assert "all: 64 examples, majority 0.5000" in run("evaluate_model", text_folder, *flags, "--split", "all")[1]
+    assert "test: 6 examples" in run("evaluate_model", text_folder, *flags)[1]
+
+
 def test_images_are_evaluated_and_the_card_tells(run, image_folder):
     flags = ("--dataset_name", "digits", "--max_examples", 40, "--device", "cpu", "--update_card")
     code, printed, words = run("evaluate_model", image_folder, *flags)
@@ -158,6 +164,12 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
         "latency_p90_milliseconds",
     ]
     assert len(results) == 4 and "thread(s)" in results[0].metric_name
+    assert [result.dataset_name for result in results] == ["random ids, 8 tokens"] * 2 + ["random ids, 16 tokens"] * 2
+    for record in records:
+        assert record["weights_bytes"] > 0
+    sizes = {record["model"]: record["flops_per_input"] for record in records if record["tokens"] == 8}
+    # the same sizes for both, whatever they call them
+    assert sizes["bert"] == pytest.approx(sizes["distilbert"], rel=0.2)
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -239,7 +251,10 @@ def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
         (["--peers", "bert", "--peer_config", "{"], "must be a JSON object"),
         (["--peers", "bert", "--peer_config", '{"hidden_size": 15}'], "does not suit bert"),
         (["--peers", "bert", "--batch_size", "0"], "--batch_size must be >= 1"),
-        (["--peers", "bert", "--peer_config", '{"num_hiden_layers": 2}'], "none of bert knows: num_hiden_layers"),
+        (
+            ["--peers", "bert", "--peer_config", '{"num_hiden_layers": 2}'],
+            "bert does not know: num_hiden_layers",
+        ),
         (["--peers", "bert", "--peer_config", '{"hidden_size": -16}'], "must not have negative numbers"),
         (["--peers", "bert", "--peer_config", '{"hidden_act": "x"}'], "does not suit bert"),
         (["--peers", "bert", "--dataset_name", "x"], "--dataset_name needs the tokenizer of a model"),

@@ -154,3 +154,29 @@ def test_scripts_take_names_on_the_hub(hub, client, tiny_roberta_two_labels, tin
     hub.stop()
     for script, arguments in (("evaluate_model", evaluate), ("benchmark_latency", benchmark)):
         client(script, *arguments, "--revision", "v1", HF_HUB_OFFLINE="1")
+
+
+PUSH_CODE = """
+import sys
+from huggingface_hub import HfApi
+
+HfApi().create_repo("alice/code")
+HfApi().upload_folder(repo_id="alice/code", folder_path=sys.argv[1])
+code = open(sys.argv[1] + "/modeling_classformer.py").read() + "\\nprint('changed code runs')\\n"
+HfApi().create_repo("alice/changed")
+HfApi().upload_folder(repo_id="alice/changed", folder_path=sys.argv[1])
+HfApi().upload_file(
+    repo_id="alice/changed", path_in_repo="modeling_classformer.py", path_or_fileobj=code.encode()
+)
+"""
+
+
+@pytest.mark.slow
+def test_strange_code_of_the_hub_needs_trust(hub, client, tiny_classifier_folder):
+    client(PUSH_CODE, tiny_classifier_folder)
+    flags = ("--lengths", 8, "--rounds", 1)
+    assert "random ids" in client("benchmark_latency", "alice/code", *flags)
+    process = client("benchmark_latency", "alice/changed", *flags, check=False)
+    assert process.returncode == 1 and "Read it in" in process.stderr and "--trust_remote_code" in process.stderr
+    assert "changed code runs" not in process.stdout
+    assert "changed code runs" in client("benchmark_latency", "alice/changed", *flags, "--trust_remote_code")

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
+from ..configuration_classformer import ClassformerConfig
 from ..publishing import latency_results
 from .figures import draw_pareto, latency_quartiles, latency_source, layer_lengths, speedup_against_stock
 from .page import EXAMPLE_LENGTH, write_report
@@ -197,7 +198,11 @@ def write_card(data: dict[str, Any], folder: Path):
         model_name=folder.name.removesuffix(".partial"),
         eval_results=results,
     )
-    card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data)
+    # an input as long as the model reads
+    config = ClassformerConfig.from_pretrained(folder)
+    tokens = min(EXAMPLE_LENGTH, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+    example: Any = {"example_tokens": tokens, "example_lengths": config.layer_lengths(tokens, cls_only=True)}
+    card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data, **example)
     card.save(folder / "README.md")
 
 

@@ -24,9 +24,12 @@ DEBERTA_V3 = {
     "position_biased_input": False,
 }
 # model type, and what differs from its configuration's defaults
+ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}),
-    "roberta": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
+    "roberta": ("roberta", ROBERTA),
+    # with the schedule of thesis figure 5.13
+    "classformer": ("classformer", {**ROBERTA, "gamma": [1, 1, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1], "eta": 8}),
     "distilbert": ("distilbert", {}),
     "squeezebert": ("squeezebert", {}),
     "mobilebert": ("mobilebert", {}),

@@ -178,6 +178,8 @@ def test_every_peer_runs(name):
     settings |= {"intermediate_size": 32, "pad_token_id": 1, "embedding_size": 32}
     if name == "modernbert":
         settings |= {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    if name == "classformer":
+        settings |= {"gamma": [1, 2]}
     if name.startswith("funnel"):
         settings |= {"block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 8, "d_inner": 32}
         settings.pop("num_hidden_layers")

@@ -122,3 +122,20 @@ def test_script_exports_checks_and_refuses(run, tiny_settings, tiny_tokenizer, t
     monkeypatch.setattr("classformer_hf.serving.largest_difference", lambda model, exported: 0.5)
     code, _, words = run("export_model", tmp_path, "--runtime", "openvino", "--output", tmp_path / "served")
     assert code == 1 and "differs from the model by 5.0e-01" in words
+
+
+@pytest.mark.slow
+def test_parity_of_a_grid_resumes(run, tiny_roberta_folder, tmp_path, monkeypatch):
+    flags = ("--model_name_or_path", tiny_roberta_folder, "--runtimes", "openvino", "--num_schedules", 1)
+    flags += ("--output_dir", tmp_path / "parity", "--results_file", tmp_path / "parity.json")
+    code, printed, words = run("check_export", *flags)
+    assert code == 0, words
+    record = json.loads((tmp_path / "parity.json").read_text())
+    assert [row["schedule"] for row in record["rows"]] == ["1-1-1_eta0", "1-1-1_eta2", "1-1-1_eta8"]
+    assert 0 < record["worst"]["openvino"] <= 1e-4 and "over 3 schedules" in printed
+    journal = tmp_path / "parity" / "rows.jsonl"
+    # one row is kept as it is, two are made again
+    journal.write_text(json.dumps({**record["rows"][0], "difference": 0.5}) + "\n")
+    code, _, words = run("check_export", *flags)
+    assert code == 1 and "differs by more than 0.0001" in words
+    assert len(journal.read_text().splitlines()) == 3

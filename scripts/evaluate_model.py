@@ -93,7 +93,12 @@ def check_labels(model, task: Task, name: str):
     found = [model.config.id2label[index] for index in range(model.config.num_labels)]
     generic = [f"LABEL_{index}" for index in range(model.config.num_labels)]
     if len(found) != task.num_labels or (found != list(task.label_names) and found != generic):
-        raise ValueError(f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}.")
+        unknown = [label for label in task.label_names if label not in found]
+        why = f"it does not know {', '.join(unknown)}" if unknown else "only some of them, or another order"
+        raise ValueError(
+            f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}: {why}. With --streaming "
+            "labels are compared by name."
+        )
 
 
 def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:

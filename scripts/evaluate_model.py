@@ -96,8 +96,8 @@ def check_labels(model, task: Task, name: str):
         unknown = [label for label in task.label_names if label not in found]
         why = f"it does not know {', '.join(unknown)}" if unknown else "only some of them, or another order"
         raise ValueError(
-            f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}: {why}. With --streaming "
-            "labels are compared by name."
+            f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}: {why}. With "
+            "--streaming labels are compared by name."
         )
 
 

@@ -24,7 +24,7 @@ BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOT
 @dataclass
 class RenderArguments:
     documents: list[str] = field(
-        default_factory=lambda: ["README.md", "docs/thesis.md", "docs/search.md"],
+        default_factory=lambda: ["README.md", "docs/thesis.md", "docs/search.md", "docs/performance.md"],
         metadata={"help": "Documents with marked places."},
     )
     results: str = field(default="results", metadata={"help": "Folder of the JSON files."})
@@ -648,6 +648,27 @@ def thesis_searches_table(records: dict) -> str:
     return table(header, rows) + "\n" + note
 
 
+def architectures_table(record: dict) -> str:
+    """Time of stock architectures by length, relative to the first one."""
+    rows, measurements = [], record["measurements"]
+    lengths = list(dict.fromkeys(row["tokens"] for row in measurements))
+    for name in dict.fromkeys(row["model"] for row in measurements):
+        own = {row["tokens"]: row for row in measurements if row["model"] == name}
+        ratios = [interval(own[n]["ratio"], own[n]["ratio_low"], own[n]["ratio_high"]) for n in lengths]
+        growth = own[lengths[-1]]["cpu_p50_ms"] / own[lengths[0]]["cpu_p50_ms"]
+        flops = f"{own[lengths[-1]]['flops_per_input'] / 1e9:.1f}"
+        rows.append([name, *ratios, f"{growth:.1f}x", flops, f"{own[lengths[0]]['weights_bytes'] / 1e6:.0f}"])
+    header = ["architecture", *(f"{n:.0f} tokens" for n in lengths), "growth", f"GFLOPs at {lengths[-1]:.0f}", "MB"]
+    first, hardware = measurements[0], record["hardware"]
+    note = (
+        f"Processor time relative to {first['model']} in the same round, median and quartiles of {first['rounds']} "
+        f"rounds; growth: processor time of the longest against the shortest input. Random weights, batch "
+        f"{first['batch_size']}, {hardware['threads']} thread, {hardware['dtype']}, {hardware['device_name']}, load "
+        f"average {hardware['load_average'][0]}. Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
 VIEWS: dict[str, Callable[[Any], str]] = {
     view.__name__: view
     for view in (
@@ -676,6 +697,7 @@ VIEWS: dict[str, Callable[[Any], str]] = {
         training_speed_table,
         robustness_table,
         thesis_searches_table,
+        architectures_table,
     )
 }
 

@@ -7,11 +7,12 @@ for each, and a dispatcher chooses by the length of every text, so that no graph
 
 import copy
 import importlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def quiet():
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -59,13 +59,15 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
     index = []
     for limit in [*(one for one in limits if one < longest), longest]:
         single = _with_schedule(model, limit)
-        shortest = _shortest_padded(single, longest) if runtime == "torch" else 1
+        shortest = _shortest_general(single, longest)
         example = torch.full((2, max(shortest, min(EXAMPLE_TOKENS, limit))), pad_token_id + 1)
         # two tensors: the exporter takes one that is given twice for one input
         inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
         with quiet():
             _export_graph(single, inputs, runtime, int8).save_pretrained(output / f"graph-{limit}")
-        index.append({"folder": f"graph-{limit}", "max_tokens": limit, "min_padded_tokens": shortest})
+        # only torch.export refuses shorter inputs than its graph was made for
+        padded = shortest if runtime == "torch" else 1
+        index.append({"folder": f"graph-{limit}", "max_tokens": limit, "min_padded_tokens": padded})
     config.save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / INDEX).write_text(json.dumps({"runtime": runtime, "int8": int8, "graphs": index}, indent=2) + "\n")
@@ -140,13 +142,18 @@ def _with_schedule(model: PreTrainedModel, limit: int) -> PreTrainedModel:
     return single.eval()
 
 
-def _shortest_padded(model: PreTrainedModel, longest: int) -> int:
-    """Give the length to which shorter texts are padded for torch.export, which takes a length of 1 for a constant:
-    every layer must keep 2 positions beside the first eta."""
+def _shortest_general(model: PreTrainedModel, longest: int) -> int:
+    """Give the shortest input of which a general graph can be made.
+
+    An exporter takes a length of 1 for a constant, so every layer must keep 2 positions beside the first eta, or as
+    many as it ever keeps.
+    """
     config: Any = model.config
     if not hasattr(config, "layer_lengths"):
         return 2
-    return next((n for n in range(2, longest) if min(config.layer_lengths(n)) >= config.eta + 2), longest)
+    enough = [min(config.eta + 2, length) for length in config.layer_lengths(longest)]
+    lengths = range(2, longest + 1)
+    return next(n for n in lengths if all(a >= b for a, b in zip(config.layer_lengths(n), enough, strict=True)))
 
 
 class ExportedClassifier(PreTrainedModel):

@@ -17,8 +17,11 @@ CASES = {
     "onnx": ("onnx", [1, 2, 2], 0, None),
     "onnx, buckets": ("onnx", [4, 2, 1], 2, BUCKETS),
     "openvino": ("openvino", [2, 1, 2], 8, None),
+    # one position is left of a short example
+    "onnx, to one position": ("onnx", [4, 4, 4], 0, None),
+    "torch, to one position": ("torch", [1, 64, 2], 0, None),
 }
-SLOW = {name: [pytest.mark.slow] if "buckets" in name else [] for name in CASES}
+SLOW = {name: [pytest.mark.slow] if "buckets" in name or "position" in name else [] for name in CASES}
 LENGTHS = [[64], [2], [8, 9], [20, 21, 3, 60], [5, 5], [33] * 5, [1, 64]]
 
 

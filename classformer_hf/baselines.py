@@ -161,12 +161,12 @@ def pool(states: torch.Tensor, mask: torch.Tensor, width: int) -> tuple[torch.Te
     return torch.cat([states[:, :1], means], 1), torch.cat([mask[:, :1], (weights.sum(2) > 0).to(mask.dtype)], 1)
 
 
-class AttentionTopK(PeerMethod):
-    """After the attention of a layer the tokens that get most of it stay (PoWER-BERT); the first one always does.
+class KeptFractions(PeerMethod):
+    """A method that keeps a fraction of each example's tokens behind each layer.
 
     Args:
         model: See [`PeerMethod`].
-        fractions: What is kept behind each layer, of the example's length.
+        fractions: Of the example's length, per layer.
     """
 
     def __init__(self, model: ClassformerForSequenceClassification, fractions: Sequence[float]):
@@ -176,13 +176,30 @@ class AttentionTopK(PeerMethod):
     def start(self, input_ids, mask):
         self.lengths = mask
 
+    def reduces(self, index: int) -> bool:
+        """Say whether fewer tokens leave a layer than the one before."""
+        return self.fractions[index] < (self.fractions[index - 1] if index else 1)
+
+    def count_kept(self, index: int) -> torch.Tensor:
+        """Give the number of tokens that leave a layer, (B,)."""
+        return count_kept(self.lengths, self.fractions[index])
+
+
+class AttentionTopK(KeptFractions):
+    """After the attention of a layer the tokens that get most of it stay (PoWER-BERT); the first one always does.
+
+    Args:
+        model: See [`PeerMethod`].
+        fractions: What is kept behind each layer, of the example's length.
+    """
+
     def run_layer(self, index, layer, states, mask):
-        if self.fractions[index] == (self.fractions[index - 1] if index else 1):
+        if not self.reduces(index):
             return super().run_layer(index, layer, states, mask)
         output, probabilities, _ = attend(layer, states, bias_of(mask, states.dtype))
         # what padding looks at does not count
         received = (probabilities * mask[:, None, :, None]).sum((1, 2))  # (B, N)
-        keep = keep_highest(received, mask, count_kept(self.lengths, self.fractions[index]))
+        keep = keep_highest(received, mask, self.count_kept(index))
         mask, output = compact(keep, output)
         return layer.feed_forward_chunk(output), mask
 
@@ -283,7 +300,7 @@ def merge(
     return states, sizes, keep
 
 
-class CoreSet(PeerMethod):
+class CoreSet(KeptFractions):
     """Behind a layer a core-set of the tokens stays: from the first one on, always the farthest from those chosen
     (Pyramid-BERT, greedy k-centre).
 
@@ -292,17 +309,10 @@ class CoreSet(PeerMethod):
         fractions: What is kept behind each layer, of the example's length.
     """
 
-    def __init__(self, model: ClassformerForSequenceClassification, fractions: Sequence[float]):
-        super().__init__(model)
-        self.fractions = list(fractions)
-
-    def start(self, input_ids, mask):
-        self.lengths = mask
-
     def run_layer(self, index, layer, states, mask):
         states, mask = super().run_layer(index, layer, states, mask)
-        if self.fractions[index] < (self.fractions[index - 1] if index else 1):
-            keep = choose_core_set(states.detach(), mask, count_kept(self.lengths, self.fractions[index]))
+        if self.reduces(index):
+            keep = choose_core_set(states.detach(), mask, self.count_kept(index))
             mask, states = compact(keep, states)
         return states, mask
 
@@ -338,7 +348,7 @@ class FirstLayers(PeerMethod):
         return self.model.roberta.encoder.layer[: self.num_layers]
 
 
-class FixedPattern(PeerMethod):
+class FixedPattern(KeptFractions):
     """Queries at positions that depend on nothing but the length, or on the separators (thesis section 6.2.3).
 
     Args:
@@ -354,19 +364,19 @@ class FixedPattern(PeerMethod):
     PATTERNS = ("front", "log", "separators")
 
     def __init__(self, model: ClassformerForSequenceClassification, pattern: str, fractions: Sequence[float]):
-        super().__init__(model)
+        super().__init__(model, fractions)
         if pattern not in self.PATTERNS:
             raise ValueError(f"`pattern` must be one of {self.PATTERNS}, got {pattern!r}.")
-        self.pattern, self.fractions = pattern, list(fractions)
+        self.pattern = pattern
 
     def start(self, input_ids, mask):
-        self.lengths = mask
+        super().start(input_ids, mask)
         self.is_separator = (input_ids == self.config.eos_token_id) & (mask == 1)
 
     def run_layer(self, index, layer, states, mask):
-        if self.fractions[index] == (self.fractions[index - 1] if index else 1):
+        if not self.reduces(index):
             return super().run_layer(index, layer, states, mask)
-        number, bias = count_kept(self.lengths, self.fractions[index]), bias_of(mask, states.dtype)
+        number, bias = self.count_kept(index), bias_of(mask, states.dtype)
         keep = self.choose(mask, number)
         mask, queries, self.is_separator = compact(keep, states, self.is_separator)
         return layer(states, queries, bias), mask

@@ -32,12 +32,13 @@ CONFIGS = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
-# the last two hold arrays, unless one allows them more
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
+# may hold pickles, and hold arrays here
+ARRAYS = ("*.npy", "*.npz")
 # what reading JSON or Python of strangers raises
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 # what a training leaves beside a model, by the name of the file or of a folder above it
-LEFT_OUT = (*PICKLES, ".*", "_*", "*.partial", "*.lock", "checkpoint*", "poses", "runs", "wandb")
+LEFT_OUT = (*PICKLES, *ARRAYS, ".*", "_*", "*.partial", "*.lock", "checkpoint*", "poses", "runs", "wandb")
 SECRETS = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}"
     r"|sk-[A-Za-z0-9_-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
@@ -297,7 +298,7 @@ def find_card_defects(path: Path) -> list[str]:
 def find_notes(folder: Path) -> list[str]:
     """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the packages'."""
     notes = []
-    pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES[:-2])]
+    pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES)]
     if pickles:
         notes.append(f"{', '.join(pickles)}: not opened, because a pickle can run code")
     different = find_strange_code(folder)

@@ -100,9 +100,12 @@ class Comparison:
     def load_full(self) -> ClassformerForSequenceClassification:
         return copy.deepcopy(self.full)
 
+    def folder_of(self, name: str, setting: str, seed: int) -> Path:
+        return self.output / f"{name}_{setting}".replace(" ", "-").strip("_") / f"seed-{seed}"
+
     def train(self, name: str, setting: str, seed: int) -> dict[str, Any]:
         """Train a point and score it; a finished one is read."""
-        folder = self.output / f"{name}_{setting}".replace(" ", "-").strip("_") / f"seed-{seed}"
+        folder = self.folder_of(name, setting, seed)
         row_file = folder / "row.json"
         if row_file.exists():
             return json.loads(row_file.read_text())
@@ -128,7 +131,7 @@ class Comparison:
         """Time all points together, each with its trained weights, because some choose by them."""
         models = {}
         for name, setting in self.points:
-            folder = self.output / f"{name}_{setting}".replace(" ", "-").strip("_") / f"seed-{seed}"
+            folder = self.folder_of(name, setting, seed)
             model = self.points[name, setting](self.load_full())
             model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
             models[f"{name} {setting}"] = model.eval()

@@ -39,11 +39,15 @@ class ClassformerConfig(RobertaConfig):
             Other schedules for shorter inputs, shortest first: `{"max_tokens": 32, "gamma": [...], "eta": 0}` holds for
             inputs of at most 32 tokens. Longer ones than the last bucket's use `gamma` and `eta`. The classification
             head runs the examples of a batch bucket by bucket.
+        cascade (`dict`, *optional*):
+            A faster schedule that is tried first, `{"gamma": [...], "eta": 0, "margin": 0.5}`. Examples whose two
+            likeliest classes are less than `margin` apart in probability are then classified once more, as without a
+            cascade. In evaluation only, and only where one of several classes is chosen.
 
     Raises:
-        StrictDataclassClassValidationError: `gamma` has not one integer >= 1 per layer, `eta` is negative, or
-            `length_buckets` are not ascending; a type that does not fit raises StrictDataclassFieldValidationError.
-            Both are huggingface_hub's.
+        StrictDataclassClassValidationError: `gamma` has not one integer >= 1 per layer, `eta` is negative,
+            `length_buckets` are not ascending, or the `cascade` has other keys or a margin outside 0 to 1; a type that
+            does not fit raises StrictDataclassFieldValidationError. Both are huggingface_hub's.
 
     Example:
 
@@ -62,6 +66,7 @@ class ClassformerConfig(RobertaConfig):
     last_layer_cls_only: bool = True
     classifier_activation: str = "tanh"
     length_buckets: list[dict] | None = None
+    cascade: dict | None = None
     use_cache: bool = False
 
     def __post_init__(self, **kwargs):
@@ -83,6 +88,18 @@ class ClassformerConfig(RobertaConfig):
             limits.append(bucket["max_tokens"])
         if any(limit < 1 for limit in limits) or limits != sorted(set(limits)):
             raise ValueError(f"`length_buckets` must be in ascending order of max_tokens, each >= 1, got {limits}.")
+
+    def validate_cascade(self):
+        if self.cascade is None:
+            return
+        if set(self.cascade) != {"gamma", "eta", "margin"}:
+            raise ValueError(f"`cascade` has gamma, eta and margin, got {sorted(self.cascade)}.")
+        self._check_schedule("cascade's gamma", self.cascade["gamma"], self.cascade["eta"])
+        margin = self.cascade["margin"]
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= 1:
+            raise ValueError(f"the margin of a `cascade` is a difference of probabilities, 0 to 1, got {margin!r}.")
+        if self.num_labels == 1 or self.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError("a `cascade` needs classes of which one is chosen; margins say nothing of other tasks.")
 
     def _check_schedule(self, name: str, gamma: list[int], eta: int):
         if len(gamma) != self.num_hidden_layers:

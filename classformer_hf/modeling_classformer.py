@@ -122,9 +122,10 @@ class ClassformerEncoder(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         cls_only: bool = False,
+        schedule: tuple[list[int], int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        gamma, eta = self.config.schedule_for(hidden_states.shape[1])
+        gamma, eta = schedule or self.config.schedule_for(hidden_states.shape[1])
         state = self.start(hidden_states, attention_mask)
         for layer, factor in zip(self.layer, gamma, strict=True):
             state = self.step(layer, state, factor, eta, cls_only and layer is self.layer[-1], **kwargs)
@@ -207,6 +208,7 @@ class ClassformerModel(ClassformerPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         cls_only: bool = False,
+        schedule: tuple[list[int], int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | BaseModelOutputWithPooling:
         """Encode a batch.
@@ -219,6 +221,7 @@ class ClassformerModel(ClassformerPreTrainedModel):
             position_ids: Position ids, (B, L); by default RoBERTa's, which start at `pad_token_id + 1`.
             inputs_embeds: Word embeddings instead of `input_ids`, (B, L, D).
             cls_only: Compute only position 0 in the last layer; `last_hidden_state` is then (B, 1, D).
+            schedule: gamma and eta; by default the config's for this length.
 
         Raises:
             ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given.
@@ -231,7 +234,7 @@ class ClassformerModel(ClassformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
         )
-        hidden_states = self.encoder(hidden_states, attention_mask, cls_only, **kwargs)
+        hidden_states = self.encoder(hidden_states, attention_mask, cls_only, schedule, **kwargs)
         pooled = self.pooler(hidden_states) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
@@ -285,10 +288,10 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if self.config.length_buckets and attention_mask is not None and attention_mask.ndim == 2:
-            outputs = self.classify_by_bucket(inputs, **kwargs)
+        if self.config.cascade and not self.training:
+            outputs = self.classify_unsure_again(inputs, **kwargs)
         else:
-            outputs = self.classify(inputs, **kwargs)
+            outputs = self.classify_by_bucket(inputs, **kwargs)
         loss, logits = None, outputs.logits
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
@@ -298,7 +301,7 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         )
 
     def classify(self, inputs: dict[str, torch.Tensor | None], **kwargs) -> SequenceClassifierOutput:
-        """Classify a batch with the schedule of its padded length."""
+        """Classify a batch with one schedule, by default that of its padded length."""
         outputs = self.roberta(**inputs, cls_only=self.config.last_layer_cls_only, return_dict=True, **kwargs)
         return SequenceClassifierOutput(
             logits=self.classifier(outputs.last_hidden_state),  # (B, num_labels)
@@ -312,16 +315,13 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         Raises:
             ValueError: Hidden states or attentions of several buckets are asked for; they do not stack.
         """
-        mask = inputs["attention_mask"]
-        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        lengths = (positions * (mask != 0)).amax(dim=1)  # (B,), without the padding
-        limits = torch.tensor([bucket["max_tokens"] for bucket in self.config.length_buckets], device=mask.device)
+        lengths = count_tokens(inputs["attention_mask"]) if self.config.length_buckets else None
+        if lengths is None:
+            return self.classify(inputs, **kwargs)
+        limits = torch.tensor([bucket["max_tokens"] for bucket in self.config.length_buckets], device=lengths.device)
         buckets = torch.bucketize(lengths, limits)
         found = buckets.unique().tolist()
-        asks_states = any(
-            kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
-        )
-        if asks_states and len(found) > 1:
+        if self.asks_states(kwargs) and len(found) > 1:
             raise ValueError(
                 "hidden states and attentions of several length buckets have different lengths; give a batch of one "
                 "bucket, or set config.length_buckets = None."
@@ -329,14 +329,55 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         logits = None
         for bucket in found:
             rows = (buckets == bucket).nonzero()[:, 0]
-            longest = int(lengths[rows].max())
-            part = {name: None if value is None else value[rows, :longest] for name, value in inputs.items()}
-            outputs = self.classify(part, **kwargs)
+            outputs = self.classify(select_examples(inputs, rows), **kwargs)
             if logits is None:
                 logits = outputs.logits.new_empty(len(lengths), self.num_labels)
             logits = logits.index_copy(0, rows, outputs.logits)
         outputs.logits = logits
         return outputs
+
+    def classify_unsure_again(self, inputs: dict[str, torch.Tensor | None], **kwargs) -> SequenceClassifierOutput:
+        """Classify with the cascade's fast schedule, then what has a small margin as without a cascade.
+
+        Raises:
+            ValueError: Hidden states or attentions are asked for; those of two schedules do not stack.
+        """
+        if self.asks_states(kwargs):
+            raise ValueError(
+                "hidden states and attentions of a cascade's two schedules have different lengths; set config.cascade "
+                "= None to get them."
+            )
+        cascade = self.config.cascade
+        outputs = self.classify(inputs, schedule=(cascade["gamma"], cascade["eta"]), **kwargs)
+        best, second = outputs.logits.float().softmax(-1).topk(2).values.unbind(-1)  # (B,)
+        unsure = (best - second < cascade["margin"]).nonzero()[:, 0]
+        if len(unsure) > 0:
+            again = self.classify_by_bucket(select_examples(inputs, unsure), **kwargs)
+            outputs.logits = outputs.logits.index_copy(0, unsure, again.logits)
+        return outputs
+
+    def asks_states(self, kwargs: dict) -> bool:
+        """Say whether a caller, or the config, wants hidden states or attentions."""
+        return any(
+            kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
+        )
+
+
+def count_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Give the lengths of the examples without their padding, (B,), or `None` where no (B, L) mask says."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+    return (positions * (attention_mask != 0)).amax(dim=1)
+
+
+def select_examples(inputs: dict[str, torch.Tensor | None], rows: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    """Take examples of a batch, without the padding that none of them needs."""
+    lengths = count_tokens(inputs["attention_mask"])
+    if lengths is None:
+        return {name: None if value is None else value[rows] for name, value in inputs.items()}
+    longest = int(lengths[rows].max())
+    return {name: None if value is None else value[rows, :longest] for name, value in inputs.items()}
 
 
 class ClassformerForMaskedLM(ClassformerPreTrainedModel):

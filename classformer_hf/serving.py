@@ -1,8 +1,8 @@
 """Classifiers for other runtimes, by transformers' own exporters: ONNX Runtime, OpenVINO, or torch.export.
 
-The schedule is fixed in the graph, batch size and length are dynamic. A classifier with length buckets gives a graph
-for each, and a dispatcher chooses by the length of every text, so that no graph depends on data. The extras `onnx` and
-`openvino` install what they need.
+The schedule is fixed in the graph, batch size and length are dynamic. A classifier with length buckets or a cascade
+gives a graph for each of their schedules, and a dispatcher chooses by the length of every text or by its margin, so
+that no graph depends on data. The extras `onnx` and `openvino` install what they need.
 """
 
 import copy
@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from .evaluation import load_classifier, load_processor, resolve_folder
 
-INDEX = "graphs.json"
+INDEX, CASCADE = "graphs.json", "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
 EXAMPLE_TOKENS = 32
 # of the check, odd ones among them
@@ -41,7 +41,7 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
         int8: Quantise weights to 8 bits, and activations while it runs (ONNX Runtime's dynamic quantisation).
 
     Returns:
-        The folder, which [`ExportedClassifier`] opens: a graph per length bucket, an index, the tokenizer.
+        The folder, which [`ExportedClassifier`] opens: a graph per schedule, an index, the tokenizer.
 
     Raises:
         ValueError: The runtime is unknown or not installed, or the folder does not load.
@@ -54,20 +54,28 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
     config = model.config
     pad_token_id = config.pad_token_id or 0
     # RoBERTa's positions begin behind the padding's
-    longest = config.max_position_embeddings - (pad_token_id + 1 if hasattr(config, "eta") else 0)
+    longest = config.max_position_embeddings - (pad_token_id + 1 if hasattr(model, "roberta") else 0)
     limits = [bucket["max_tokens"] for bucket in getattr(config, "length_buckets", None) or []]
+    limits = [*(one for one in limits if one < longest), longest]
+    schedules = {
+        f"graph-{limit}": (limit, config.schedule_for(limit) if hasattr(config, "schedule_for") else None)
+        for limit in limits
+    }
+    cascade = getattr(config, "cascade", None)
+    if cascade:
+        schedules[CASCADE] = (longest, (cascade["gamma"], cascade["eta"]))
     index = []
-    for limit in [*(one for one in limits if one < longest), longest]:
-        single = _with_schedule(model, limit)
+    for name, (limit, schedule) in schedules.items():
+        single = _with_schedule(model, schedule)
         shortest = _shortest_general(single, longest)
         example = torch.full((2, max(shortest, min(EXAMPLE_TOKENS, limit))), pad_token_id + 1)
         # two tensors: the exporter takes one that is given twice for one input
         inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
         with quiet():
-            _export_graph(single, inputs, runtime, int8).save_pretrained(output / f"graph-{limit}")
+            _export_graph(single, inputs, runtime, int8).save_pretrained(output / name)
         # only torch.export refuses shorter inputs than its graph was made for
         padded = shortest if runtime == "torch" else 1
-        index.append({"folder": f"graph-{limit}", "max_tokens": limit, "min_padded_tokens": padded})
+        index.append({"folder": name, "max_tokens": limit, "min_padded_tokens": padded})
     config.save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / INDEX).write_text(json.dumps({"runtime": runtime, "int8": int8, "graphs": index}, indent=2) + "\n")
@@ -127,16 +135,16 @@ def _export_graph(model: PreTrainedModel, inputs: dict[str, Any], runtime: str, 
     return exporters.OnnxExporter().export(model, inputs, config=exporters.OnnxConfig(**options))
 
 
-def _with_schedule(model: PreTrainedModel, limit: int) -> PreTrainedModel:
-    """Give the same weights the schedule of inputs of a length, and no other."""
+def _with_schedule(model: PreTrainedModel, schedule: tuple[list[int], int] | None) -> PreTrainedModel:
+    """Give the same weights one schedule and no other; `None` for another architecture."""
     single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    if hasattr(model.config, "schedule_for"):
-        config = copy.deepcopy(model.config)
-        config.gamma, config.eta = model.config.schedule_for(limit)
-        config.length_buckets = None
+    if schedule is not None:
+        config: Any = copy.deepcopy(model.config)
+        config.gamma, config.eta = schedule
+        config.length_buckets = config.cascade = None
         for module in single.modules():
             if hasattr(module, "config"):
-                module.config = config  # type: ignore[assignment]
+                module.config = config
     # the exporters follow eager attention at every length
     single.set_attn_implementation("eager")
     return single.eval()
@@ -157,7 +165,7 @@ def _shortest_general(model: PreTrainedModel, longest: int) -> int:
 
 
 class ExportedClassifier(PreTrainedModel):
-    """Runs the graph of every text's length bucket; a `pipeline("text-classification")` takes it for a model.
+    """Runs the graphs of a classifier; a `pipeline("text-classification")` takes it for a model.
 
     Args:
         config: Of the classifier.
@@ -168,7 +176,10 @@ class ExportedClassifier(PreTrainedModel):
     def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any]):
         super().__init__(config)
         self.runtime = index["runtime"]
-        self.limits = torch.tensor([entry["max_tokens"] for entry in index["graphs"]])
+        by_length = [entry for entry in index["graphs"] if entry["folder"] != CASCADE]
+        self.limits = torch.tensor([entry["max_tokens"] for entry in by_length])
+        # the graph of a cascade is the last one
+        self.has_cascade = len(by_length) < len(index["graphs"])
         self.shortest = [entry["min_padded_tokens"] for entry in index["graphs"]]
         self.graphs = graphs
         self.pad_token_id = config.pad_token_id or 0
@@ -224,6 +235,16 @@ class ExportedClassifier(PreTrainedModel):
             raise ValueError("the batch is empty.")
         if lengths.max() > self.limits[-1]:
             raise ValueError(f"the model reads at most {self.limits[-1]} tokens, got {int(lengths.max())}.")
+        if not self.has_cascade:
+            return SequenceClassifierOutput(logits=self._run_by_bucket(input_ids, mask, lengths))
+        logits = self._run(-1, input_ids, mask, int(lengths.max()))
+        best, second = logits.softmax(-1).topk(2).values.unbind(-1)
+        unsure = (best - second < self.config.cascade["margin"]).nonzero()[:, 0]
+        if len(unsure) > 0:
+            logits[unsure] = self._run_by_bucket(input_ids[unsure], mask[unsure], lengths[unsure])
+        return SequenceClassifierOutput(logits=logits)
+
+    def _run_by_bucket(self, input_ids: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         buckets = torch.bucketize(lengths, self.limits)
         logits: torch.Tensor | None = None
         for bucket in buckets.unique().tolist():
@@ -232,14 +253,16 @@ class ExportedClassifier(PreTrainedModel):
             if logits is None:
                 logits = part.new_empty(len(lengths), part.shape[1])
             logits[rows] = part
-        return SequenceClassifierOutput(logits=logits)
+        assert logits is not None
+        return logits
 
     def _run(self, bucket: int, ids: torch.Tensor, mask: torch.Tensor, longest: int) -> torch.Tensor:
         missing = max(self.shortest[bucket] - longest, 0)
         ids, mask = (torch.nn.functional.pad(values[:, :longest], (0, missing)) for values in (ids, mask))
         # what stands under the mask is padding to RoBERTa's embeddings too, which count positions by the ids
         output = self.graphs[bucket](input_ids=torch.where(mask == 1, ids, self.pad_token_id), attention_mask=mask)
-        return torch.as_tensor(output.logits)
+        # a copy, because a runtime may keep its buffer
+        return torch.as_tensor(output.logits).clone()
 
 
 def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:

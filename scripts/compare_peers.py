@@ -37,12 +37,18 @@ from classformer_hf.training import ClassformerTrainingArguments, fine_tune, pre
 
 logger = logging.getLogger(__name__)
 
+EARLY_EXITS = ("entropy", "patience")
+
 
 @dataclass
 class CompareArguments:
     model_name_or_path: str = field(metadata={"help": "Folder of a trained Classformer without reductions."})
     schedules: list[str] = field(
-        default_factory=list, metadata={"help": "Classformer's own points, as a search names them: 1-2-1_eta0."}
+        default_factory=list,
+        metadata={
+            "help": "Classformer's own points, as a search names them: 1-2-1_eta0. Fewer factors than layers: only the "
+            "first layers run."
+        },
     )
     methods: list[str] = field(
         default_factory=list, metadata={"help": "Peers to compare with; all by default. Names as in the table."}
@@ -63,15 +69,19 @@ def build_points(arguments: CompareArguments, model: ClassformerForSequenceClass
         try:
             factors, _, eta = key.partition("_eta")
             settings = {"gamma": [int(factor) for factor in factors.split("-")], "eta": int(eta)}
-            ClassformerConfig(num_hidden_layers=model.config.num_hidden_layers, **settings)
+            settings["num_hidden_layers"] = len(settings["gamma"])
+            ClassformerConfig(**settings)
+            if len(settings["gamma"]) > model.config.num_hidden_layers:
+                raise ValueError(f"the model has {model.config.num_hidden_layers} layers.")
         except (ValueError, StrictDataclassError) as error:
             raise ValueError(f"--schedules are named like 1-2-1_eta0, got {key}: {error.__cause__ or error}") from error
 
         def build(model: ClassformerForSequenceClassification) -> torch.nn.Module:
             config = copy.deepcopy(model.config)
-            config.gamma, config.eta = settings["gamma"], settings["eta"]
+            config.update(settings)
             shortened = ClassformerForSequenceClassification(config)
-            shortened.load_state_dict(model.state_dict())
+            weights = model.state_dict()
+            shortened.load_state_dict({name: weights[name] for name in shortened.state_dict()})
             return shortened
 
         return build
@@ -101,30 +111,38 @@ class Comparison:
         return copy.deepcopy(self.full)
 
     def folder_of(self, name: str, setting: str, seed: int) -> Path:
+        # an early exit is trained for all its thresholds at once
+        setting = "" if name in EARLY_EXITS else setting
         return self.output / f"{name}_{setting}".replace(" ", "-").strip("_") / f"seed-{seed}"
 
     def train(self, name: str, setting: str, seed: int) -> dict[str, Any]:
         """Train a point and score it; a finished one is read."""
         folder = self.folder_of(name, setting, seed)
-        row_file = folder / "row.json"
+        row_file, weights = folder / f"row_{setting.replace(' ', '-').replace('/', '-')}.json", folder / "weights.pt"
         if row_file.exists():
             return json.loads(row_file.read_text())
         set_seed(seed)
         model = self.points[name, setting](self.load_full())
-        arguments = copy.copy(self.training)
-        arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
-        tuned = fine_tune(model, self.task, self.tokenizer, arguments, resume=True)  # type: ignore[arg-type]
-        row = {"method": name, "setting": setting, "seed": seed, "seconds": round(tuned.seconds, 1)}
+        row: dict[str, Any] = {"method": name, "setting": setting, "seed": seed}
+        if weights.exists():
+            model.load_state_dict(torch.load(weights, weights_only=True))
+        else:
+            arguments = copy.copy(self.training)
+            arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
+            tuned = fine_tune(model, self.task, self.tokenizer, arguments, resume=True)  # type: ignore[arg-type]
+            row["seconds"] = round(tuned.seconds, 1)
+            folder.mkdir(parents=True, exist_ok=True)
+            # a kill must not leave half of it
+            torch.save(model.state_dict(), folder / "weights.tmp")
+            (folder / "weights.tmp").replace(weights)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for split in ("validation", "test"):
             references = np.asarray(self.task.splits[split]["labels"])
             logits = predict(model, self.task.splits[split], self.tokenizer)
             predictions = predictions_from_logits(self.task.problem_type, logits)
             row[f"{split}_score"] = compute_score(self.task.metric_name, predictions, references)
             row[f"{split}_standard_error"] = standard_error(self.task.metric_name, predictions, references)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), folder / "weights.pt")
         row_file.write_text(json.dumps(row) + "\n")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return row
 
     def time(self, seed: int) -> dict[tuple[str, str], dict[str, Any]]:

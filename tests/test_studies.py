@@ -106,28 +106,49 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
     assert code == 0, words
     compare = [
         *("compare_peers", *flags, "--model_name_or_path", tmp_path / "full" / "seed-42", "--latency_rounds", 2),
-        *("--schedules", "1-2-1_eta0", "--methods", "core-set", "entropy", "patience", "--num_inputs", 4),
+        *("--schedules", "1-2-1_eta0", "1-2_eta0", "--methods", "core-set", "entropy", "patience", "--num_inputs", 4),
         *("--output_dir", tmp_path / "peers", "--results_file", tmp_path / "peers.json"),
     ]
     code, printed, words = run(*compare)
     assert code == 0, words
     record = json.loads((tmp_path / "peers.json").read_text())
-    assert [point["method"] for point in record["points"][:2]] == ["full", "classformer"] and len(record["points"]) == 8
+    assert [point["method"] for point in record["points"][:2]] == ["full", "classformer"] and len(record["points"]) == 9
     assert record["points"][0]["ratio"] == 1 and any(point["is_on_front"] for point in record["points"])
     for point in record["points"]:
         assert point["is_on_front"] == (point["below_front"] == 0) and 0 <= point["test_score"] <= 1
     assert "time relative to the full model" in printed
-    # a point whose row is lost is trained again, the others are read
-    (tmp_path / "peers" / "entropy_0.3-ln-C" / "seed-42" / "row.json").unlink()
+    # early exits are trained once; a point whose row and weights are lost is trained again, the others are read
+    assert len(list((tmp_path / "peers" / "entropy" / "seed-42").glob("row_*.json"))) == 2
+    for lost in (tmp_path / "peers" / "entropy" / "seed-42").iterdir():
+        lost.unlink()
     before = (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns
     assert run(*compare)[0] == 0
     assert (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "peers.json").read_text())["points"][4]["test_scores"]
     for bad, message in (
-        (["--schedules", "1-2_eta0"], "--schedules are named like"),
+        (["--schedules", "1-2-1-2_eta0"], "--schedules are named like"),
         (["--schedules", "fast"], "--schedules are named like"),
         (["--methods", "magic"], "--methods knows pooled queries"),
         (["--learning_rate", 0.5], "holds a training with another"),
     ):
         code, _, words = run(*compare, *bad)
         assert code == 1 and message in words
+
+
+def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path):
+    code, _, words = run("train_classformer", *flags, "--output_dir", tmp_path / "full")
+    assert code == 0, words
+    data = [flag for flag in zip(flags, flags[1:], strict=False) if flag[0] in ("--dataset_name", "--max_length")]
+    command = [
+        *("choose_cascade", *(part for flag in data for part in flag), "--output_dir", tmp_path / "cascade"),
+        *("--model_name_or_path", tmp_path / "full" / "seed-42", "--num_schedules", 8, "--latency_rounds", 2),
+        *("--num_inputs", 6, "--required_performance", 0.9, "--results_file", tmp_path / "cascade.json"),
+    ]
+    code, printed, words = run(*command)
+    assert code == 0 and "are classified twice" in printed, words
+    row = json.loads((tmp_path / "cascade.json").read_text())["rows"][0]
+    assert row["cascade"]["validation_score"] >= row["single"]["validation_score"]
+    assert row["cascade"]["expected_ratio"] <= row["single"]["expected_ratio"] <= 1
+    settings = json.loads((tmp_path / "cascade" / "90" / "config.json").read_text())
+    assert settings["cascade"] == row["cascade"]["settings"]["cascade"]
+    assert run(*command, "--required_performance", 1.5)[0] == 1

@@ -37,7 +37,7 @@ def test_default_is_roberta():
     assert config.gamma == [1] * 12 and config.eta == 0 and config.last_layer_cls_only
     assert config.classifier_activation == "tanh"
     ours = {"auto_map", "classifier_activation", "eta", "gamma", "last_layer_cls_only", "model_type", "use_cache"}
-    ours.add("length_buckets")
+    ours |= {"length_buckets", "cascade"}
     settings = config.to_dict()
     assert {name: value for name, value in roberta.to_dict().items() if name not in ours} == {
         name: value for name, value in settings.items() if name not in ours

@@ -17,11 +17,12 @@ CASES = {
     "onnx": ("onnx", [1, 2, 2], 0, None),
     "onnx, buckets": ("onnx", [4, 2, 1], 2, BUCKETS),
     "openvino": ("openvino", [2, 1, 2], 8, None),
+    "onnx, cascade": ("onnx", [1, 2, 1], 0, {"gamma": [8, 2, 1], "eta": 0, "margin": 0.05}),
     # one position is left of a short example
     "onnx, to one position": ("onnx", [4, 4, 4], 0, None),
     "torch, to one position": ("torch", [1, 64, 2], 0, None),
 }
-SLOW = {name: [pytest.mark.slow] if "buckets" in name or "position" in name else [] for name in CASES}
+SLOW = {name: [pytest.mark.slow] if "," in name else [] for name in CASES}
 LENGTHS = [[64], [2], [8, 9], [20, 21, 3, 60], [5, 5], [33] * 5, [1, 64]]
 
 
@@ -42,12 +43,14 @@ def save(folder, settings, tokenizer, **changes):
 
 @pytest.fixture(scope="module", params=[pytest.param(CASES[name], id=name, marks=SLOW[name]) for name in CASES])
 def exported(request, tiny_settings, tiny_tokenizer, tmp_path_factory):
-    runtime, gamma, eta, buckets = request.param
+    runtime, gamma, eta, more = request.param
     folder = tmp_path_factory.mktemp("exported")
-    model = save(folder, tiny_settings, tiny_tokenizer, gamma=gamma, eta=eta, length_buckets=buckets)
+    more = {"cascade": more} if isinstance(more, dict) else {"length_buckets": more}
+    model = save(folder, tiny_settings, tiny_tokenizer, gamma=gamma, eta=eta, **more)
     output = export(folder, runtime)
     assert output == folder / runtime
-    assert len(json.loads((output / "graphs.json").read_text())["graphs"]) == 1 + len(buckets or [])
+    others = len(more.get("length_buckets") or []) + ("cascade" in more)
+    assert len(json.loads((output / "graphs.json").read_text())["graphs"]) == 1 + others
     return model, ExportedClassifier.from_pretrained(output, num_threads=1), output
 
 

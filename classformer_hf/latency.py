@@ -47,15 +47,15 @@ PASSING_FIELDS = ("load_average", "python")
 KEEP_TIMINGS = 2
 LARGEST_MEAN_DRIFT = 0.05
 SMALLEST_GAP = 0.05
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Entry(NamedTuple):
     """The time of one part of the model.
 
     Attributes:
-        part: "keep" is a layer that drops nothing and finds its mask made, "mask" the making of one; "reduce" is a
-            layer that drops positions and "first" a last layer that computes position 0 only, both with their masks;
+        part: "keep" is a layer that drops nothing, "reduce" one that drops positions, "first" a last layer that computes
+            position 0 only; "mask" is what the first layer does beside, finding that one text has no padding;
             "outside" is a pass without layers.
         tokens_in: Tokens that enter.
         tokens_out: Tokens that leave.
@@ -142,8 +142,7 @@ class LatencyTable:
         values, counts = np.unique(np.asarray(lengths, np.int64), return_counts=True)
         time_of = self._dense
         tokens = np.broadcast_to(values, (len(gamma), len(values)))
-        total = time_of["outside"][tokens]
-        needs_mask = np.ones((len(gamma), 1), bool)
+        total = time_of["outside"][tokens] + time_of["mask"]
         for layer in range(gamma.shape[1]):
             if self.shape["last_layer_cls_only"] and layer == gamma.shape[1] - 1:
                 total = total + time_of["first"][tokens]
@@ -151,9 +150,8 @@ class LatencyTable:
             factor = gamma[:, layer, None]
             leading = np.minimum(eta, tokens)
             left = np.where(factor == 1, tokens, leading - (leading - tokens) // factor)
-            keep = time_of["keep"][tokens] + needs_mask * time_of["mask"]
-            total = total + np.where(factor == 1, keep, time_of["reduce"][tokens, left])
-            needs_mask, tokens = factor > 1, left
+            total = total + np.where(factor == 1, time_of["keep"][tokens], time_of["reduce"][tokens, left])
+            tokens = left
         return np.average(total, axis=1, weights=counts)
 
     @functools.cached_property
@@ -353,8 +351,9 @@ def _list_jobs(model: Any, grid: Sequence[int]) -> list[_Job]:
         input_ids = torch.full((1, n), model.config.vocab_size - 1, device=device)
         state = encoder.start(hidden_states, torch.ones_like(input_ids))
         make_mask = functools.partial(encoder.create_layer_mask, state, hidden_states, 1, 0, False)
+        state = state._replace(layer_mask=make_mask())
         jobs += [
-            _Job("keep", n, n, stack(state._replace(layer_mask=make_mask()), 1, 0), layers),
+            _Job("keep", n, n, stack(state, 1, 0), layers),
             _Job("first", n, 1, stack(state, 1, 0, cls_only=True), layers),
             _Job("outside", n, 1, _make_pass(outside, n)),
         ]

@@ -103,7 +103,8 @@ class EncoderState(NamedTuple):
     Attributes:
         hidden_states: (B, N, D).
         attention_mask: The caller's mask at these positions, (B, N) or ready for attention.
-        layer_mask: The mask of a layer that keeps all N positions, (B, 1, N, N), where it is already made.
+        layer_mask: The mask of a layer that keeps all N positions, (B, 1, N, N), where it is already made; `None` where
+            every key is seen.
     """
 
     hidden_states: torch.Tensor
@@ -149,11 +150,14 @@ class ClassformerEncoder(nn.Module):
         query_states = hidden_states[:, :1] if cls_only else subsample(hidden_states, gamma, eta)  # (B, M, D)
         # decided on gamma and not on shapes, which are symbolic when exporting
         keeps_all = gamma == 1 and not cls_only
-        if layer_mask is False or not keeps_all:
+        # once every key is seen, every one that is left is
+        if layer_mask is not None and (layer_mask is False or not keeps_all):
             layer_mask = self.create_layer_mask(state, query_states, gamma, eta, cls_only)
         output = layer(hidden_states, query_states, layer_mask, **kwargs)
         if keeps_all:
             return EncoderState(output, attention_mask, layer_mask)
+        if layer_mask is None:
+            return EncoderState(output, None, None)
         if attention_mask is not None and not cls_only:
             attention_mask = self.shorten_mask(attention_mask, gamma, eta)
         return EncoderState(output, attention_mask)

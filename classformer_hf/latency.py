@@ -54,8 +54,8 @@ class Entry(NamedTuple):
     """The time of one part of the model.
 
     Attributes:
-        part: "keep" is a layer that drops nothing, "reduce" one that drops positions, "first" a last layer that computes
-            position 0 only; "mask" is what the first layer does beside, finding that one text has no padding;
+        part: "keep" is a layer that drops nothing, "reduce" one that drops positions, "first" a last layer that
+            computes position 0 only; "mask" is what the first layer does beside, finding that one text has no padding;
             "outside" is a pass without layers.
         tokens_in: Tokens that enter.
         tokens_out: Tokens that leave.

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 DEBERTA_V3 = {
@@ -31,6 +37,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     # with the schedule of thesis figure 5.13
     "classformer": ("classformer", {**ROBERTA, "gamma": [1, 1, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1], "eta": 8}),
     "distilbert": ("distilbert", {}),
+    "distilroberta": ("roberta", {**ROBERTA, "num_hidden_layers": 6}),
     "squeezebert": ("squeezebert", {}),
     "mobilebert": ("mobilebert", {}),
     "modernbert": ("modernbert", {}),
@@ -38,6 +45,11 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("electra", {**BASE, "embedding_size": 768}),
     "deberta": ("deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": -1}),
     "deberta-v3": ("deberta-v2", DEBERTA_V3),
+    "bigbird": ("big_bird", {}),
+    "gpt2": ("gpt2", {}),
+    "distilgpt2": ("gpt2", {"num_hidden_layers": 6}),
+    # as many attention_types as layers
+    "gpt-neo": ("gpt_neo", {**BASE, "attention_types": [[["global", "local"], 6]]}),
     "funnel-small": ("funnel", {"block_sizes": [4, 4, 4], "num_decoder_layers": 2}),
     "funnel-medium": ("funnel", {"block_sizes": [6, 3, 3], "block_repeats": [1, 2, 2]}),
 }
@@ -91,6 +103,32 @@ def build_peers(names: list[str], overrides: str = "{}", dtype: torch.dtype = to
     return peers
 
 
+def build_stock(model: Any, num_layers: int | None = None, attention: str = "sdpa") -> RobertaForSequenceClassification:
+    """Give plain RoBERTa the weights of a Classformer without reductions, which it then equals.
+
+    Args:
+        model: A Classformer classifier.
+        num_layers: Only so many layers.
+        attention: Implementation, such as "eager".
+
+    Raises:
+        ValueError: The model's head is not RoBERTa's.
+    """
+    if model.config.classifier_activation != "tanh":
+        raise ValueError(f"RoBERTa's head has tanh, and this model {model.config.classifier_activation}.")
+    known = RobertaConfig().to_dict()
+    settings = {name: value for name, value in model.config.to_dict().items() if name in known}
+    settings["model_type"] = "roberta"
+    if num_layers is not None:
+        settings["num_hidden_layers"] = num_layers
+    settings["attn_implementation"] = attention
+    config: Any = RobertaConfig(**settings)
+    stock = RobertaForSequenceClassification(config)
+    weights = model.state_dict()
+    stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
+    return stock.eval()
+
+
 def known_settings(model_type: str) -> set[str]:
     """Name the settings of an architecture's configuration."""
     default = AutoConfig.for_model(model_type)
@@ -115,4 +153,4 @@ def count_executed_flops(model: PreTrainedModel, inputs: dict[str, torch.Tensor]
     return counter.get_total_flops()
 
 
-__all__ = ["PEERS", "build_peers", "count_executed_flops", "known_settings"]
+__all__ = ["PEERS", "build_peers", "build_stock", "count_executed_flops", "known_settings"]

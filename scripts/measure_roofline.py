@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import RobertaConfig, RobertaForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.peers import build_stock
 from classformer_hf.search import Schedule
 from classformer_hf.search.supernet import ScheduledModel
 
@@ -63,17 +63,6 @@ def read_schedule(key: str) -> Schedule:
         return Schedule(tuple(map(int, gamma.split("-"))), int(eta))
     except ValueError as error:
         raise ValueError(f"--schedules are named like 1-2-1_eta0, got {key}.") from error
-
-
-def build_stock(model: ClassformerForSequenceClassification, num_layers: int) -> RobertaForSequenceClassification:
-    """Give plain RoBERTa the same weights, or those of its first layers."""
-    known = RobertaConfig().to_dict()
-    settings = {name: value for name, value in model.config.to_dict().items() if name in known}
-    settings |= {"model_type": "roberta", "num_hidden_layers": num_layers}
-    stock = RobertaForSequenceClassification(RobertaConfig(**settings))
-    weights = model.state_dict()
-    stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
-    return stock.eval()
 
 
 def list_products(model: ClassformerForSequenceClassification, tokens_in: int, lengths: list[int]) -> list[tuple]:
@@ -154,7 +143,7 @@ def measure_machine(model: ClassformerForSequenceClassification, rounds: int) ->
 def compare_with_bounds(arguments: RooflineArguments, model: Any, machine: dict[str, Any]) -> list[dict]:
     """Time models, plain RoBERTa and their products, and compare with what the bounds promise."""
     num_layers, longest = model.config.num_hidden_layers, max(arguments.lengths)
-    stock, outside = build_stock(model, num_layers), build_stock(model, 0)
+    stock, outside = build_stock(model), build_stock(model, 0)
     grid = sorted({*(n for n in GRID if n <= longest), *arguments.lengths})
     calls: dict[Any, Callable] = {}
     for n in grid:
@@ -232,7 +221,11 @@ def profile(model: Any, inputs: dict[str, torch.Tensor], passes: int = 20) -> di
     shares = dict.fromkeys([*GROUPS, LAST], 0.0)
     for event in events:
         shares[group_of.get(event.key, LAST)] += event.self_cpu_time_total / total
-    return {"tokens": inputs["input_ids"].shape[1], "shares": shares, "num_operators": sum(event.count for event in events) / passes}
+    return {
+        "tokens": inputs["input_ids"].shape[1],
+        "shares": shares,
+        "num_operators": sum(event.count for event in events) / passes,
+    }
 
 
 def compare_joined_projections(model: Any, rounds: int) -> dict[int, list[float]]:
@@ -268,7 +261,7 @@ def main():
             f"{row['overhead_per_layer_us'][0]:.0f} us, plain RoBERTa {row['stock_overhead_per_layer_us'][0]:.0f} us"
         )
     inputs = make_inputs(model, sorted(arguments.lengths)[len(arguments.lengths) // 2])
-    stock = build_stock(model, model.config.num_hidden_layers)
+    stock = build_stock(model)
     profiles = {"plain RoBERTa": profile(stock, inputs)}
     for key in arguments.schedules:
         profiles[key] = profile(ScheduledModel(model, read_schedule(key)), inputs)

@@ -183,6 +183,8 @@ def test_every_peer_runs(name):
     if name.startswith("funnel"):
         settings |= {"block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 8, "d_inner": 32}
         settings.pop("num_hidden_layers")
+    if name == "gpt-neo":
+        settings |= {"attention_types": [[["global", "local"], 1]]}
     if name == "squeezebert":
         # its groups need more channels
         settings |= {"intermediate_size": 64}

@@ -7,6 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from classformer_hf import ClassformerConfig
+from classformer_hf.cost import count_flops
+
 pytestmark = pytest.mark.slow
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
 REQUIRED = 0.3
@@ -152,3 +155,70 @@ def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path):
     settings = json.loads((tmp_path / "cascade" / "90" / "config.json").read_text())
     assert settings["cascade"] == row["cascade"]["settings"]["cascade"]
     assert run(*command, "--required_performance", 1.5)[0] == 1
+
+
+@pytest.fixture
+def two_folders(run, flags, tmp_path):
+    """A trained model without reductions, and one with."""
+    for name, schedule in (("full", ()), ("short", ("--gamma", 1, 2, 1))):
+        code, _, words = run("train_classformer", *flags, *schedule, "--output_dir", tmp_path / name)
+        assert code == 0, words
+        (tmp_path / name / "seed-42").rename(tmp_path / f"{name}-model")
+    return [tmp_path / "full-model", tmp_path / "short-model"]
+
+
+def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_file, tmp_path):
+    command = [
+        *("benchmark_runtimes", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED),
+        *("--variants", "torch", "torch-bf16", "onnx", "onnx-int8", "--output_dir", tmp_path / "graphs"),
+        *("--latency_rounds", 2, "--num_inputs", 4, "--results_file", tmp_path / "runtimes.json"),
+    ]
+    code, printed, words = run(*command)
+    assert code == 0, words
+    record = json.loads((tmp_path / "runtimes.json").read_text())
+    rows = {(row["model"], row["variant"]): row for row in record["rows"]}
+    assert len(rows) == 9 and rows["stock", "eager"]["latency"]["ratio"] == 1
+    assert all(row["latency"]["clock"] == "process_cpu" for row in rows.values())
+    # float32 graphs and the model itself agree on every text
+    for model in ("full-model", "short-model"):
+        assert rows[model, "onnx"]["score"] == rows[model, "torch"]["score"]
+    assert rows["stock", "eager"]["score"] == rows["full-model", "torch"]["score"]
+    kept = [path.stat().st_mtime_ns for path in (tmp_path / "graphs").rglob("graphs.json")]
+    assert len(kept) == 4 and run(*command)[0] == 0
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "graphs").rglob("graphs.json")] == kept
+    assert "knows torch, torch-compile" in run(*command, "--variants", "tensorrt")[2]
+    assert "must be one without reductions" in run(*command, "--models", *reversed(two_folders))[2]
+
+
+def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):
+    command = [
+        *("benchmark_throughput", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED, "--rounds", 2),
+        *("--batch_size", 4, "--num_texts", 10, "--results_file", tmp_path / "throughput.json"),
+    ]
+    code, printed, words = run(*command)
+    assert code == 0, words
+    record = json.loads((tmp_path / "throughput.json").read_text())
+    rows = {(row["model"], row["batching"]): row for row in record["rows"]}
+    assert len(rows) == 12 and rows["stock", "unsorted"]["ratio"] == 1
+    padding = {batching: rows["stock", batching]["padding"] for batching in ("padded", "unsorted", "sorted")}
+    assert padding["padded"] >= padding["unsorted"] >= padding["sorted"] >= 0
+    assert run(*command, "--batch_size", 0)[0] == 1
+
+
+def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
+    command = [
+        *("measure_roofline", "--model_name_or_path", tiny_roberta_two_labels, "--rounds", 2, "--lengths", 8, 16),
+        *("--schedules", "1-1-1_eta0", "2-1-1_eta0", "--results_file", tmp_path / "roofline.json"),
+    ]
+    code, printed, words = run(*command)
+    assert code == 0 and "overhead per layer" in printed, words
+    record = json.loads((tmp_path / "roofline.json").read_text())
+    rows = {(row["schedule"], row["tokens"]): row for row in record["rows"]}
+    assert rows["2-1-1_eta0", 16]["layer_lengths"] == [8, 8, 1] and len(rows) == 4
+    config = ClassformerConfig.from_pretrained(tiny_roberta_two_labels, gamma=[2, 1, 1], num_labels=2)
+    assert 1e9 * rows["2-1-1_eta0", 16]["gflops"] == count_flops(config, 16)
+    for row in rows.values():
+        assert 0 < row["roofline_ms"] and row["products_ms"] < row["measured_ms"]
+        assert row["reached"][1] <= row["reached"][0] <= row["reached"][2]
+    assert sum(record["profiles"]["plain RoBERTa"]["shares"].values()) == pytest.approx(1)
+    assert "--schedules are named like" in run(*command, "--schedules", "fast")[2]

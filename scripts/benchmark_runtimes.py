@@ -1,0 +1,150 @@
+"""Compare schedules within and across runtimes and precisions, with their accuracy.
+
+    python scripts/benchmark_runtimes.py --models runs/sst2/full runs/sst2/best --dataset_name sst2 \
+        --output_dir runs/runtimes-sst2 --results_file results/runtimes_sst2.json
+
+The first folder is the model without reductions. All models in all variants are timed together, one text at a time, on
+texts of the test split, which all are scored on too; the reference is the first folder as stock RoBERTa with eager
+attention. Time is the processor's for the whole process, because some runtimes work in threads of their own. Exported
+graphs stay in OUTPUT_DIR and are used again.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
+from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.peers import build_stock
+from classformer_hf.serving import ExportedClassifier, check_runtime, export
+from classformer_hf.training import predict
+
+STOCK = "stock eager float32"
+
+
+@dataclass
+class RuntimeArguments:
+    models: list[str] = field(metadata={"help": "Folders of trained Classformers; the first one without reductions."})
+    output_dir: str = field(metadata={"help": "Folder for the exported graphs."})
+    variants: list[str] = field(
+        default_factory=lambda: ["torch", "torch-compile", "onnx", "onnx-int8", "openvino"],
+        metadata={"help": "What to compare: torch, torch-compile, torch-bf16, onnx, onnx-int8, openvino."},
+    )
+    num_inputs: int = field(default=48, metadata={"help": "Texts that are timed, at quantiles of the length."})
+    latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
+    no_scores: bool = field(default=False, metadata={"help": "Time only."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
+
+
+class Compiled(nn.Module):
+    """A model compiled for any length; the original stays as it is."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.config, self.model = model.config, model
+        self.run = torch.compile(model, dynamic=True)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, **inputs):
+        return self.run(**inputs)
+
+
+def load_stock(folder: str) -> Any:
+    """Load a Classformer without reductions as what it was before: RoBERTa, every position in every layer."""
+    model = ClassformerForSequenceClassification.from_pretrained(folder)
+    if max(model.config.gamma or [1]) > 1 or model.config.length_buckets:
+        raise ValueError(f"the first of --models must be one without reductions, {folder} has {model.config.gamma}.")
+    return build_stock(model, attention="eager")
+
+
+def export_once(folder: str, runtime: str, int8: bool, output: Path) -> ExportedClassifier:
+    if not (output / "graphs.json").exists():
+        export(folder, runtime, output, int8)
+    return ExportedClassifier.from_pretrained(output, num_threads=1)
+
+
+def build(folder: str, variant: str, output: Path) -> Any:
+    """Load a folder in a variant."""
+    runtime, _, precision = variant.partition("-")
+    if runtime != "torch":
+        return export_once(folder, runtime, precision == "int8", output / variant)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = ClassformerForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    return Compiled(model) if precision == "compile" else model
+
+
+def check_variants(variants: list[str]):
+    known = ("torch", "torch-compile", "torch-bf16", "onnx", "onnx-int8", "openvino")
+    for variant in variants:
+        if variant not in known:
+            raise ValueError(f"--variants knows {', '.join(known)}, got {variant}.")
+        runtime, _, precision = variant.partition("-")
+        check_runtime(runtime, precision == "int8")
+
+
+def main():
+    arguments, task_arguments = parse_arguments((RuntimeArguments, TaskArguments), __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    check_variants(arguments.variants)
+    tokenizer = load_tokenizer(arguments.models[0])
+    task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
+    split = task.splits["test"]
+    models: dict[str, Any] = {STOCK: load_stock(arguments.models[0])}
+    about: dict[str, tuple[str, str]] = {STOCK: ("stock", "eager")}
+    jobs = [(folder, variant) for folder in arguments.models for variant in arguments.variants]
+    for folder, variant in tqdm(jobs, desc="loading and exporting", unit="model"):
+        name = f"{Path(folder).name} {variant}"
+        if name in models:
+            raise ValueError(f"--models need different folder names, got {Path(folder).name} twice.")
+        models[name] = build(folder, variant, Path(arguments.output_dir) / Path(folder).name)
+        about[name] = (Path(folder).name, variant)
+    rows = []
+    references = np.asarray(split["labels"])
+    for name, model in tqdm(models.items(), desc="scoring", unit="model", disable=arguments.no_scores):
+        model_name, variant = about[name]
+        config = model.config
+        row: dict[str, Any] = {"model": model_name, "variant": variant}
+        row |= {"gamma": getattr(config, "gamma", None), "eta": getattr(config, "eta", None)}
+        if not arguments.no_scores:
+            predictions = predictions_from_logits(task.problem_type, predict(model, split, tokenizer))
+            row["score"] = compute_score(task.metric_name, predictions, references)
+            row["standard_error"] = standard_error(task.metric_name, predictions, references)
+        rows.append(row)
+    inputs = sample_inputs(split, arguments.num_inputs)
+    with tqdm(total=arguments.latency_rounds + 2, desc="timing", unit="round") as bar:
+        found = measure_latency(models, inputs, STOCK, arguments.latency_rounds, 2, bar.update, clock="process_cpu")
+    for row, name in zip(rows, models, strict=True):
+        row["latency"] = asdict(found[name])
+        print(f"{name:40} {1 / row['latency']['ratio']:.2f}x  {row.get('score', float('nan')):.4f}")
+    if arguments.results_file is not None:
+        record = {
+            "command": describe_command(),
+            "dataset": task.name,
+            "metric_name": task.metric_name,
+            "num_examples": len(split),
+            "majority_score": majority_score(task, "test"),
+            "timed_lengths": [single["input_ids"].shape[1] for single in inputs],
+            "hardware": hardware_fingerprint(),
+            "rows": rows,
+        }
+        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

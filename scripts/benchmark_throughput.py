@@ -1,0 +1,146 @@
+"""Compare models and ways to batch by how many texts they classify in a second.
+
+    python scripts/benchmark_throughput.py --models runs/imdb/full runs/imdb/best --dataset_name imdb \
+        --results_file results/throughput_imdb.json
+
+The first folder is the model without reductions; as stock RoBERTa, on unsorted batches that are padded to their longest
+text, it is the reference. Four ways to batch the same texts:
+
+- padded: unsorted, every batch padded to the longest of all texts
+- unsorted: every batch padded to its own longest text
+- sorted: by length first, then as above
+- bucketed: by the power of two that a text fits in, padded to it, so that there are few shapes
+"""
+
+import itertools
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint, measure_latency
+from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.peers import build_stock
+
+BATCHINGS = ("padded", "unsorted", "sorted", "bucketed")
+REFERENCE = "stock unsorted"
+
+
+@dataclass
+class ThroughputArguments:
+    models: list[str] = field(metadata={"help": "Folders of Classformers; the first one without reductions."})
+    batch_size: int = field(default=32, metadata={"help": "Texts per batch."})
+    num_texts: int = field(default=512, metadata={"help": "Texts of the test split, drawn at random."})
+    rounds: int = field(default=8, metadata={"help": "Rounds of interleaved timing."})
+    device: str = field(default="cpu", metadata={"help": "Where the models run."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
+
+
+class AllBatches(nn.Module):
+    """A model that runs through prepared batches when it is called."""
+
+    def __init__(self, model: nn.Module, batches: list[dict[str, torch.Tensor]]):
+        super().__init__()
+        self.model, self.batches = model, batches
+
+    def forward(self):
+        for batch in self.batches:
+            self.model(**batch)
+
+
+def make_batches(texts: list[list[int]], batching: str, size: int, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+    """Cut texts into padded batches; see the module's text for the names."""
+    longest = max(map(len, texts))
+
+    def round_up(length: int) -> int:
+        return min(1 << (length - 1).bit_length(), longest)
+
+    if batching in ("sorted", "bucketed"):
+        texts = sorted(texts, key=len)
+    key = (lambda text: round_up(len(text))) if batching == "bucketed" else (lambda text: 0)
+    batches = []
+    for _, group in itertools.groupby(texts, key):
+        members = list(group)
+        for rows in (members[start : start + size] for start in range(0, len(members), size)):
+            width = {"padded": longest, "bucketed": round_up(len(rows[-1]))}.get(batching, max(map(len, rows)))
+            ids = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows])
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+            batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
+
+
+def main():
+    arguments, task_arguments = parse_arguments((ThroughputArguments, TaskArguments), __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    for name in ("batch_size", "num_texts", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    tokenizer = load_tokenizer(arguments.models[0])
+    split = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length).splits["test"]
+    drawn = np.random.default_rng(0).permutation(len(split))[: arguments.num_texts]
+    texts = [split[int(row)]["input_ids"] for row in drawn]
+    loaded = [ClassformerForSequenceClassification.from_pretrained(folder).eval() for folder in arguments.models]
+    models: dict[str, Any] = {"stock": build_stock(loaded[0])}
+    models |= {Path(folder).name: model for folder, model in zip(arguments.models, loaded, strict=True)}
+    if len(models) <= len(loaded):
+        raise ValueError(f"--models need folders of different names, got {', '.join(arguments.models)}.")
+    batches = {name: make_batches(texts, name, arguments.batch_size, tokenizer.pad_token_id or 0) for name in BATCHINGS}
+    device = torch.device(arguments.device)
+    batches = {
+        name: [{key: value.to(device) for key, value in batch.items()} for batch in some]
+        for name, some in batches.items()
+    }
+    runs = {
+        f"{name} {batching}": AllBatches(model.to(device), batches[batching])
+        for name, model in models.items()
+        for batching in BATCHINGS
+    }
+    with tqdm(total=arguments.rounds + 1, desc="timing", unit="round") as bar:
+        found = measure_latency(runs, [{}], REFERENCE, arguments.rounds, 1, on_round=bar.update)
+    tokens = sum(map(len, texts))
+    rows = []
+    for name in models:
+        for batching in BATCHINGS:
+            latency = found[f"{name} {batching}"]
+            padded = sum(batch["input_ids"].numel() for batch in batches[batching])
+            rows.append(
+                {
+                    "model": name,
+                    "gamma": getattr(models[name].config, "gamma", None),
+                    "eta": getattr(models[name].config, "eta", None),
+                    "batching": batching,
+                    "padding": 1 - tokens / padded,
+                    "num_batches": len(batches[batching]),
+                    **asdict(latency),
+                }
+            )
+            print(
+                f"{name:24} {batching:9} {1 / latency.ratio:.2f}x [{1 / latency.ratio_high:.2f} "
+                f"{1 / latency.ratio_low:.2f}], {100 * rows[-1]['padding']:.0f} % padding"
+            )
+    if arguments.results_file is not None:
+        record = {
+            "command": describe_command(),
+            "dataset": Path(str(task_arguments.dataset_name)).name,
+            "batch_size": arguments.batch_size,
+            "num_texts": len(texts),
+            "mean_tokens": tokens / len(texts),
+            "hardware": hardware_fingerprint(device),
+            "rows": rows,
+        }
+        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -212,6 +212,7 @@ def run(monkeypatch, capsys):
 
     def call(name: str, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(SCRIPTS))  # as Python does for a script
         code: int | str | None = 0
         try:
             runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")

@@ -135,6 +135,9 @@ class Comparison:
             # a kill must not leave half of it
             torch.save(model.state_dict(), folder / "weights.tmp")
             (folder / "weights.tmp").replace(weights)
+            if isinstance(model, ClassformerForSequenceClassification):
+                model.save_pretrained(folder / "model")
+                self.tokenizer.save_pretrained(folder / "model")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for split in ("validation", "test"):
             references = np.asarray(self.task.splits[split]["labels"])

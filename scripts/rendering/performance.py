@@ -1,5 +1,7 @@
 """Views of times: architectures, runtimes, other methods and the limit of the machine."""
 
+import numpy as np
+
 from .tables import interval, table
 
 
@@ -22,3 +24,272 @@ def architectures_table(record: dict) -> str:
         f"average {hardware['load_average'][0]}. Command: `{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note
+
+
+def describe_hardware(record: dict) -> str:
+    hardware = record["hardware"]
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    return f"{threads}, {hardware['device_name']}, load average {hardware['load_average'][0]}"
+
+
+def published_table(records: dict) -> str:
+    """The benchmark of the thesis' author, measured again, beside what was published."""
+    ours, published = records["architectures_author"], records["architectures_published"]
+    lengths = published["tokens"]
+    found: dict[str, dict] = {}
+    for row in ours["measurements"]:
+        found.setdefault(row["model"], {})[row["tokens"]] = row
+    reference = published["seconds"]["roberta"]
+    rows = []
+    for name, seconds in published["seconds"].items():
+        # the same shape, other weights
+        own = found["roberta" if name == "muppet-roberta" else name]
+        measured = [interval(own[n]["ratio"], own[n]["ratio_low"], own[n]["ratio_high"]) for n in lengths]
+        theirs = " / ".join(f"{a / b:.2f}" for a, b in zip(seconds, reference, strict=True))
+        accuracies = [published[source].get(name) for source in ("mean_accuracy", "thesis_5_4", "thesis_5_5")]
+        rows.append([name, *measured, theirs, *("" if value is None else f"{value:.1f}" for value in accuracies)])
+    header = ["architecture", *(f"{n} tokens" for n in lengths), "author's times"]
+    header += ["author's accuracy", "table 5.4", "table 5.5"]
+    note = (
+        f"First columns: measured here, relative to roberta in the same round, median and quartiles of "
+        f"{ours['measurements'][0]['rounds']} rounds, batch 1, random weights, {describe_hardware(ours)}; "
+        f"muppet-roberta has roberta's shape. Author's times: {published['times_source']}, relative to roberta, in the "
+        f"same order. Accuracies are not measured here: {published['accuracy_source']} Command: `{ours['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def name_point(point: dict, num_layers: int) -> str:
+    """Name a method, and say where a schedule is of fewer layers."""
+    is_short = point["method"] == "classformer" and point["setting"].count("-") + 1 < num_layers
+    return "classformer, fewer layers" if is_short else point["method"]
+
+
+def count_layers(record: dict) -> int:
+    return max(point["setting"].count("-") + 1 for point in record["points"] if point["method"] == "classformer")
+
+
+def peers_table(record: dict) -> str:
+    """All methods on one dataset, fastest first."""
+    rows, num_layers = [], count_layers(record)
+    for point in sorted(record["points"], key=lambda point: point["ratio"]):
+        front = "on it" if point["is_on_front"] else f"{100 * point['below_front']:.1f} below"
+        name = name_point(point, num_layers)
+        rows.append(
+            [
+                f"**{name}**" if name.startswith("classformer") else name,
+                f"`{point['setting']}`" if point["setting"] else "",
+                interval(point["ratio"], point["ratio_low"], point["ratio_high"]),
+                f"{point['test_score']:.3f} +- {point['test_standard_error']:.3f}",
+                front,
+            ]
+        )
+    numbers, seeds = record["num_examples"], record["seeds"]
+    note = (
+        f"{record['dataset'].upper()}: {record['metric_name']} on the test split (n = {numbers['test']}, majority "
+        f"class {record['majority_score']:.3f}), mean of {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, with its "
+        f"standard error; trained on {numbers['train']} examples. Time relative to the full model in the same rounds, "
+        f"median and quartiles, batch 1, {describe_hardware(record)}. Command: `{record['command']}`\n"
+    )
+    return table(["method", "setting", "time", "score", "front"], rows) + "\n" + note
+
+
+def peers_summary(records: dict) -> str:
+    """Distance to the front by method and dataset, and how often Classformer dominates."""
+    cells: dict[str, dict[str, float]] = {}
+    dominated: dict[str, list[bool]] = {}
+    for name, record in records.items():
+        num_layers = count_layers(record)
+        own = [point for point in record["points"] if point["method"] == "classformer"]
+        for point in record["points"]:
+            method = name_point(point, num_layers)
+            nearest = cells.setdefault(method, {})
+            nearest[name] = min(nearest.get(name, float("inf")), point["below_front"])
+            beaten = any(one["ratio"] <= point["ratio"] and one["test_score"] >= point["test_score"] for one in own)
+            dominated.setdefault(method, []).append(beaten)
+    rows = []
+    for method, nearest in sorted(cells.items(), key=lambda item: sum(item[1].values()) / len(item[1])):
+        marks = ["not run" if name not in nearest else distance_mark(nearest[name]) for name in records]
+        own = method.startswith("classformer")
+        beaten = "" if own or method == "full" else f"{sum(dominated[method])} of {len(dominated[method])}"
+        rows.append([f"**{method}**" if own else method, *marks, beaten])
+    header = ["method", *(record["dataset"].upper() for record in records.values()), "points dominated"]
+    note = (
+        "Points of the score by which the best of a method's settings lies below the front of all (0: on it); last: "
+        "how many of its points a Classformer dominates, being no slower and no worse on the test split.\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def distance_mark(distance: float) -> str:
+    return "**0**" if distance <= 0 else f"{100 * distance:.1f}"
+
+
+def runtimes_table(record: dict) -> str:
+    """Speed-up against stock by model and variant, with the schedule's own gain within each variant."""
+    rows = record["rows"]
+    by_name = {(row["model"], row["variant"]): row for row in rows}
+    full = rows[1]["model"]
+    lines = []
+    for row in rows[1:]:
+        latency, reference = row["latency"], by_name[full, row["variant"]]["latency"]
+        schedule = "-".join(map(str, row["gamma"])) + f"_eta{row['eta']}" if row["gamma"] else "none"
+        speedup = interval(1 / latency["ratio"], 1 / latency["ratio_high"], 1 / latency["ratio_low"])
+        score = "" if row.get("score") is None else f"{row['score']:.3f} +- {row['standard_error']:.3f}"
+        kept = "" if row.get("score") is None else f"{100 * row['score'] / rows[0]['score']:.1f}"
+        gain = f"{reference['ratio'] / latency['ratio']:.2f}"
+        lines.append([f"`{schedule}`", row["variant"], speedup, gain, score, kept])
+    header = ["schedule", "runtime and precision", "x stock", "x by the schedule", "score", "% of stock"]
+    note = (
+        f"{record['dataset'].upper()}: x stock is against RoBERTa with eager attention in torch, float32, with the "
+        f"weights of the first model ({record['metric_name']} {rows[0]['score']:.3f}), in the same rounds, median and "
+        f"quartiles of {rows[0]['latency']['rounds']} rounds of processor time on {len(record['timed_lengths'])} texts "
+        f"(median {int(np.median(record['timed_lengths']))} tokens), batch 1; score: {record['metric_name']} on the "
+        f"test split, n = {record['num_examples']}, majority class {record['majority_score']:.3f}; "
+        f"{describe_hardware(record)}. Command: `{record['command']}`\n"
+    )
+    return table(header, lines) + "\n" + note
+
+
+def parity_table(record: dict) -> str:
+    """Largest difference of a logit, by runtime and kept leading tokens."""
+    rows = []
+    for runtime in dict.fromkeys(row["runtime"] for row in record["rows"]):
+        own = [row for row in record["rows"] if row["runtime"] == runtime]
+        etas = sorted({int(row["schedule"].split("_eta")[1]) for row in own})
+        worst = [max(r["difference"] for r in own if r["schedule"].endswith(f"_eta{eta}")) for eta in etas]
+        rows.append([runtime, str(len(own)), *(f"{value:.1e}" for value in worst)])
+    header = ["runtime", "graphs", *(f"eta {eta}" for eta in etas)]
+    lengths = ", ".join(map(str, record["lengths"]))
+    note = (
+        f"Largest difference of a logit from torch's, over texts of {lengths} tokens, alone and as the longest of a "
+        f"padded batch; {describe_hardware(record)}. Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def roofline_table(record: dict) -> str:
+    """Measured speed-up of schedules against what the machine's rates promise."""
+    rows = []
+    for row in record["rows"]:
+        bound = 100 * row["roofline_ms"] / row["measured_ms"]
+        products = 100 * row["products_ms"] / row["measured_ms"]
+        extra = 100 * (row["overhead_per_layer_us"][0] / row["stock_overhead_per_layer_us"][0] - 1)
+        rows.append(
+            [
+                f"`{row['schedule']}`",
+                str(row["tokens"]),
+                f"{row['gflops']:.2f}",
+                f"{bound:.0f}",
+                f"{products:.0f}",
+                interval(*row["speedup"]),
+                interval(*row["predicted_speedup"]),
+                interval(*(100 * value for value in row["reached"]), digits=0),
+                f"{extra:+.0f}",
+            ]
+        )
+    header = ["schedule", "tokens", "GFLOP", "roofline, %", "products, %", "x stock", "promised", "reached, %"]
+    note = (
+        f"{record['model']}, batch 1, median and quartiles of {record['rounds']} rounds of processor time, "
+        f"{describe_hardware(record)}. Measured: {record['peak_gflops']:.0f} GFLOP/s at best, "
+        f"{record['bandwidth_gb_per_s']:.1f} GB/s reading, {record['weight_megabytes']:.0f} MB of weights in the "
+        "layers. Roofline and products: share of the time that the bound, or the matrix products alone, would take. "
+        "Promised: what the products' own times and plain RoBERTa's overhead at the lengths that leave each layer give. "
+        f"Last column: overhead per layer against that of plain RoBERTa there. Command: `{record['command']}`\n"
+    )
+    return table([*header, "overhead, %"], rows) + "\n" + note
+
+
+def profile_table(record: dict) -> str:
+    """What the time of a pass goes into."""
+    profiles = record["profiles"]
+    names = list(next(iter(profiles.values()))["shares"])
+    rows = [
+        [name, *(f"{100 * profiled['shares'][name]:.1f}" for profiled in profiles.values())]
+        for name in sorted(names, key=lambda name: -next(iter(profiles.values()))["shares"][name])
+    ]
+    rows.append(["operators in a pass", *(f"{profiled['num_operators']:.0f}" for profiled in profiles.values())])
+    header = ["share of the time, %", *(name if " " in name else f"`{name}`" for name in profiles)]
+    joined = ", ".join(f"{interval(*ratios)} at {n} tokens" for n, ratios in record["joined_projections"].items())
+    tokens = next(iter(profiles.values()))["tokens"]
+    note = (
+        f"torch.profiler, {tokens} tokens, batch 1. One matrix product for queries, keys and values takes {joined} of "
+        "the time of three.\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def cascade_table(records: dict) -> str:
+    """Cascades against single schedules with the same weights."""
+    rows = []
+    for record in records.values():
+        for row in record["rows"]:
+            for kind in ("single", "cascade"):
+                part, latency = row[kind], row[kind]["latency_to_single"]
+                settings = part["settings"]
+                schedule = f"`{name_schedule(settings)}`"
+                if settings["cascade"]:
+                    cascade = settings["cascade"]
+                    schedule = f"`{name_schedule(cascade)}`, below {cascade['margin']:.2f} {schedule}"
+                twice = f"{100 * part['classified_twice']:.0f}" if kind == "cascade" else ""
+                full, certificate = row["full"]["test_score"], part["certificate"]
+                rows.append(
+                    [
+                        record["dataset"].upper(),
+                        f"{100 * row['required_performance']:g}",
+                        kind,
+                        schedule,
+                        f"{part['expected_ratio']:.3f}",
+                        interval(latency["ratio"], latency["ratio_low"], latency["ratio_high"]),
+                        twice,
+                        f"{part['validation_score']:.3f}",
+                        f"{part['test_score']:.3f} ({100 * part['test_score'] / full:.1f})",
+                        "issued" if certificate["is_issued"] else f"{100 * certificate['performance_lower_bound']:.1f}",
+                    ]
+                )
+    header = ["dataset", "asked, %", "", "schedule", "expected, of full", "time, of single", "twice, %"]
+    header += ["validation", "test (% of full)", "certificate, %"]
+    examples = "; ".join(
+        f"{record['dataset'].upper()} {record['num_examples']['validation']} and {record['num_examples']['test']}"
+        for record in records.values()
+    )
+    first = next(iter(records.values()))
+    note = (
+        f"Chosen on validation among {first['num_schedules']} schedules, reported on test ({examples} examples). "
+        "Expected: by the latency table over the validation texts, relative to the full model; time: measured on texts "
+        "of the test split relative to the single schedule, median and quartiles; twice: texts that are classified "
+        "again. Certificate: what share of the full model's score is certain with 95 % confidence where the one asked "
+        f"for is refused, corrected for all rows of the dataset. Batch 1, {describe_hardware(first)}. Command: "
+        f"`{first['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def name_schedule(settings: dict) -> str:
+    return "-".join(map(str, settings["gamma"])) + f"_eta{settings['eta']}"
+
+
+def throughput_table(records: dict) -> str:
+    """Texts per second of models and ways to batch, relative to stock on unsorted batches."""
+    rows = []
+    for record in records.values():
+        for model in dict.fromkeys(row["model"] for row in record["rows"]):
+            own = {row["batching"]: row for row in record["rows"] if row["model"] == model}
+            first = next(iter(own.values()))
+            name = f"`{name_schedule(first)}`" if first["gamma"] else "stock RoBERTa"
+            cells = [interval(1 / r["ratio"], 1 / r["ratio_high"], 1 / r["ratio_low"]) for r in own.values()]
+            rows.append([record["dataset"].upper(), name, *cells])
+        stock = record["rows"][: len(own)]
+        rows.append([record["dataset"].upper(), "padding, %", *(f"{100 * row['padding']:.0f}" for row in stock)])
+    first = next(iter(records.values()))
+    names = [row["batching"] for row in first["rows"][: len(own)]]
+    texts = "; ".join(
+        f"{r['dataset'].upper()} {r['num_texts']} texts of {r['mean_tokens']:.0f} tokens in the mean"
+        for r in records.values()
+    )
+    note = (
+        f"Texts per second relative to stock RoBERTa on unsorted batches, median and quartiles of "
+        f"{first['rows'][0]['rounds']} rounds; batches of {first['batch_size']}; {texts}; {describe_hardware(first)}. "
+        f"Command: `{first['command']}`\n"
+    )
+    return table(["dataset", "schedule", *names], rows) + "\n" + note

@@ -1,0 +1,87 @@
+"""Draw score against time of every method that scripts/compare_peers.py compared, one panel per dataset.
+
+    python scripts/draw_peers.py --records results/peers_sst2.json results/peers_mrpc.json \
+        --figure docs/images/peers.png
+
+Grey: the front, on which no other point is both faster and better. Bars: a standard error of the score.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from classformer_hf.command import parse_arguments, run_command
+
+MARKERS = "osv^<>DPXd*h"
+
+
+@dataclass
+class DrawArguments:
+    records: list[str] = field(metadata={"help": "JSON files of scripts/compare_peers.py, a panel each."})
+    figure: str = field(metadata={"help": "PNG file."})
+
+
+def draw_panel(panel: Any, record: dict, methods: list[str]):
+    """Draw one dataset."""
+    front = sorted((point for point in record["points"] if point["is_on_front"]), key=lambda point: point["ratio"])
+    panel.step(
+        [point["ratio"] for point in front],
+        [point["test_score"] for point in front],
+        where="post",
+        color="0.75",
+        linewidth=5,
+        zorder=0,
+    )
+    for index, method in enumerate(methods):
+        points = [point for point in record["points"] if point["method"] == method]
+        is_ours = method == "classformer"
+        panel.errorbar(
+            [point["ratio"] for point in points],
+            [point["test_score"] for point in points],
+            yerr=[point["test_standard_error"] for point in points],
+            linestyle="none",
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=11 if is_ours else 6,
+            color="black" if method == "full" else "C3" if is_ours else f"C{(index % 9) + (index % 9 >= 3)}",
+            elinewidth=0.6,
+            label=method,
+            zorder=3 if is_ours else 2,
+        )
+    panel.axhline(record["majority_score"], color="0.6", linestyle=":", linewidth=1)
+    scores = [point["test_score"] for point in record["points"]]
+    panel.set_ylim(max(record["majority_score"], min(scores)) - 0.03, max(scores) + 0.03)
+    panel.set(
+        title=f"{record['dataset'].upper()} (n = {record['num_examples']['test']})",
+        xlabel="time of a text, relative to the full model",
+        ylabel=f"test {record['metric_name']}",
+    )
+    panel.grid(alpha=0.3)
+
+
+def main():
+    (arguments,) = parse_arguments((DrawArguments,), __doc__)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [json.loads(Path(path).read_text()) for path in arguments.records]
+    methods = list(dict.fromkeys(point["method"] for record in records for point in record["points"]))
+    columns = min(len(records), 3)
+    rows = -(-len(records) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.4 * rows + 0.9), squeeze=False)
+    for panel in panels.flat[len(records) :]:
+        panel.axis("off")
+    for panel, record in zip(panels.flat, records, strict=False):
+        draw_panel(panel, record, methods)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=min(len(labels), 7), loc="lower center", fontsize=8)
+    figure.tight_layout(rect=(0, 0.9 / (4.4 * rows + 0.9), 1, 1))
+    Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.figure, dpi=110)
+    print(f"wrote {arguments.figure}")
+
+
+if __name__ == "__main__":
+    run_command(main)

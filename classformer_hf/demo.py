@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForSequenceClassification, set_seed
@@ -30,7 +31,7 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
     staging = folder.with_name(folder.name + ".partial")
     tokenizer = train_tokenizer(task, max_length=MAX_LENGTH)
     set_seed(42)
-    model = RobertaForSequenceClassification(_config(task, tokenizer))
+    model = RobertaForSequenceClassification(RobertaConfig(**describe_demo_model(tokenizer), **task.head_config))
     arguments = ClassformerTrainingArguments(
         output_dir=str(staging),
         num_train_epochs=6,
@@ -52,19 +53,19 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
     PartialState().wait_for_everyone()
 
 
-def _config(task: Task, tokenizer: PreTrainedTokenizerBase) -> RobertaConfig:
-    return RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        max_position_embeddings=MAX_LENGTH + tokenizer.pad_token_id + 1,
-        type_vocab_size=1,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **task.head_config,
-    )
+def describe_demo_model(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Give the settings of a model that a laptop trains in a minute."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "max_position_embeddings": MAX_LENGTH + tokenizer.pad_token_id + 1,
+        "type_vocab_size": 1,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }

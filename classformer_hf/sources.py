@@ -31,7 +31,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "validation_matched", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "test_matched"), "test"),
 }
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 SHARD = re.compile(r"-\d+-of-\d+$")
 
 

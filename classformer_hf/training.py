@@ -135,11 +135,22 @@ class StopOnInvalidLoss(TrainerCallback):
 
 
 class QuietProgressCallback(ProgressCallback):
-    """The Trainer's progress bars without a printed dictionary per epoch."""
+    """The Trainer's progress bars without a printed dictionary per epoch.
+
+    Args:
+        tokens_per_step: Shows tokens per second too.
+    """
+
+    def __init__(self, tokens_per_step: int | None = None):
+        super().__init__()
+        self.tokens_per_step = tokens_per_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and logs:
             shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+            rate = self.training_bar.format_dict["rate"]
+            if self.tokens_per_step and rate:
+                shown["tokens/s"] = f"{rate * self.tokens_per_step:,.0f}"
             self.training_bar.set_postfix(shown)
 
 

@@ -194,8 +194,8 @@ def roofline_table(record: dict) -> str:
         f"{describe_hardware(record)}. Measured: {record['peak_gflops']:.0f} GFLOP/s at best, "
         f"{record['bandwidth_gb_per_s']:.1f} GB/s reading, {record['weight_megabytes']:.0f} MB of weights in the "
         "layers. Roofline and products: share of the time that the bound, or the matrix products alone, would take. "
-        "Promised: what the products' own times and plain RoBERTa's overhead at the lengths that leave each layer give. "
-        f"Last column: overhead per layer against that of plain RoBERTa there. Command: `{record['command']}`\n"
+        "Promised: what the products' own times and plain RoBERTa's overhead at the lengths that leave each layer "
+        f"give. Last column: overhead per layer against that of plain RoBERTa there. Command: `{record['command']}`\n"
     )
     return table([*header, "overhead, %"], rows) + "\n" + note
 

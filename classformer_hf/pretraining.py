@@ -1,0 +1,261 @@
+"""Masked language modelling for shortened sequences: what a model that puts out fewer positions than it reads learns.
+
+Thesis section 5.2.6, figures 5.15 and 5.16. A block of L tokens leaves the encoder as M <= L positions. As in BERT,
+15 % of the tokens are chosen, of which 80 % become the mask, 10 % a random token and 10 % stay; all chosen ones are
+targets. Where targets and outputs meet:
+
+- `first_k`: output j predicts token j, for the first M tokens.
+- `last_k`: output j predicts the j-th of the last M tokens of the text.
+- `gamma_th`: output j predicts the token at the position that it comes from.
+- `dense`: output j predicts the j-th chosen token of the block; of more than M the first M.
+- `funnel`: outputs are repeated up to length L, the full-length states behind the first layer are added, two plain
+  layers follow, and every position predicts its token. Where the first layer reduces, the embedding is added instead.
+- `distillation` (ours): output j is to equal the final state that the same model without reductions gives to unmasked
+  text at the position that j comes from.
+
+Targets are built by a data collator, so that every shape depends on the block size only. Letters: B blocks, D width.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers.modeling_outputs import MaskedLMOutput
+
+from .configuration_classformer import ClassformerConfig
+from .modeling_classformer import ClassformerEncoder, ClassformerForMaskedLM, subsample
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVES = ("first_k", "last_k", "gamma_th", "dense", "funnel", "distillation")
+IGNORED = -100
+NUM_DECODER_LAYERS = 2
+
+
+def kept_positions(config: ClassformerConfig, num_tokens: int) -> torch.Tensor:
+    """Give the positions of the input that leave the last layer, (M,)."""
+    positions = torch.arange(num_tokens)
+    gamma, eta = config.schedule_for(num_tokens)
+    for factor in gamma:
+        positions = subsample(positions, factor, eta, dim=0)
+    return positions
+
+
+def choose_targets(
+    labels: torch.Tensor, attention_mask: torch.Tensor, objective: str, config: ClassformerConfig
+) -> torch.Tensor:
+    """Bring the targets of a block to the positions where a shortened model has outputs.
+
+    Args:
+        labels: Tokens to predict, -100 elsewhere, (B, L).
+        attention_mask: 1 for tokens and 0 for padding on the right, (B, L).
+        objective: One of `OBJECTIVES`.
+        config: Gives the schedule.
+
+    Returns:
+        Targets, -100 where there is none: (B, M), or (B, L) for those objectives that see every position.
+    """
+    kept = kept_positions(config, labels.shape[1])
+    if objective == "first_k":
+        return labels[:, : len(kept)]
+    if objective == "last_k":
+        start = (attention_mask.sum(1, keepdim=True) - len(kept)).clamp(min=0)  # (B, 1)
+        return labels.gather(1, start + torch.arange(len(kept)))
+    if objective == "gamma_th":
+        return labels[:, kept]
+    if objective == "dense":
+        return pack(labels, len(kept))
+    return labels
+
+
+def pack(labels: torch.Tensor, length: int) -> torch.Tensor:
+    """Move the targets of every block to the front, in their order, and cut or fill to a length, (B, length)."""
+    order = (labels == IGNORED).long().argsort(dim=1, stable=True)
+    packed = labels.gather(1, order)[:, :length]
+    return F.pad(packed, (0, length - packed.shape[1]), value=IGNORED)
+
+
+class ShortenedLanguageModelingCollator:
+    """Masks blocks of tokens and puts the targets where an objective wants them.
+
+    Args:
+        tokenizer: Of the model.
+        config: Gives the schedule.
+        objective: One of `OBJECTIVES`.
+        mlm_probability: Share of the tokens that are chosen.
+        whole_word_mask: Choose whole words.
+
+    Raises:
+        ValueError: The objective is unknown.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ClassformerConfig,
+        objective: str,
+        mlm_probability: float = 0.15,
+        whole_word_mask: bool = False,
+    ):
+        check_objective(objective)
+        self.config, self.objective = config, objective
+        is_masked = objective != "distillation"
+        self.mask = DataCollatorForLanguageModeling(
+            tokenizer,
+            mlm=is_masked,
+            mlm_probability=mlm_probability if is_masked else None,
+            whole_word_mask=whole_word_mask and is_masked,
+        )
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.mask(list(examples))
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        labels = choose_targets(batch["labels"], mask, self.objective, self.config)
+        return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
+
+
+def check_objective(objective: str):
+    if objective not in OBJECTIVES:
+        raise ValueError(f"the objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
+
+
+class FunnelClassformerForMaskedLM(ClassformerForMaskedLM):
+    """The funnel objective; `decoder` is of no use afterwards."""
+
+    def __init__(self, config: ClassformerConfig):
+        super().__init__(config)
+        plain = copy.deepcopy(config)
+        plain.num_hidden_layers, plain.eta, plain.length_buckets = NUM_DECODER_LAYERS, 0, None
+        plain.gamma = [1] * NUM_DECODER_LAYERS
+        self.decoder = ClassformerEncoder(plain)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Predict every token; `labels` are (B, L)."""
+        gamma, eta = self.config.schedule_for(input_ids.shape[1])
+        full = self.roberta.embeddings(input_ids=input_ids)  # (B, L, D)
+        encoder: Any = self.roberta.encoder
+        state = encoder.start(full, attention_mask)
+        for index, (layer, factor) in enumerate(zip(encoder.layer, gamma, strict=True)):
+            state = encoder.step(layer, state, factor, eta)
+            if index == 0 and factor == 1:
+                full = state.hidden_states
+        states = full + state.hidden_states[:, self.repeats(input_ids)]
+        logits = self.lm_head(self.decoder(states, attention_mask))  # (B, L, vocab_size)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+    def repeats(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Give for every position the output of the last one up to it that was kept, (L,)."""
+        num_tokens = input_ids.shape[1]
+        starts = torch.zeros(num_tokens, dtype=torch.long)
+        starts[kept_positions(self.config, num_tokens)] = 1
+        return (starts.cumsum(0) - 1).to(input_ids.device)
+
+
+class DistilledClassformerForMaskedLM(ClassformerForMaskedLM):
+    """The distillation objective; the teacher is the model itself, as it starts, without reductions."""
+
+    def __init__(self, config: ClassformerConfig):
+        super().__init__(config)
+        plain = copy.deepcopy(config)
+        plain.gamma, plain.length_buckets = [1] * config.num_hidden_layers, None
+        self.teacher = type(self.roberta)(plain, add_pooling_layer=False)
+        self.teacher.requires_grad_(False)
+        self.post_init()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Give the mean squared difference of final states over real tokens; `labels` are not read."""
+        student = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, M, D)
+        kept = kept_positions(self.config, input_ids.shape[1]).to(input_ids.device)
+        with torch.no_grad():
+            teacher = self.teacher(input_ids, attention_mask=attention_mask).last_hidden_state[:, kept]
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weights = seen[:, kept, None].to(student.dtype)
+        loss = ((student - teacher).square() * weights).sum() / (weights.sum() * student.shape[-1])
+        return MaskedLMOutput(loss=loss, logits=student)
+
+
+def build_objective(objective: str, model: ClassformerForMaskedLM) -> ClassformerForMaskedLM:
+    """Give the model that is trained for an objective, with the weights of another.
+
+    Args:
+        objective: One of `OBJECTIVES`.
+        model: The one to start from, which is also the teacher.
+
+    Raises:
+        ValueError: The objective is unknown.
+    """
+    check_objective(objective)
+    classes: dict[str, type[ClassformerForMaskedLM]] = {
+        "funnel": FunnelClassformerForMaskedLM,
+        "distillation": DistilledClassformerForMaskedLM,
+    }
+    if objective not in classes:
+        return model
+    trained: Any = classes[objective](copy.deepcopy(model.config))
+    trained.load_state_dict(model.state_dict(), strict=False)
+    if objective == "distillation":
+        trained.teacher.load_state_dict(model.roberta.state_dict())
+    return trained.train(model.training)
+
+
+def take_backbone(trained: ClassformerForMaskedLM) -> ClassformerForMaskedLM:
+    """Give what was pretrained as a plain masked language model, without what only the objective needed."""
+    model = ClassformerForMaskedLM(trained.config)
+    weights = trained.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    dropped = len(weights) - len(model.state_dict())
+    if dropped:
+        logger.info("%d weights that only the objective needed are left out.", dropped)
+    return model.eval()
+
+
+def count_training_flops(model: ClassformerForMaskedLM, batch: dict[str, torch.Tensor]) -> int:
+    """Count the operations of one training step, forward and backward, with attention in its plain form."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(**batch).loss.backward()
+    finally:
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+    return counter.get_total_flops()
+
+
+__all__ = [
+    "OBJECTIVES",
+    "DistilledClassformerForMaskedLM",
+    "FunnelClassformerForMaskedLM",
+    "ShortenedLanguageModelingCollator",
+    "build_objective",
+    "choose_targets",
+    "count_training_flops",
+    "kept_positions",
+    "take_backbone",
+]

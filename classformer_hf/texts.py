@@ -1,0 +1,168 @@
+"""Text to pretrain on: any data set with a column of text, cut into blocks of equal length."""
+
+import logging
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from .corpus import joined_texts, load_standard_library_task
+from .sources import BUILDERS, SPLIT_NAMES, read_splits
+
+logger = logging.getLogger(__name__)
+
+NUM_STREAMED_FOR_VALIDATION = 500
+
+
+@dataclass
+class TextArguments:
+    """What to read."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name on the Hub, a folder with train and validation files, or one file (parquet, csv, json, txt). "
+            "By default the functions of the standard library."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration on the Hub."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of text; by default `text` or the only one."}
+    )
+    block_size: int = field(default=128, metadata={"help": "Tokens of a block, with the first and the last one."})
+    max_train_blocks: int | None = field(default=None, metadata={"help": "Train on the first so many blocks."})
+    max_validation_blocks: int = field(default=200, metadata={"help": "Validate on the first so many blocks."})
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "Share of the texts that is held out where there is no validation split."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the train split while training, instead of before; needs --max_steps."}
+    )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A data set of raw text; `train` may be an endless stream.
+
+    Attributes:
+        name: For reports.
+        train: With a column `text`.
+        validation: Likewise, never a stream.
+    """
+
+    name: str
+    train: Dataset | IterableDataset
+    validation: Dataset
+
+
+def load_texts(arguments: TextArguments) -> Texts:
+    """Read a data set.
+
+    Raises:
+        ValueError: It cannot be read, has no column of text, or an argument is out of range.
+    """
+    if not 0 < arguments.validation_fraction < 1:
+        raise ValueError(f"`validation_fraction` is a share of the texts, got {arguments.validation_fraction}.")
+    if arguments.max_validation_blocks < 1 or (arguments.max_train_blocks or 1) < 1:
+        raise ValueError("`max_train_blocks` and `max_validation_blocks` must be at least 1.")
+    if arguments.dataset_name is None:
+        task = load_standard_library_task()
+        train, validation = (Dataset.from_dict({"text": joined_texts(task, name)}) for name in ("train", "validation"))
+        return Texts(task.name, train, validation)
+    if arguments.streaming:
+        return _stream(arguments)
+    name, splits = read_splits(arguments.dataset_name, arguments.dataset_config_name)
+    column = _find_text_column(name, splits["train"].column_names, arguments.text_column, splits["train"][0])
+    splits = {key: split.select_columns(column).rename_column(column, "text") for key, split in splits.items()}
+    if "validation" not in splits:
+        if len(splits["train"]) < 2:
+            raise ValueError(f"{name} has one text only and no validation split; give a file with one text per line.")
+        splits |= {
+            ("validation" if key == "test" else key): part
+            for key, part in splits["train"].train_test_split(arguments.validation_fraction, seed=42).items()
+        }
+    return Texts(name, splits["train"], splits["validation"])
+
+
+def _stream(arguments: TextArguments) -> Texts:
+    """Open the train split as a stream; the first texts are held out for validation."""
+    name = str(arguments.dataset_name)
+    path = Path(name).expanduser()
+    source: dict[str, Any] = {"path": name, "name": arguments.dataset_config_name}
+    if path.exists():
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [file for file in files if SPLIT_NAMES.get(file.stem.partition("-")[0]) == "train" or file == path]
+        if not files or files[0].suffix not in BUILDERS:
+            raise ValueError(f"{path} has no train file of the kinds {', '.join(BUILDERS)}.")
+        source = {"path": BUILDERS[files[0].suffix], "data_files": [str(file) for file in files]}
+    try:
+        stream = load_dataset(**source, split="train", streaming=True)
+        first = next(iter(stream))
+    except Exception as error:  # of many kinds, from connections to parsers
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
+    column = _find_text_column(name, list(first), arguments.text_column, first)
+    held_out = [row[column] for row in islice(stream, NUM_STREAMED_FOR_VALIDATION)]
+    train = stream.skip(NUM_STREAMED_FOR_VALIDATION).select_columns(column)
+    train = train if column == "text" else train.rename_column(column, "text")
+    return Texts(path.stem, train, Dataset.from_dict({"text": held_out}))
+
+
+def _find_text_column(name: str, columns: list[str], given: str | None, row: dict[str, Any]) -> str:
+    if given is not None:
+        if given not in columns:
+            raise ValueError(f"{name} has no column {given}, only {', '.join(columns)}; see --text_column.")
+        return given
+    strings = [column for column in columns if isinstance(row[column], str)]
+    if "text" in strings:
+        return "text"
+    if len(strings) != 1:
+        raise ValueError(f"name the column of text with --text_column; {name} has {', '.join(columns)}.")
+    return strings[0]
+
+
+def group_into_blocks(
+    texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, block_size: int, description: str = "blocks"
+) -> Dataset | IterableDataset:
+    """Tokenise texts, join them with the separator in between, and cut blocks of one length.
+
+    Args:
+        texts: With a column `text`.
+        tokenizer: Of the model.
+        block_size: L, tokens of a block, its first and last special one included; what is left over at the end of
+            1,000 texts is dropped.
+        description: For the progress bar.
+
+    Returns:
+        Rows of `input_ids` and `special_tokens_mask`, L long.
+
+    Raises:
+        ValueError: The block does not suit the tokenizer, or not one block can be filled.
+    """
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if first is None or last is None or tokenizer.mask_token_id is None:
+        raise ValueError("the tokenizer needs a first, a separating and a mask token.")
+    if not 4 <= block_size <= tokenizer.model_max_length:
+        raise ValueError(f"`block_size` must be 4 to {tokenizer.model_max_length}, got {block_size}.")
+    inner = block_size - 2
+
+    def cut(batch: dict[str, list]) -> dict[str, list]:
+        ids = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        joined = list(chain.from_iterable([*one, last] for one in ids if one))
+        bodies = (joined[start : start + inner] for start in range(0, len(joined) - inner + 1, inner))
+        blocks = [[first, *body, last] for body in bodies]
+        special = [[int(token in (first, last)) for token in block] for block in blocks]
+        return {"input_ids": blocks, "special_tokens_mask": special}
+
+    if isinstance(texts, IterableDataset):
+        return texts.map(cut, batched=True, remove_columns=["text"])
+    blocks = texts.map(cut, batched=True, remove_columns=["text"], desc=description)
+    if not len(blocks):
+        raise ValueError(f"the text does not fill one block of {block_size} tokens; give more or a smaller block.")
+    return blocks
+
+
+__all__ = ["TextArguments", "Texts", "group_into_blocks", "load_texts"]

@@ -1,0 +1,239 @@
+"""Pretrain a Classformer on text, with an objective for shortened sequences (thesis section 5.2.6).
+
+From a checkpoint, on WikiText-2, reduced four times after the third layer:
+
+    python scripts/pretrain_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name wikitext \
+        --dataset_config_name wikitext-2-raw-v1 --objectives funnel --gamma 1 2 1 2 1 1 1 1 1 1 1 1 \
+        --num_train_epochs 1 --output_dir runs/funnel
+
+Objectives: first_k, last_k, gamma_th, dense and funnel are masked language modelling with targets at other places, and
+distillation is learning the final states of the same model without reductions; several run one after the other, from
+the same weights. OUTPUT_DIR/OBJECTIVE is then a model folder that fine-tuning (scripts/train_classformer.py) and search
+(scripts/search_classformer.py) start from. The same command resumes. --from_scratch takes the checkpoint's shape and
+tokenizer and random weights; without any checkpoint a small model learns from the text of the standard library.
+A large corpus is read as it is needed with --streaming and --max_steps. Two processes on a CPU: torchrun
+--nproc_per_node 2 scripts/pretrain_classformer.py ... --use_cpu.
+"""
+
+import copy
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
+from classformer_hf.checkpoints import checkpoint_fingerprint
+from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.corpus import load_standard_library_task, train_tokenizer
+from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.data import load_tokenizer
+from classformer_hf.demo import describe_demo_model
+from classformer_hf.folders import write_golden_output
+from classformer_hf.pretraining import (
+    OBJECTIVES,
+    ShortenedLanguageModelingCollator,
+    build_objective,
+    check_objective,
+    count_training_flops,
+    take_backbone,
+)
+from classformer_hf.texts import TextArguments, group_into_blocks, load_texts
+from classformer_hf.training import (
+    ClassformerTrainingArguments,
+    LogProgress,
+    QuietProgressCallback,
+    StopOnInvalidLoss,
+    find_checkpoint,
+)
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from; without one a small model is made."}
+    )
+    from_scratch: bool = field(default=False, metadata={"help": "Random weights in the checkpoint's shape."})
+    gamma: list[int] | None = field(default=None, metadata={"help": "One reduction factor per layer."})
+    eta: int = field(default=0, metadata={"help": "Leading tokens that stay."})
+    objectives: list[str] = field(
+        default_factory=lambda: ["funnel"], metadata={"help": f"What to learn: {', '.join(OBJECTIVES)}."}
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are to be predicted."})
+    whole_word_mask: bool = field(default=False, metadata={"help": "Choose whole words."})
+
+
+@dataclass
+class PretrainingArguments(ClassformerTrainingArguments):
+    """The recipe of pretraining (Liu et al. 2019, appendix B, with a shorter schedule)."""
+
+    output_dir: str | None = field(default="runs/pretraining", metadata={"help": "Folder for everything written."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs over which the learning rate decays to 0."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Of AdamW."})
+    eval_strategy: str = field(default="no", metadata={"help": "Validation before and after is always made."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save what a resumed run starts from."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or a share of all steps."})
+    logging_strategy: str = field(default="steps", metadata={"help": "When to log: no, steps or epoch."})
+    logging_steps: float = field(default=0.05, metadata={"help": "Steps between logs, or a share of all steps."})
+    load_best_model_at_end: bool = field(default=False, metadata={"help": "Keep the best checkpoint."})
+    train_sampling_strategy: str = field(default="random", metadata={"help": "random or sequential."})
+
+
+class Pretraining:
+    """What all objectives share: the start, the tokenizer and the blocks of text."""
+
+    def __init__(self, arguments: ModelArguments, texts: TextArguments, training: PretrainingArguments):
+        self.arguments, self.training = arguments, training
+        self.output = Path(str(training.output_dir))
+        self.tokenizer = self.load_tokenizer()
+        raw = load_texts(texts)
+        self.block_size = texts.block_size
+        with training.main_process_first(desc="making blocks"):
+            train = group_into_blocks(raw.train, self.tokenizer, texts.block_size, "train blocks")
+            validation = group_into_blocks(raw.validation, self.tokenizer, texts.block_size, "validation blocks")
+        self.validation = validation.select(range(min(len(validation), texts.max_validation_blocks)))
+        if texts.max_train_blocks is not None:
+            train = train.take(texts.max_train_blocks)
+        self.train = train
+        self.name = raw.name
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.arguments.model_name_or_path is not None:
+            return load_tokenizer(self.arguments.model_name_or_path)
+        return train_tokenizer(load_standard_library_task())
+
+    def load_model(self) -> ClassformerForMaskedLM:
+        """Give the model that every objective starts from."""
+        arguments = self.arguments
+        schedule: dict[str, Any] = {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
+        set_seed(self.training.seed)
+        if arguments.model_name_or_path is None:
+            return ClassformerForMaskedLM(ClassformerConfig(**describe_demo_model(self.tokenizer), **schedule))
+        model: Any = load_from_encoder(arguments.model_name_or_path, ClassformerForMaskedLM, **schedule)
+        return ClassformerForMaskedLM(model.config) if arguments.from_scratch else model
+
+    def settings(self, objective: str) -> dict[str, Any]:
+        """Say what decides the result, so that only the same training is resumed."""
+        arguments = self.arguments
+        checkpoint = arguments.model_name_or_path
+        return {
+            "checkpoint": checkpoint_fingerprint(checkpoint) if checkpoint else "small",
+            "text": [self.name, len(self.validation), self.block_size],
+            "objective": [objective, arguments.mlm_probability, arguments.whole_word_mask, arguments.from_scratch],
+            "schedule": [arguments.gamma, arguments.eta],
+            "recipe": self.training.describe_recipe(),
+        }
+
+    def run(self, objective: str) -> dict[str, Any]:
+        """Train for one objective and save the backbone; a finished one is read."""
+        folder = self.output / objective
+        check_settings(folder / "settings.json", self.settings(objective), self.training.process_index == 0)
+        results = folder / "pretrain_results.json"
+        if results.exists():
+            return json.loads(results.read_text())
+        model = build_objective(objective, self.load_model())
+        trainer = self.build_trainer(objective, model, folder / "checkpoints")
+        before = self.validate(trainer)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints"))
+        seconds = time.perf_counter() - started
+        after = self.validate(trainer)
+        blocks = trainer.state.global_step * self.blocks_per_step
+        row: dict[str, Any] = {
+            "objective": objective,
+            "loss_before": before,
+            "loss_after": after,
+            "perplexity": None if objective == "distillation" else math.exp(min(after, 50)),
+            "tokens": blocks * self.block_size,
+            # of this run, where it was resumed
+            "seconds": round(seconds, 1),
+            "training_flops": self.count_flops_of_block(trainer) * blocks,
+        }
+        if self.training.process_index == 0:
+            backbone = take_backbone(trainer.accelerator.unwrap_model(trainer.model))
+            backbone.save_pretrained(folder)
+            write_golden_output(backbone, folder)
+            self.tokenizer.save_pretrained(folder)
+            results.write_text(json.dumps(row, indent=2) + "\n")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return row
+
+    @property
+    def blocks_per_step(self) -> int:
+        arguments = self.training
+        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+    def build_trainer(self, objective: str, model: ClassformerForMaskedLM, folder: Path) -> Trainer:
+        arguments = copy.copy(self.training)
+        arguments.output_dir = str(folder)
+        collator = ShortenedLanguageModelingCollator(
+            self.tokenizer, model.config, objective, self.arguments.mlm_probability, self.arguments.whole_word_mask
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=self.train,
+            eval_dataset=self.validation,
+            data_collator=collator,
+            callbacks=[StopOnInvalidLoss()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        tokens_per_step = self.blocks_per_step * self.block_size
+        trainer.add_callback(LogProgress() if arguments.disable_tqdm else QuietProgressCallback(tokens_per_step))
+        return trainer
+
+    def validate(self, trainer: Trainer) -> float:
+        """Give the loss on the validation blocks, always with the same tokens masked."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return trainer.evaluate()["eval_loss"]
+
+    def count_flops_of_block(self, trainer: Trainer) -> int:
+        size = min(4, len(self.validation))
+        batch = trainer.data_collator([self.validation[index] for index in range(size)])
+        model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
+        return count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()}) // size
+
+
+def main():
+    arguments, texts, training = parse_arguments((ModelArguments, TextArguments, PretrainingArguments), __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for objective in arguments.objectives:
+        check_objective(objective)
+    if arguments.from_scratch and arguments.model_name_or_path is None:
+        raise ValueError("--from_scratch takes the shape of --model_name_or_path.")
+    if "distillation" in arguments.objectives and (arguments.from_scratch or arguments.model_name_or_path is None):
+        raise ValueError("distillation needs a model that has learned something: --model_name_or_path.")
+    if not 0 < arguments.mlm_probability < 1:
+        raise ValueError(f"--mlm_probability is a share of the tokens, 0 to 1, got {arguments.mlm_probability}.")
+    if texts.streaming and training.max_steps < 1:
+        raise ValueError("a stream has no end: --streaming needs --max_steps.")
+    pretraining = Pretraining(arguments, texts, training)
+    rows = []
+    for objective in arguments.objectives:
+        row = pretraining.run(objective)
+        rows.append(row)
+        perplexity = "" if row["perplexity"] is None else f", perplexity {row['perplexity']:.1f}"
+        print(
+            f"{objective}: validation loss {row['loss_before']:.3f} -> {row['loss_after']:.3f}{perplexity}; "
+            f"{row['tokens']:,} tokens, {row['tokens'] / row['seconds']:,.0f} a second, "
+            f"{row['training_flops'] / 1e12:.2f} TFLOP; {pretraining.output / objective}"
+        )
+    if training.process_index == 0:
+        record = {"command": describe_command(), "hardware": hardware_fingerprint(), "rows": rows}
+        (pretraining.output / "pretrain_results.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-vision demo-avae test test-slow style check results clean
+.PHONY: help install demo demo-vision demo-avae demo-pretrain test test-slow style check results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ demo-avae: $(INSTALLED) ## train a plain and an affine autoencoder on turned dig
 	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 \
 	    --align $(addprefix runs/demo-avae/examples/,0.png 1.png 2.png 3.png)
 
+demo-pretrain: $(INSTALLED) ## pretrain a small shortened model on embedded text with each objective (minutes)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/pretrain_classformer.py recipes/demo_pretrain.json
+
 test: $(INSTALLED) ## run the default tests
 	$(PYTEST)
 
@@ -73,5 +76,5 @@ results: $(INSTALLED) ## check that every printed number equals the JSON behind 
 	$(PYTHON) scripts/render_results.py --check
 
 clean: ## remove caches, build products and the demos' results; .venv and other runs stay
-	rm -rf runs/demo runs/demo-vision runs/demo-avae build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs/demo runs/demo-vision runs/demo-avae runs/demo-pretrain build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -18,9 +18,11 @@ Targets are built by a data collator, so that every shape depends on the block s
 
 import copy
 import logging
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 OBJECTIVES = ("first_k", "last_k", "gamma_th", "dense", "funnel", "distillation")
 IGNORED = -100
 NUM_DECODER_LAYERS = 2
+# draws of what is masked, until a batch has a target
+MAX_ATTEMPTS = 100
 
 
 def kept_positions(config: ClassformerConfig, num_tokens: int) -> torch.Tensor:
@@ -83,15 +87,18 @@ def pack(labels: torch.Tensor, length: int) -> torch.Tensor:
 class ShortenedLanguageModelingCollator:
     """Masks blocks of tokens and puts the targets where an objective wants them.
 
+    What is masked is drawn anew for every batch, from a seed that the batch itself gives: the same blocks in another
+    batch are masked otherwise, and a resumed run masks as an uninterrupted one.
+
     Args:
         tokenizer: Of the model.
         config: Gives the schedule.
         objective: One of `OBJECTIVES`.
         mlm_probability: Share of the tokens that are chosen.
-        whole_word_mask: Choose whole words.
+        whole_word_mask: Choose whole words; all of them become the mask then. Examples need an `offset_mapping`.
 
     Raises:
-        ValueError: The objective is unknown.
+        ValueError: The objective is unknown; when called, no token of a batch can be a target.
     """
 
     def __init__(
@@ -104,19 +111,31 @@ class ShortenedLanguageModelingCollator:
     ):
         check_objective(objective)
         self.config, self.objective = config, objective
-        is_masked = objective != "distillation"
+        if objective == "distillation":
+            self.mask = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+            return
+        # whole words can only be masked, not replaced by others
+        whole: dict[str, Any] = {"whole_word_mask": True, "mask_replace_prob": 1.0, "random_replace_prob": 0.0}
         self.mask = DataCollatorForLanguageModeling(
-            tokenizer,
-            mlm=is_masked,
-            mlm_probability=mlm_probability if is_masked else None,
-            whole_word_mask=whole_word_mask and is_masked,
+            tokenizer, mlm_probability=mlm_probability, **(whole if whole_word_mask else {})
         )
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.mask(list(examples))
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        labels = choose_targets(batch["labels"], mask, self.objective, self.config)
-        return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
+        ids = [token for example in examples for token in example["input_ids"]]
+        seed = zlib.crc32(np.asarray(ids, np.int64).tobytes())
+        for attempt in range(MAX_ATTEMPTS):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + attempt)
+                batch = self.mask([dict(example) for example in examples])
+            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            labels = choose_targets(batch["labels"], mask, self.objective, self.config)
+            # the mean over no targets is no number
+            if (labels != IGNORED).any():
+                return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
+        raise ValueError(
+            f"a batch of {len(examples)} blocks has no target for {self.objective}; use more blocks per batch, longer "
+            "ones or a larger mlm_probability."
+        )
 
 
 def check_objective(objective: str):

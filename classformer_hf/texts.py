@@ -66,7 +66,10 @@ def load_texts(arguments: TextArguments) -> Texts:
     """
     if not 0 < arguments.validation_fraction < 1:
         raise ValueError(f"`validation_fraction` is a share of the texts, got {arguments.validation_fraction}.")
-    if arguments.max_validation_blocks < 1 or (arguments.max_train_blocks or 1) < 1:
+    if (
+        min(arguments.max_validation_blocks, 1 if arguments.max_train_blocks is None else arguments.max_train_blocks)
+        < 1
+    ):
         raise ValueError("`max_train_blocks` and `max_validation_blocks` must be at least 1.")
     if arguments.dataset_name is None:
         task = load_standard_library_task()
@@ -76,7 +79,7 @@ def load_texts(arguments: TextArguments) -> Texts:
         return _stream(arguments)
     name, splits = read_splits(arguments.dataset_name, arguments.dataset_config_name)
     column = _find_text_column(name, splits["train"].column_names, arguments.text_column, splits["train"][0])
-    splits = {key: split.select_columns(column).rename_column(column, "text") for key, split in splits.items()}
+    splits = {key: _rename_text(split, column) for key, split in splits.items()}
     if "validation" not in splits:
         if len(splits["train"]) < 2:
             raise ValueError(f"{name} has one text only and no validation split; give a file with one text per line.")
@@ -106,9 +109,14 @@ def _stream(arguments: TextArguments) -> Texts:
         raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
     column = _find_text_column(name, list(first), arguments.text_column, first)
     held_out = [row[column] for row in islice(stream, NUM_STREAMED_FOR_VALIDATION)]
-    train = stream.skip(NUM_STREAMED_FOR_VALIDATION).select_columns(column)
-    train = train if column == "text" else train.rename_column(column, "text")
-    return Texts(path.stem, train, Dataset.from_dict({"text": held_out}))
+    train = stream.skip(NUM_STREAMED_FOR_VALIDATION)
+    return Texts(path.stem, _rename_text(train, column), Dataset.from_dict({"text": held_out}))
+
+
+def _rename_text(texts: Any, column: str) -> Any:
+    """Leave one column and call it `text`."""
+    texts = texts.select_columns(column)
+    return texts if column == "text" else texts.rename_column(column, "text")
 
 
 def _find_text_column(name: str, columns: list[str], given: str | None, row: dict[str, Any]) -> str:
@@ -125,7 +133,11 @@ def _find_text_column(name: str, columns: list[str], given: str | None, row: dic
 
 
 def group_into_blocks(
-    texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, block_size: int, description: str = "blocks"
+    texts: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    has_offsets: bool = False,
+    description: str = "blocks",
 ) -> Dataset | IterableDataset:
     """Tokenise texts, join them with the separator in between, and cut blocks of one length.
 
@@ -134,10 +146,11 @@ def group_into_blocks(
         tokenizer: Of the model.
         block_size: L, tokens of a block, its first and last special one included; what is left over at the end of
             1,000 texts is dropped.
+        has_offsets: Whether to say where in its text every token stands, by which words are told apart.
         description: For the progress bar.
 
     Returns:
-        Rows of `input_ids` and `special_tokens_mask`, L long.
+        Rows of `input_ids`, `special_tokens_mask` and, if asked for, `offset_mapping`, L long.
 
     Raises:
         ValueError: The block does not suit the tokenizer, or not one block can be filled.
@@ -149,13 +162,20 @@ def group_into_blocks(
         raise ValueError(f"`block_size` must be 4 to {tokenizer.model_max_length}, got {block_size}.")
     inner = block_size - 2
 
+    def cut_blocks(sequences: list[list], first: Any, last: Any) -> list[list]:
+        joined = list(chain.from_iterable([*one, last] for one in sequences if one))
+        return [[first, *joined[at : at + inner], last] for at in range(0, len(joined) - inner + 1, inner)]
+
     def cut(batch: dict[str, list]) -> dict[str, list]:
-        ids = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
-        joined = list(chain.from_iterable([*one, last] for one in ids if one))
-        bodies = (joined[start : start + inner] for start in range(0, len(joined) - inner + 1, inner))
-        blocks = [[first, *body, last] for body in bodies]
-        special = [[int(token in (first, last)) for token in block] for block in blocks]
-        return {"input_ids": blocks, "special_tokens_mask": special}
+        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False, return_offsets_mapping=has_offsets)
+        blocks = cut_blocks(encoded["input_ids"], first, last)
+        columns = {
+            "input_ids": blocks,
+            "special_tokens_mask": [[int(token in (first, last)) for token in block] for block in blocks],
+        }
+        if has_offsets:
+            columns["offset_mapping"] = cut_blocks(encoded["offset_mapping"], (0, 0), (0, 0))
+        return columns
 
     if isinstance(texts, IterableDataset):
         return texts.map(cut, batched=True, remove_columns=["text"])

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -98,8 +97,10 @@ class Pretraining:
         raw = load_texts(texts)
         self.block_size = texts.block_size
         with training.main_process_first(desc="making blocks"):
-            train = group_into_blocks(raw.train, self.tokenizer, texts.block_size, "train blocks")
-            validation = group_into_blocks(raw.validation, self.tokenizer, texts.block_size, "validation blocks")
+            train, validation = (
+                group_into_blocks(part, self.tokenizer, texts.block_size, arguments.whole_word_mask, description)
+                for part, description in ((raw.train, "train blocks"), (raw.validation, "validation blocks"))
+            )
         self.validation = validation.select(range(min(len(validation), texts.max_validation_blocks)))
         if texts.max_train_blocks is not None:
             train = train.take(texts.max_train_blocks)
@@ -175,6 +176,7 @@ class Pretraining:
     def build_trainer(self, objective: str, model: ClassformerForMaskedLM, folder: Path) -> Trainer:
         arguments = copy.copy(self.training)
         arguments.output_dir = str(folder)
+        arguments.remove_unused_columns = False  # the collator reads more than the model
         collator = ShortenedLanguageModelingCollator(
             self.tokenizer, model.config, objective, self.arguments.mlm_probability, self.arguments.whole_word_mask
         )
@@ -193,10 +195,8 @@ class Pretraining:
         return trainer
 
     def validate(self, trainer: Trainer) -> float:
-        """Give the loss on the validation blocks, always with the same tokens masked."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return trainer.evaluate()["eval_loss"]
+        """Give the loss on the validation blocks; the same tokens are masked every time."""
+        return trainer.evaluate()["eval_loss"]
 
     def count_flops_of_block(self, trainer: Trainer) -> int:
         size = min(4, len(self.validation))
@@ -226,7 +226,7 @@ def main():
         rows.append(row)
         perplexity = "" if row["perplexity"] is None else f", perplexity {row['perplexity']:.1f}"
         print(
-            f"{objective}: validation loss {row['loss_before']:.3f} -> {row['loss_after']:.3f}{perplexity}; "
+            f"{objective}: validation loss {row['loss_before']:.4f} -> {row['loss_after']:.4f}{perplexity}; "
             f"{row['tokens']:,} tokens, {row['tokens'] / row['seconds']:,.0f} a second, "
             f"{row['training_flops'] / 1e12:.2f} TFLOP; {pretraining.output / objective}"
         )

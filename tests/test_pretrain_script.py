@@ -1,0 +1,142 @@
+"""The pretraining script: every objective end to end, resuming, streams, and one sentence for bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "corpus.txt"
+    lines = [f"a warm and clever film number {n} works in every scene" for n in range(60)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def command(tiny_roberta_folder, text_file, tmp_path):
+    return [
+        *("pretrain_classformer", "--model_name_or_path", tiny_roberta_folder, "--dataset_name", text_file),
+        *("--gamma", 1, 2, 1, "--block_size", 16, "--per_device_train_batch_size", 4, "--learning_rate", 5e-3),
+        *("--max_steps", 6, "--max_validation_blocks", 8, "--use_cpu", "--disable_tqdm", "True"),
+        *("--output_dir", tmp_path / "out"),
+    ]
+
+
+def test_an_objective_leaves_a_folder_that_fine_tuning_starts_from(run, command, tmp_path, tiny_text_file):
+    code, printed, words = run(*command, "--objectives", "dense", "funnel", "distillation", "--whole_word_mask")
+    assert code == 0, words
+    rows = {
+        row["objective"]: row for row in json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"]
+    }
+    assert set(rows) == {"dense", "funnel", "distillation"}
+    for objective, row in rows.items():
+        assert row["tokens"] == 6 * 4 * 16 and row["training_flops"] > 0
+        # a tiny random teacher has next to nothing to teach
+        assert row["loss_after"] < row["loss_before"] or objective == "distillation"
+        assert (row["perplexity"] is None) == (objective == "distillation")
+        folder = tmp_path / "out" / objective
+        assert not (folder / "checkpoints").exists()
+        model = ClassformerForMaskedLM.from_pretrained(folder)
+        assert model.config.gamma == [1, 2, 1]
+        classifier = load_from_encoder(folder, ClassformerForSequenceClassification, num_labels=3)
+        for name, weight in model.roberta.state_dict().items():
+            assert torch.equal(classifier.roberta.state_dict()[name], weight)
+    assert rows["funnel"]["training_flops"] > rows["dense"]["training_flops"]
+    # a finished objective is read
+    written = (tmp_path / "out" / "dense" / "model.safetensors").stat().st_mtime_ns
+    assert run(*command, "--objectives", "dense", "--whole_word_mask")[0] == 0
+    assert (tmp_path / "out" / "dense" / "model.safetensors").stat().st_mtime_ns == written
+    code, _, words = run(*command, "--objectives", "dense", "--eta", 2, "--whole_word_mask")
+    assert code == 1 and "holds a training with another schedule" in words
+    fine_tune = ("--dataset_name", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--use_cpu")
+    code, _, words = run(
+        *("train_classformer", "--model_name_or_path", tmp_path / "out" / "funnel", *fine_tune),
+        *("--config_name", tmp_path / "out" / "funnel", "--output_dir", tmp_path / "tuned", "--eval_strategy", "no"),
+        *("--save_strategy", "no", "--load_best_model_at_end", "False", "--disable_tqdm", "True"),
+    )
+    assert code == 0, words
+    assert ClassformerForSequenceClassification.from_pretrained(tmp_path / "tuned" / "seed-42").config.gamma == [
+        1,
+        2,
+        1,
+    ]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(command, tmp_path):
+    flags = [*map(str, command[1:]), "--objectives", "funnel", "--max_steps", "40", "--save_steps", "4"]
+    script = [sys.executable, str(SCRIPTS / "pretrain_classformer.py"), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "out" / "funnel" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(checkpoints.glob("checkpoint-*")) and not (tmp_path / "out" / "funnel" / "model.safetensors").exists()
+    subprocess.run(script, env=environment, check=True, capture_output=True)
+    whole = [part.replace(str(tmp_path / "out"), str(tmp_path / "whole")) for part in script]
+    subprocess.run(whole, env=environment, check=True, capture_output=True)
+    resumed, uninterrupted = (
+        ClassformerForMaskedLM.from_pretrained(tmp_path / name / "funnel").state_dict() for name in ("out", "whole")
+    )
+    for name, weight in uninterrupted.items():
+        torch.testing.assert_close(resumed[name], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes(command, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    script = [str(SCRIPTS / "pretrain_classformer.py"), *map(str, command[1:]), "--objectives", "first_k"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"][0]
+    assert row["tokens"] == 2 * 6 * 4 * 16
+
+
+def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("classformer_hf.texts.NUM_STREAMED_FOR_VALIDATION", 20)
+    code, _, words = run(*command, "--objectives", "last_k", "--streaming", "--from_scratch", "--bf16")
+    assert code == 0, words
+    assert (tmp_path / "out" / "last_k" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--objectives", "magic"], "the objective must be one of first_k"),
+        (["--gamma", 1, 2], "one factor per layer, got 2 for 3"),
+        (["--mlm_probability", 1.5], "--mlm_probability is a share"),
+        (["--block_size", 2], "`block_size` must be 4 to"),
+        (["--block_size", 60, "--max_train_blocks", 0], "must be at least 1"),
+        (["--dataset_name", "/nowhere/corpus.txt"], "there is no file or folder"),
+        (["--text_column", "body"], "has no column body, only text"),
+        (["--streaming", "--max_steps", -1], "--streaming needs --max_steps"),
+        (["--objectives", "distillation", "--from_scratch"], "distillation needs a model that has learned"),
+        (["--validation_fraction", 2], "`validation_fraction` is a share"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, command, flags, message):
+    code, _, words = run(*command, *flags)
+    assert code == 1 and message in words and words.count("\n") <= 1
+
+
+def test_nan_loss_ends_the_run(run, command, tmp_path):
+    code, _, words = run(
+        *command, "--objectives", "dense", "--learning_rate", 1e30, "--max_grad_norm", 0, "--logging_steps", 1
+    )
+    assert code == 1 and "the training loss became" in words

@@ -163,12 +163,15 @@ class Comparison:
         return {point: asdict(found[f"{point[0]} {point[1]}"]) for point in self.points}
 
 
-def mark_front(points: list[dict[str, Any]]):
-    """Say of each point whether none is faster and at least as good, and how far the front is above it."""
+def mark_front(points: list[dict[str, Any]], majority: float):
+    """Say of each point whether none is faster and at least as good, and how far the front is above it.
+
+    What is no better than the majority class is on no front, however fast.
+    """
     for point in points:
         faster = [other["test_score"] for other in points if other["ratio"] <= point["ratio"]]
         point["below_front"] = max(faster) - point["test_score"]
-        point["is_on_front"] = point["below_front"] <= 0
+        point["is_on_front"] = point["below_front"] <= 0 and point["test_score"] > majority
 
 
 def main():
@@ -216,7 +219,8 @@ def main():
                 **latency,
             }
         )
-    mark_front(points)
+    majority = majority_score(task, "test")
+    mark_front(points, majority)
     print_table(points, task)
     if arguments.results_file is not None:
         record = {
@@ -224,7 +228,7 @@ def main():
             "dataset": task.name,
             "metric_name": task.metric_name,
             "num_examples": {name: len(split) for name, split in task.splits.items()},
-            "majority_score": majority_score(task, "test"),
+            "majority_score": majority,
             "seeds": list(seeds),
             "hardware": hardware_fingerprint(),
             "points": points,

@@ -74,6 +74,8 @@ def peers_table(record: dict) -> str:
     rows, num_layers = [], count_layers(record)
     for point in sorted(record["points"], key=lambda point: point["ratio"]):
         front = "on it" if point["is_on_front"] else f"{100 * point['below_front']:.1f} below"
+        if point["test_score"] <= record["majority_score"]:
+            front = "no better than the majority"
         name = name_point(point, num_layers)
         rows.append(
             [

@@ -76,7 +76,7 @@ def main():
     for panel, record in zip(panels.flat, records, strict=False):
         draw_panel(panel, record, methods)
     handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=min(len(labels), 7), loc="lower center", fontsize=8)
+    figure.legend(handles, labels, ncols=min(len(labels), 3 * columns), loc="lower center", fontsize=8)
     figure.tight_layout(rect=(0, 0.9 / (4.4 * rows + 0.9), 1, 1))
     Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.figure, dpi=110)

@@ -140,3 +140,23 @@ def test_nan_loss_ends_the_run(run, command, tmp_path):
         *command, "--objectives", "dense", "--learning_rate", 1e30, "--max_grad_norm", 0, "--logging_steps", 1
     )
     assert code == 1 and "the training loss became" in words
+
+
+@pytest.mark.slow
+def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path):
+    assert run(*command, "--objectives", "dense", "funnel")[0] == 0
+    study = [
+        *("study_pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
+        *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 3, "--use_cpu", "--num_seeds", 2),
+        *("--save_strategy", "no", "--eval_strategy", "no", "--load_best_model_at_end", "False"),
+        *("--disable_tqdm", "True", "--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
+    ]
+    code, printed, words = run(*study)
+    assert code == 0 and "funnel seed 43" in printed, words
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert [row["objective"] for row in record["rows"]] == ["full", "none", "dense", "funnel"] * 2
+    assert record["schedule"] == {"gamma": [1, 2, 1], "eta": 0} and set(record["pretraining"]) == {"dense", "funnel"}
+    written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
+    assert run(*study)[0] == 0
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written
+    assert "holds no finished objective" in run(*study, "--pretrained", tmp_path)[2]

@@ -1,5 +1,7 @@
 """Views of times: architectures, runtimes, other methods and the limit of the machine."""
 
+import math
+
 import numpy as np
 
 from .tables import interval, table
@@ -106,11 +108,12 @@ def peers_summary(records: dict) -> str:
         for point in record["points"]:
             method = name_point(point, num_layers)
             nearest = cells.setdefault(method, {})
-            nearest[name] = min(nearest.get(name, float("inf")), point["below_front"])
+            is_useless = point["test_score"] <= record["majority_score"]
+            nearest[name] = min(nearest.get(name, math.inf), math.inf if is_useless else point["below_front"])
             beaten = any(one["ratio"] <= point["ratio"] and one["test_score"] >= point["test_score"] for one in own)
             dominated.setdefault(method, []).append(beaten)
     rows = []
-    for method, nearest in sorted(cells.items(), key=lambda item: sum(item[1].values()) / len(item[1])):
+    for method, nearest in sorted(cells.items(), key=lambda item: (-len(item[1]), sum(item[1].values()))):
         marks = ["not run" if name not in nearest else distance_mark(nearest[name]) for name in records]
         own = method.startswith("classformer")
         beaten = "" if own or method == "full" else f"{sum(dominated[method])} of {len(dominated[method])}"
@@ -124,6 +127,8 @@ def peers_summary(records: dict) -> str:
 
 
 def distance_mark(distance: float) -> str:
+    if math.isinf(distance):
+        return "no better than the majority"
     return "**0**" if distance <= 0 else f"{100 * distance:.1f}"
 
 

@@ -1,0 +1,158 @@
+"""Fine-tune what every pretraining objective left, on several tasks with several seeds (thesis table 5.6).
+
+    python scripts/pretrain_classformer.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+        --dataset_name my/wikitext --gamma 2 1 2 1 1 1 --objectives first_k last_k gamma_th dense funnel distillation \
+        --output_dir runs/pretraining
+    python scripts/study_pretraining.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+        --pretrained runs/pretraining --dataset_names stsb cola --num_seeds 2 --num_train_epochs 2 \
+        --output_dir runs/study-pretraining --results_file results/pretraining.json
+
+Compared are the checkpoint itself without reductions (full), with the schedule but no pretraining (none), and every
+folder in --pretrained. A seed decides head, dropout and order of the data. Scores are of the test split; only the
+number of epochs, fixed beforehand, could have been chosen by it. The same command resumes.
+"""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf import ClassformerForMaskedLM, load_from_encoder
+from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.pretraining import OBJECTIVES
+from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
+
+
+@dataclass
+class StudyArguments:
+    model_name_or_path: str = field(metadata={"help": "The checkpoint that pretraining started from."})
+    pretrained: str = field(metadata={"help": "Output folder of scripts/pretrain_classformer.py."})
+    dataset_names: list[str] = field(metadata={"help": "Tasks: GLUE names, folders or files."})
+    max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
+    num_seeds: int = field(default=2, metadata={"help": "Fine-tunings of each, with --seed, --seed + 1, ..."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for the scores."})
+
+
+def read_pretrained(folder: Path) -> dict[str, dict[str, Any]]:
+    """Give what every objective's pretraining reported."""
+    paths = {name: folder / name / "pretrain_results.json" for name in OBJECTIVES}
+    rows = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    if not rows:
+        raise ValueError(f"--pretrained {folder} holds no finished objective; run scripts/pretrain_classformer.py.")
+    return rows
+
+
+class Study:
+    """What is fine-tuned, and where what is left of it."""
+
+    def __init__(self, arguments: StudyArguments, training: ClassformerTrainingArguments):
+        self.arguments, self.training = arguments, training
+        self.output = Path(str(training.output_dir))
+        self.pretrained = read_pretrained(Path(arguments.pretrained))
+        first = Path(arguments.pretrained) / next(iter(self.pretrained))
+        config = json.loads((first / "config.json").read_text())
+        self.schedule = {"gamma": config["gamma"], "eta": config["eta"]}
+        self.tokenizer = load_tokenizer(arguments.model_name_or_path)
+
+    def load_task(self, name: str) -> Task:
+        task = load_task(TaskArguments(dataset_name=name, max_train_samples=self.arguments.max_train_samples))
+        return tokenize(task, self.tokenizer, self.arguments.max_length)
+
+    def start(self, objective: str, task: Task) -> Any:
+        """Load what fine-tuning starts from."""
+        if objective == "full":
+            return load_from_encoder(self.arguments.model_name_or_path, **task.head_config)
+        model: Any = load_from_encoder(self.arguments.model_name_or_path, **task.head_config, **self.schedule)
+        if objective != "none":
+            # the encoder only: heads start alike
+            backbone: Any = ClassformerForMaskedLM.from_pretrained(Path(self.arguments.pretrained) / objective)
+            model.roberta.load_state_dict(backbone.roberta.state_dict())
+        return model
+
+    def run(self, objective: str, task: Task, seed: int) -> dict[str, Any]:
+        """Fine-tune once and score; a finished one is read."""
+        folder = self.output / task.name / objective / f"seed-{seed}"
+        row_file = folder / "row.json"
+        if row_file.exists():
+            return json.loads(row_file.read_text())
+        set_seed(seed)
+        model = self.start(objective, task)
+        arguments = copy.copy(self.training)
+        arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
+        tuned = fine_tune(model, task, self.tokenizer, arguments, resume=True)
+        split = task.splits["test"]
+        references = np.asarray(split["labels"])
+        predictions = predictions_from_logits(task.problem_type, predict(model, split, self.tokenizer))
+        row = {
+            "objective": objective,
+            "dataset": task.name,
+            "metric_name": task.metric_name,
+            "seed": seed,
+            "validation_score": tuned.score,
+            "test_score": compute_score(task.metric_name, predictions, references),
+            "test_standard_error": standard_error(task.metric_name, predictions, references),
+            "seconds": round(tuned.seconds, 1),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        row_file.write_text(json.dumps(row) + "\n")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return row
+
+
+def main():
+    arguments, training = parse_arguments((StudyArguments, ClassformerTrainingArguments), __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    if arguments.num_seeds < 1:
+        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
+    study = Study(arguments, training)
+    tasks = [study.load_task(name) for name in arguments.dataset_names]
+    settings = {
+        "model": Path(arguments.model_name_or_path).name,
+        "schedule": study.schedule,
+        "pretrained": {name: row["tokens"] for name, row in study.pretrained.items()},
+        "recipe": training.describe_recipe(),
+    }
+    check_settings(study.output / "settings.json", settings, is_writer=True)
+    seeds = range(training.seed, training.seed + arguments.num_seeds)
+    objectives = ["full", "none", *study.pretrained]
+    jobs = [(objective, task, seed) for task in tasks for seed in seeds for objective in objectives]
+    rows = []
+    for objective, task, seed in tqdm(jobs, desc="fine-tuning", unit="model", disable=training.disable_tqdm):
+        rows.append(study.run(objective, task, seed))
+        print(f"{task.name} {objective} seed {seed}: test {task.metric_name} {rows[-1]['test_score']:.4f}")
+    if arguments.results_file is not None:
+        record = {
+            "command": describe_command(),
+            "schedule": study.schedule,
+            "pretraining": study.pretrained,
+            "datasets": {
+                task.name: {
+                    "num_examples": {name: len(split) for name, split in task.splits.items()},
+                    "majority_score": majority_score(task, "test"),
+                }
+                for task in tasks
+            },
+            "seeds": list(seeds),
+            "hardware": hardware_fingerprint(),
+            "rows": rows,
+        }
+        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

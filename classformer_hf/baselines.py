@@ -15,7 +15,7 @@ travels.
 Letters: B examples, N tokens, D width, H heads, L layers.
 """
 
-import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -376,6 +376,11 @@ class FixedPattern(KeptFractions):
     def run_layer(self, index, layer, states, mask):
         if not self.reduces(index):
             return super().run_layer(index, layer, states, mask)
+        if self.pattern != "separators" and bool(mask.all()) and bool(self.lengths.all()):
+            # without padding the positions follow from the length
+            number = min(int(count_kept(self.lengths[:1], self.fractions[index])), states.shape[1])
+            chosen = positions_of(self.pattern, states.shape[1], number).to(states.device)
+            return layer(states, states.index_select(1, chosen), None), mask[:, : len(chosen)]
         number, bias = self.count_kept(index), bias_of(mask, states.dtype)
         keep = self.choose(mask, number)
         mask, queries, self.is_separator = compact(keep, states, self.is_separator)
@@ -395,6 +400,12 @@ class FixedPattern(KeptFractions):
         return keep & (mask == 1)
 
 
+@functools.lru_cache(maxsize=4096)
+def positions_of(pattern: str, length: int, number: int) -> torch.Tensor:
+    """Give the positions of "front" or "log" for a text without padding, (number,)."""
+    return torch.tensor(list(range(number)) if pattern == "front" else log_positions(length, number))
+
+
 def even_positions(length: int, number: int) -> list[int]:
     """Give positions that are evenly spaced; the first is 0."""
     return [index * length // number for index in range(number)]
@@ -411,7 +422,7 @@ def log_positions(length: int, number: int) -> list[int]:
 
 
 class EarlyExit(PeerMethod):
-    """A classifier behind every layer; an example leaves at the first one that is sure.
+    """A classifier behind every layer, with fresh weights; an example leaves at the first one that is sure.
 
     The loss is that of all classifiers, weighted by their depth (PABEE, equation 3); DeeBERT trains the last one first
     and the others with the encoder frozen, which `freeze_for_exits` prepares.
@@ -434,7 +445,10 @@ class EarlyExit(PeerMethod):
         if model.config.problem_type == "regression" or model.config.num_labels == 1:
             raise ValueError("early exit is for classes; a regression has no entropy.")
         self.entropy, self.patience = entropy, patience
-        self.exits = nn.ModuleList(copy.deepcopy(model.classifier) for _ in self.layers[:-1])
+        self.exits = nn.ModuleList(type(model.classifier)(model.config) for _ in self.layers[:-1])
+        for module in self.exits.modules():
+            model._init_weights(module)
+        self.exits.to(device=model.device, dtype=model.dtype)
         self.is_frozen = False
 
     def freeze_for_exits(self):

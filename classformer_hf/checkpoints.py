@@ -206,6 +206,9 @@ def _translate_config(
         raise ValueError(f"positions need a `pad_token_id` >= 0, got {pad_token_id} in `{name}`; pass the tokenizer's.")
     if family.starts_at_zero:
         values["max_position_embeddings"] += pad_token_id + 1
+    if "gamma" in overrides:
+        # of another schedule
+        values.pop("cascade", None)
     values |= {**family.constants, **_translate_labels(source, overrides), **overrides}
     try:
         return ClassformerConfig(**values)

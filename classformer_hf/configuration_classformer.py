@@ -102,6 +102,8 @@ class ClassformerConfig(RobertaConfig):
             raise ValueError("a `cascade` needs classes of which one is chosen; margins say nothing of other tasks.")
 
     def _check_schedule(self, name: str, gamma: list[int], eta: int):
+        if not isinstance(gamma, list) or isinstance(eta, bool) or not isinstance(eta, int):
+            raise ValueError(f"`{name}` is a list and its eta an integer, got {gamma!r} and {eta!r}.")
         if len(gamma) != self.num_hidden_layers:
             raise ValueError(
                 f"`{name}` needs one factor per layer, got {len(gamma)} for {self.num_hidden_layers} layers: "

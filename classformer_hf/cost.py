@@ -159,12 +159,14 @@ def measure_latency(
 
     Raises:
         ValueError: `reference` is not among `models`, there are no inputs, `rounds` is below 1, `warmup` is negative or
-            the models are on several devices.
+            the models are on several devices, or the clock is unknown.
     """
     if reference not in models:
         raise ValueError(f"`reference` must name one of the models {list(models)}, got {reference!r}.")
     if len(inputs) == 0:
         raise ValueError("`inputs` is empty: a latency needs at least one input.")
+    if clock not in (None, "thread_cpu", "process_cpu", "wall", "cuda_event"):
+        raise ValueError(f"`clock` must be thread_cpu, process_cpu, wall or cuda_event, got {clock!r}.")
     if rounds < 1 or warmup < 0:
         raise ValueError(f"`rounds` must be >= 1 and `warmup` >= 0, got {rounds} and {warmup}.")
     device = _common_device(models)

@@ -344,8 +344,11 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         """Classify with the cascade's fast schedule, then what has a small margin as without a cascade.
 
         Raises:
-            ValueError: Hidden states or attentions are asked for; those of two schedules do not stack.
+            ValueError: Hidden states or attentions are asked for, which do not stack for two schedules; or the model is
+                exported, and which examples are classified again depends on data.
         """
+        if torch.compiler.is_exporting():
+            raise ValueError("a cascade is no single graph: classformer_hf.serving.export makes one for each schedule.")
         if self.asks_states(kwargs):
             raise ValueError(
                 "hidden states and attentions of a cascade's two schedules have different lengths; set config.cascade "
@@ -377,11 +380,13 @@ def count_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
 
 def select_examples(inputs: dict[str, torch.Tensor | None], rows: torch.Tensor) -> dict[str, torch.Tensor | None]:
     """Take examples of a batch, without the padding that none of them needs."""
-    lengths = count_tokens(inputs["attention_mask"])
+    # what is given once for all examples stays as it is
+    selected = {name: value if value is None or len(value) == 1 else value[rows] for name, value in inputs.items()}
+    lengths = count_tokens(selected["attention_mask"])
     if lengths is None:
-        return {name: None if value is None else value[rows] for name, value in inputs.items()}
-    longest = int(lengths[rows].max())
-    return {name: None if value is None else value[rows, :longest] for name, value in inputs.items()}
+        return selected
+    longest = max(int(lengths.max()), 1)
+    return {name: None if value is None else value[:, :longest] for name, value in selected.items()}
 
 
 class ClassformerForMaskedLM(ClassformerPreTrainedModel):

@@ -112,8 +112,13 @@ def build_stock(model: Any, num_layers: int | None = None, attention: str = "sdp
         attention: Implementation, such as "eager".
 
     Raises:
-        ValueError: The model's head is not RoBERTa's.
+        ValueError: The model drops tokens, or its head is not RoBERTa's.
     """
+    config = model.config
+    if max(config.gamma) > 1 or config.length_buckets or config.cascade:
+        raise ValueError(
+            f"plain RoBERTa equals a model without reductions, buckets and cascade, got gamma {config.gamma}."
+        )
     if model.config.classifier_activation != "tanh":
         raise ValueError(f"RoBERTa's head has tanh, and this model {model.config.classifier_activation}.")
     known = RobertaConfig().to_dict()
@@ -122,8 +127,8 @@ def build_stock(model: Any, num_layers: int | None = None, attention: str = "sdp
     if num_layers is not None:
         settings["num_hidden_layers"] = num_layers
     settings["attn_implementation"] = attention
-    config: Any = RobertaConfig(**settings)
-    stock = RobertaForSequenceClassification(config)
+    stock_config: Any = RobertaConfig(**settings)
+    stock = RobertaForSequenceClassification(stock_config)
     weights = model.state_dict()
     stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
     return stock.eval()

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
@@ -42,7 +43,6 @@ class RuntimeArguments:
     )
     num_inputs: int = field(default=48, metadata={"help": "Texts that are timed, at quantiles of the length."})
     latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
-    no_scores: bool = field(default=False, metadata={"help": "Time only."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
 
 
@@ -62,17 +62,12 @@ class Compiled(nn.Module):
         return self.run(**inputs)
 
 
-def load_stock(folder: str) -> Any:
-    """Load a Classformer without reductions as what it was before: RoBERTa, every position in every layer."""
-    model = ClassformerForSequenceClassification.from_pretrained(folder)
-    if max(model.config.gamma or [1]) > 1 or model.config.length_buckets:
-        raise ValueError(f"the first of --models must be one without reductions, {folder} has {model.config.gamma}.")
-    return build_stock(model, attention="eager")
-
-
 def export_once(folder: str, runtime: str, int8: bool, output: Path) -> ExportedClassifier:
-    if not (output / "graphs.json").exists():
+    """Export to a folder, unless it holds the graphs of these very weights and settings."""
+    source, record = json.dumps(checkpoint_fingerprint(folder)), output / "source.json"
+    if not record.is_file() or record.read_text() != source:
         export(folder, runtime, output, int8)
+        record.write_text(source)
     return ExportedClassifier.from_pretrained(output, num_threads=1)
 
 
@@ -104,8 +99,9 @@ def main():
     tokenizer = load_tokenizer(arguments.models[0])
     task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
     split = task.splits["test"]
-    models: dict[str, Any] = {STOCK: load_stock(arguments.models[0])}
-    about: dict[str, tuple[str, str]] = {STOCK: ("stock", "eager")}
+    full = ClassformerForSequenceClassification.from_pretrained(arguments.models[0])
+    models: dict[str, Any] = {STOCK: build_stock(full, attention="eager"), "stock sdpa": build_stock(full)}
+    about: dict[str, tuple[str, str]] = {STOCK: ("stock", "eager"), "stock sdpa": ("stock", "sdpa")}
     jobs = [(folder, variant) for folder in arguments.models for variant in arguments.variants]
     for folder, variant in tqdm(jobs, desc="loading and exporting", unit="model"):
         name = f"{Path(folder).name} {variant}"
@@ -115,22 +111,21 @@ def main():
         about[name] = (Path(folder).name, variant)
     rows = []
     references = np.asarray(split["labels"])
-    for name, model in tqdm(models.items(), desc="scoring", unit="model", disable=arguments.no_scores):
+    for name, model in tqdm(models.items(), desc="scoring", unit="model"):
         model_name, variant = about[name]
         config = model.config
         row: dict[str, Any] = {"model": model_name, "variant": variant}
         row |= {"gamma": getattr(config, "gamma", None), "eta": getattr(config, "eta", None)}
-        if not arguments.no_scores:
-            predictions = predictions_from_logits(task.problem_type, predict(model, split, tokenizer))
-            row["score"] = compute_score(task.metric_name, predictions, references)
-            row["standard_error"] = standard_error(task.metric_name, predictions, references)
+        predictions = predictions_from_logits(task.problem_type, predict(model, split, tokenizer))
+        row["score"] = compute_score(task.metric_name, predictions, references)
+        row["standard_error"] = standard_error(task.metric_name, predictions, references)
         rows.append(row)
     inputs = sample_inputs(split, arguments.num_inputs)
     with tqdm(total=arguments.latency_rounds + 2, desc="timing", unit="round") as bar:
         found = measure_latency(models, inputs, STOCK, arguments.latency_rounds, 2, bar.update, clock="process_cpu")
     for row, name in zip(rows, models, strict=True):
         row["latency"] = asdict(found[name])
-        print(f"{name:40} {1 / row['latency']['ratio']:.2f}x  {row.get('score', float('nan')):.4f}")
+        print(f"{name:40} {1 / row['latency']['ratio']:.2f}x  {row['score']:.4f}")
     if arguments.results_file is not None:
         record = {
             "command": describe_command(),

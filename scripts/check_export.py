@@ -10,6 +10,7 @@ differs is arithmetic. The same command resumes.
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def measure(arguments: ParityArguments, schedule: Schedule, runtime: str, folder
     return {"runtime": runtime, "schedule": schedule.key, "difference": difference}
 
 
+def read_rows(journal: Path, wanted: set[tuple[str, str]]) -> list[dict]:
+    """Read what is done of a grid; a line that a kill cut short does not count."""
+    rows = []
+    for line in journal.read_text().splitlines() if journal.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if (row["schedule"], row["runtime"]) in wanted:
+                rows.append(row)
+    return rows
+
+
 def main():
     (arguments,) = parse_arguments((ParityArguments,), __doc__)
     transformers_logging.set_verbosity_error()
@@ -87,7 +99,7 @@ def main():
     output = Path(arguments.output_dir)
     check_settings(output / "settings.json", {"model": Path(arguments.model_name_or_path).name}, is_writer=True)
     journal = output / "rows.jsonl"
-    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
+    rows = read_rows(journal, {(schedule.key, runtime) for schedule, runtime in jobs})
     done = {(row["schedule"], row["runtime"]) for row in rows}
     left = [(schedule, runtime) for schedule, runtime in jobs if (schedule.key, runtime) not in done]
     for schedule, runtime in tqdm(left, desc="exports", unit="export", initial=len(rows), total=len(jobs)):

@@ -105,6 +105,8 @@ class Chooser:
         assert cascade is not None, "the single schedule is one too"
         full_time = self.times[0].mean()
         fast, full = (self.schedules[i] for i in (cascade.fast, cascade.full))
+        # where every text is sure, one schedule is all that is needed
+        second = {**fast.config, "margin": cascade.margin} if cascade.margin > 0 else None
         return {
             "single": {
                 "settings": {**self.schedules[single].config, "cascade": None},
@@ -112,7 +114,7 @@ class Chooser:
                 "expected_ratio": float(self.times[single].mean() / full_time),
             },
             "cascade": {
-                "settings": {**full.config, "cascade": {**fast.config, "margin": cascade.margin}},
+                "settings": {**full.config, "cascade": second},
                 "validation_score": cascade.score,
                 "expected_ratio": cascade.time / full_time,
             },
@@ -151,7 +153,8 @@ class Chooser:
                 num_candidates=2 * len(self.arguments.required_performance),
             )
             row[kind]["certificate"] = {**asdict(certificate), "sentence": certificate.sentence}
-        row["cascade"]["classified_twice"] = self.share_classified_twice(models["cascade"], split)
+        twice = self.share_classified_twice(models["cascade"], split) if row["cascade"]["settings"]["cascade"] else 0.0
+        row["cascade"]["classified_twice"] = twice
         inputs, rounds = sample_inputs(split, self.arguments.num_inputs), self.arguments.latency_rounds
         with tqdm(total=rounds + 1, desc="timing", unit="round") as bar:
             found = measure_latency(models, inputs, "single", rounds, 1, on_round=bar.update)
@@ -183,7 +186,10 @@ def print_row(row: dict):
             f"model's, {part['settings']}"
         )
         print(f"           {part['certificate']['sentence']}")
-    print(f"  {100 * row['cascade']['classified_twice']:.1f} % of the texts are classified twice")
+    if row["cascade"]["settings"]["cascade"] is None:
+        print("  no cascade is faster than the fastest single schedule")
+    else:
+        print(f"  {100 * row['cascade']['classified_twice']:.1f} % of the texts are classified twice")
 
 
 def main():

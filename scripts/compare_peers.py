@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.baselines import operating_points
+from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.search import Schedule
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
 
 logger = logging.getLogger(__name__)
@@ -66,19 +67,15 @@ def build_points(arguments: CompareArguments, model: ClassformerForSequenceClass
     """Name every method and operating point, with what builds it from the full model."""
 
     def schedule(key: str) -> Builder:
-        try:
-            factors, _, eta = key.partition("_eta")
-            settings = {"gamma": [int(factor) for factor in factors.split("-")], "eta": int(eta)}
-            settings["num_hidden_layers"] = len(settings["gamma"])
-            ClassformerConfig(**settings)
-            if len(settings["gamma"]) > model.config.num_hidden_layers:
-                raise ValueError(f"the model has {model.config.num_hidden_layers} layers.")
-        except (ValueError, StrictDataclassError) as error:
-            raise ValueError(f"--schedules are named like 1-2-1_eta0, got {key}: {error.__cause__ or error}") from error
+        settings = Schedule.from_key(key).config
+        settings["num_hidden_layers"] = len(settings["gamma"])
+        ClassformerConfig(**settings)
+        if len(settings["gamma"]) > model.config.num_hidden_layers:
+            raise ValueError(f"the model has {model.config.num_hidden_layers} layers, got --schedules {key}.")
 
         def build(model: ClassformerForSequenceClassification) -> torch.nn.Module:
             config = copy.deepcopy(model.config)
-            config.update(settings)
+            config.update({**settings, "length_buckets": None, "cascade": None})
             shortened = ClassformerForSequenceClassification(config)
             weights = model.state_dict()
             shortened.load_state_dict({name: weights[name] for name in shortened.state_dict()})
@@ -187,7 +184,7 @@ def main():
     task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
     comparison = Comparison(arguments, task, tokenizer, training)
     settings = {
-        "model": Path(arguments.model_name_or_path).name,
+        "model": checkpoint_fingerprint(arguments.model_name_or_path),
         "dataset": task.fingerprint,
         "recipe": training.describe_recipe(),
     }

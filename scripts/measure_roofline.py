@@ -57,16 +57,8 @@ class RooflineArguments:
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the tables."})
 
 
-def read_schedule(key: str) -> Schedule:
-    try:
-        gamma, _, eta = key.partition("_eta")
-        return Schedule(tuple(map(int, gamma.split("-"))), int(eta))
-    except ValueError as error:
-        raise ValueError(f"--schedules are named like 1-2-1_eta0, got {key}.") from error
-
-
 def list_products(model: ClassformerForSequenceClassification, tokens_in: int, lengths: list[int]) -> list[tuple]:
-    """Give the matrix products of a pass in their order, as (operations, bytes read, function)."""
+    """Give the matrix products of the layers in their order, as (operations, bytes moved, function)."""
     products: list[tuple] = []
 
     def add_linear(linear: torch.nn.Linear, rows: int):
@@ -93,8 +85,6 @@ def list_products(model: ClassformerForSequenceClassification, tokens_in: int, l
         add_linear(layer.intermediate.dense, tokens_out)
         add_linear(layer.output.dense, tokens_out)
         tokens_in = tokens_out
-    add_linear(model.classifier.dense, 1)
-    add_linear(model.classifier.out_proj, 1)
     return products
 
 
@@ -153,7 +143,7 @@ def compare_with_bounds(arguments: RooflineArguments, model: Any, machine: dict[
         calls["stock products", n] = run_all(list_products(model, n, [n] * num_layers))
     products, lengths_of = {}, {}
     for key in arguments.schedules:
-        schedule = read_schedule(key)
+        schedule = Schedule.from_key(key)
         scheduled = ScheduledModel(model, schedule)
         for n in arguments.lengths:
             inputs = make_inputs(model, n)
@@ -250,7 +240,7 @@ def main():
     model: Any = load_from_encoder(arguments.model_name_or_path, ClassformerForSequenceClassification, num_labels=2)
     model.eval()
     for key in arguments.schedules:
-        layer_lengths(model, read_schedule(key), max(arguments.lengths))
+        layer_lengths(model, Schedule.from_key(key), max(arguments.lengths))
     machine = measure_machine(model, arguments.rounds)
     print(f"peak {machine['peak_gflops']:.0f} GFLOP/s, reading {machine['bandwidth_gb_per_s']:.1f} GB/s")
     rows = compare_with_bounds(arguments, model, machine)
@@ -264,7 +254,7 @@ def main():
     stock = build_stock(model)
     profiles = {"plain RoBERTa": profile(stock, inputs)}
     for key in arguments.schedules:
-        profiles[key] = profile(ScheduledModel(model, read_schedule(key)), inputs)
+        profiles[key] = profile(ScheduledModel(model, Schedule.from_key(key)), inputs)
     if arguments.results_file is not None:
         record = {
             "command": describe_command(),

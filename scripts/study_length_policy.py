@@ -38,11 +38,6 @@ class PolicyArguments:
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
 
-def read_schedule(key: str) -> Schedule:
-    gamma, eta = key.split("_eta")
-    return Schedule(tuple(map(int, gamma.split("-"))), int(eta))
-
-
 class Predictions:
     """What every schedule predicts for the texts of one split, or those of `keys` only."""
 
@@ -51,7 +46,7 @@ class Predictions:
             found = [str(key) for key in data["keys"]]
             rows = [index for index, key in enumerate(found) if keys is None or key in keys]
             self.keys = [found[index] for index in rows]
-            self.schedules = [read_schedule(key) for key in self.keys]
+            self.schedules = [Schedule.from_key(key) for key in self.keys]
             self.predictions, self.references = data["predictions"][rows], data["references"]
             self.lengths = data["lengths"].astype(int)
         if not any(max(schedule.gamma) == 1 for schedule in self.schedules):

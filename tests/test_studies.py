@@ -133,8 +133,8 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
     assert (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "peers.json").read_text())["points"][4]["test_scores"]
     for bad, message in (
-        (["--schedules", "1-2-1-2_eta0"], "--schedules are named like"),
-        (["--schedules", "fast"], "--schedules are named like"),
+        (["--schedules", "1-2-1-2_eta0"], "the model has 3 layers"),
+        (["--schedules", "fast"], "a schedule is named like"),
         (["--methods", "magic"], "--methods knows pooled queries"),
         (["--learning_rate", 0.5], "holds a training with another"),
     ):
@@ -155,7 +155,7 @@ def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path):
     assert code == 0 and "are classified twice" in printed, words
     row = json.loads((tmp_path / "cascade.json").read_text())["rows"][0]
     assert row["cascade"]["validation_score"] >= row["single"]["validation_score"]
-    assert row["cascade"]["expected_ratio"] <= row["single"]["expected_ratio"] <= 1
+    assert row["cascade"]["expected_ratio"] <= row["single"]["expected_ratio"] + 1e-9
     settings = json.loads((tmp_path / "cascade" / "90" / "config.json").read_text())
     assert settings["cascade"] == row["cascade"]["settings"]["cascade"]
     assert run(*command, "--required_performance", 1.5)[0] == 1
@@ -181,7 +181,7 @@ def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_
     assert code == 0, words
     record = json.loads((tmp_path / "runtimes.json").read_text())
     rows = {(row["model"], row["variant"]): row for row in record["rows"]}
-    assert len(rows) == 9 and rows["stock", "eager"]["latency"]["ratio"] == 1
+    assert len(rows) == 10 and rows["stock", "eager"]["latency"]["ratio"] == 1
     assert all(row["latency"]["clock"] == "process_cpu" for row in rows.values())
     # float32 graphs and the model itself agree on every text
     for model in ("full-model", "short-model"):
@@ -191,7 +191,7 @@ def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_
     assert len(kept) == 4 and run(*command)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "graphs").rglob("graphs.json")] == kept
     assert "knows torch, torch-compile" in run(*command, "--variants", "tensorrt")[2]
-    assert "must be one without reductions" in run(*command, "--models", *reversed(two_folders))[2]
+    assert "equals a model without reductions" in run(*command, "--models", *reversed(two_folders))[2]
 
 
 def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):
@@ -206,6 +206,7 @@ def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_
     assert len(rows) == 12 and rows["stock", "unsorted"]["ratio"] == 1
     padding = {batching: rows["stock", batching]["padding"] for batching in ("padded", "unsorted", "sorted")}
     assert padding["padded"] >= padding["unsorted"] >= padding["sorted"] >= 0
+    assert "equals a model without reductions" in run(*command, "--models", *reversed(two_folders))[2]
     assert run(*command, "--batch_size", 0)[0] == 1
 
 
@@ -220,9 +221,10 @@ def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
     rows = {(row["schedule"], row["tokens"]): row for row in record["rows"]}
     assert rows["2-1-1_eta0", 16]["layer_lengths"] == [8, 8, 1] and len(rows) == 4
     config = ClassformerConfig.from_pretrained(tiny_roberta_two_labels, gamma=[2, 1, 1], num_labels=2)
-    assert 1e9 * rows["2-1-1_eta0", 16]["gflops"] == count_flops(config, 16)
+    head = 2 * config.hidden_size * (config.hidden_size + 2)
+    assert 1e9 * rows["2-1-1_eta0", 16]["gflops"] == pytest.approx(count_flops(config, 16) - head)
     for row in rows.values():
         assert 0 < row["roofline_ms"] and row["products_ms"] < row["measured_ms"]
         assert row["reached"][1] <= row["reached"][0] <= row["reached"][2]
     assert sum(record["profiles"]["plain RoBERTa"]["shares"].values()) == pytest.approx(1)
-    assert "--schedules are named like" in run(*command, "--schedules", "fast")[2]
+    assert "a schedule is named like" in run(*command, "--schedules", "fast")[2]

@@ -42,6 +42,19 @@ class Schedule:
         return config
 
     @classmethod
+    def from_key(cls, key: str) -> "Schedule":
+        """Read a name such as `1-2-1-4-1-1_eta2`, without buckets.
+
+        Raises:
+            ValueError: It is no such name.
+        """
+        try:
+            gamma, _, eta = key.partition("_eta")
+            return cls(tuple(map(int, gamma.split("-"))), int(eta))
+        except ValueError as error:
+            raise ValueError(f"a schedule is named like 1-2-1_eta0, got {key}.") from error
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Schedule":
         """Read what `config` wrote."""
         buckets = tuple(

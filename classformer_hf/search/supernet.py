@@ -82,20 +82,21 @@ class FlopsUniformSampler:
 
 
 def set_schedule(model: PreTrainedModel, schedule: Schedule):
-    """Make a classifier run with a schedule from now on; the weights stay."""
+    """Make a classifier run with a schedule, and without a cascade, from now on; the weights stay."""
     model.config.gamma, model.config.eta = list(schedule.gamma), schedule.eta
-    model.config.length_buckets = schedule.config.get("length_buckets")
+    model.config.length_buckets, model.config.cascade = schedule.config.get("length_buckets"), None
 
 
 @contextmanager
 def use_schedule(model: PreTrainedModel, schedule: Schedule) -> Iterator[PreTrainedModel]:
     """Run a classifier with a schedule; its own comes back on exit."""
-    before = Schedule.from_config(vars(model.config))
+    before, cascade = Schedule.from_config(vars(model.config)), model.config.cascade
     set_schedule(model, schedule)
     try:
         yield model
     finally:
         set_schedule(model, before)
+        model.config.cascade = cascade
 
 
 class ScheduledModel(nn.Module):

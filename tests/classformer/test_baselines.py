@@ -25,6 +25,7 @@ from classformer_hf.baselines import (
     merge,
     operating_points,
     pool,
+    positions_of,
 )
 
 # settings that change nothing, and settings that reduce
@@ -223,6 +224,19 @@ def test_patterns():
             assert len(set(positions)) == number and positions[0] == 0 and positions[-1] < length
             steps = [b - a for a, b in zip(positions, positions[1:], strict=False)]
             assert all(b >= a - 1 for a, b in zip(steps, steps[1:], strict=False)), positions
+
+
+@pytest.mark.parametrize("pattern", ["front", "log"])
+def test_patterns_without_padding_are_those_with_it(model, pattern):
+    """What follows from the length alone and what is chosen example by example are the same positions."""
+    method = FixedPattern(model, pattern, [0.6, 0.3, 0.3]).eval()
+    ids = torch.randint(5, 100, (1, 13))
+    mask = torch.ones_like(ids)
+    padded = {"input_ids": torch.cat([ids, ids[:, :4]], 1), "attention_mask": torch.cat([mask, 0 * mask[:, :4]], 1)}
+    with torch.no_grad():
+        alone, with_padding = method(input_ids=ids, attention_mask=mask).logits, method(**padded).logits
+    torch.testing.assert_close(alone, with_padding, atol=1e-5, rtol=1e-5)
+    assert positions_of(pattern, 13, 4).tolist() == ([0, 1, 2, 3] if pattern == "front" else log_positions(13, 4))
 
 
 def test_separators_and_spaced_tokens_stay(model):

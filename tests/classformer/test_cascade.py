@@ -5,8 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
+from classformer_hf.metrics import compute_score
+from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import choose_cascade, margins_of
+from classformer_hf.search.supernet import use_schedule
 
 FAST, FULL = {"gamma": [4, 2, 1], "eta": 0}, {"gamma": [1, 2, 1], "eta": 2}
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}]
@@ -93,6 +96,43 @@ def test_cascade_is_saved_and_an_option_of_a_pipeline(build, tiny_tokenizer, tmp
     assert loaded.config.cascade == {**FAST, "margin": 1.0}
 
 
+@pytest.mark.parametrize("settings", [{"cascade": {**FAST, "margin": 0.5}}, {"length_buckets": BUCKETS}])
+@torch.no_grad()
+def test_what_is_given_once_for_all_examples_stays(build, batch, settings):
+    model = build(**settings)
+    expected = model(**batch).logits
+    longest = batch["input_ids"].shape[1]
+    # RoBERTa counts positions from behind the padding's id on
+    once = {
+        "token_type_ids": torch.zeros(1, longest, dtype=torch.long),
+        "position_ids": torch.arange(longest)[None] + 2,
+    }
+    torch.testing.assert_close(model(**batch, **once).logits, expected, atol=1e-5, rtol=1e-5)
+    model(input_ids=batch["input_ids"], attention_mask=torch.ones(1, 1, longest, longest, dtype=torch.bool))
+    nothing = {**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}
+    assert model(**nothing).logits.shape == expected.shape
+    embeds = model.roberta.embeddings.word_embeddings(batch["input_ids"])
+    ready = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"], "position_ids": once["position_ids"]}
+    torch.testing.assert_close(model(**ready).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_schedule_that_is_set_takes_the_place_of_a_cascade(build, batch, tmp_path):
+    model = build(cascade={**FAST, "margin": 0.0})
+    with use_schedule(model, Schedule((1, 2, 1), 2)):
+        torch.testing.assert_close(model(**batch).logits, build().eval()(**batch).logits)
+    torch.testing.assert_close(model(**batch).logits, build(**FAST)(**batch).logits)
+    model.save_pretrained(tmp_path)
+    assert load_from_encoder(tmp_path).config.cascade is not None
+    assert load_from_encoder(tmp_path, gamma=[1, 1, 1], eta=0).config.cascade is None
+
+
+def test_a_cascade_is_no_single_graph(build, batch):
+    model = build(cascade={**FAST, "margin": 0.5})
+    with pytest.raises(Exception, match="a cascade is no single graph"):
+        torch.export.export(model, (), dict(batch))
+
+
 def test_states_of_two_schedules_are_refused(build, batch):
     model = build(cascade={**FAST, "margin": 0.5})
     with pytest.raises(ValueError, match="set config.cascade = None"):
@@ -107,6 +147,8 @@ def test_states_of_two_schedules_are_refused(build, batch):
         ({"cascade": {"gamma": [1, 0, 1], "eta": 0, "margin": 0.5}}, "integer >= 1"),
         ({"cascade": {"gamma": [1, 1, 1], "eta": 0, "margin": 1.5}}, "difference of probabilities, 0 to 1, got 1.5"),
         ({"cascade": {"gamma": [1, 1, 1], "eta": 0, "margin": "0.5"}}, "difference of probabilities"),
+        ({"cascade": {"gamma": 4, "eta": 0, "margin": 0.5}}, "is a list and its eta an integer, got 4 and 0"),
+        ({"cascade": {"gamma": [1, 1, 1], "eta": 0.5, "margin": 0.5}}, r"got \[1, 1, 1\] and 0.5"),
         ({"cascade": {**FAST, "margin": 0.5}, "num_labels": 1}, "needs classes of which one is chosen"),
     ],
 )
@@ -131,6 +173,15 @@ def test_choice_is_the_cheapest_that_reaches_the_score():
     assert cascade.time == pytest.approx(1 + 3 * 0.4) and margins_of(logits[0])[6] < cascade.margin < 0.9
     assert choose_cascade(logits, times, references, "accuracy", 1.0).full == 2
     assert choose_cascade(logits[:2], times[:2], references, "accuracy", 1.0) is None
+
+
+def test_a_single_schedule_reaches_its_own_score_in_every_metric():
+    generator = np.random.default_rng(0)
+    for _draw in range(50):
+        logits, references = generator.normal(size=(1, 40, 2)), generator.integers(0, 2, 40)
+        for metric in ("accuracy", "f1", "matthews_correlation"):
+            own = compute_score(metric, logits[0].argmax(-1), references)
+            assert choose_cascade(logits, np.ones((1, 40)), references, metric, own) is not None
 
 
 def test_margins_are_differences_of_probabilities():

@@ -7,9 +7,13 @@ import torch
 from transformers import pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf.search import Schedule
+from classformer_hf.search.cascade import margins_of
+from classformer_hf.search.supernet import use_schedule
 from classformer_hf.serving import ExportedClassifier, export
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
+CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}
 # what is exported where; scripts/check_export.py has the whole grid
 CASES = {
     "torch": ("torch", [4, 2, 1], 2, None),
@@ -17,7 +21,8 @@ CASES = {
     "onnx": ("onnx", [1, 2, 2], 0, None),
     "onnx, buckets": ("onnx", [4, 2, 1], 2, BUCKETS),
     "openvino": ("openvino", [2, 1, 2], 8, None),
-    "onnx, cascade": ("onnx", [1, 2, 1], 0, {"gamma": [8, 2, 1], "eta": 0, "margin": 0.05}),
+    "onnx, cascade": ("onnx", [1, 2, 1], 0, {"cascade": CASCADE}),
+    "torch, cascade and buckets": ("torch", [1, 2, 1], 0, {"cascade": CASCADE, "length_buckets": BUCKETS}),
     # one position is left of a short example
     "onnx, to one position": ("onnx", [4, 4, 4], 0, None),
     "torch, to one position": ("torch", [1, 64, 2], 0, None),
@@ -45,7 +50,7 @@ def save(folder, settings, tokenizer, **changes):
 def exported(request, tiny_settings, tiny_tokenizer, tmp_path_factory):
     runtime, gamma, eta, more = request.param
     folder = tmp_path_factory.mktemp("exported")
-    more = {"cascade": more} if isinstance(more, dict) else {"length_buckets": more}
+    more = more if isinstance(more, dict) else {"length_buckets": more}
     model = save(folder, tiny_settings, tiny_tokenizer, gamma=gamma, eta=eta, **more)
     output = export(folder, runtime)
     assert output == folder / runtime
@@ -56,12 +61,20 @@ def exported(request, tiny_settings, tiny_tokenizer, tmp_path_factory):
 
 def test_graphs_equal_the_model(exported):
     model, classifier, _ = exported
+    torch.manual_seed(0)
+    is_unsure = []
     for lengths in LENGTHS:
         batch = make_batch(lengths)
         with torch.no_grad():
             logits = model(**batch).logits
         torch.testing.assert_close(classifier(**batch).logits, logits, atol=1e-4, rtol=0, msg=str(lengths))
         assert logits.abs().max() > 0.05
+        if model.config.cascade:
+            with torch.no_grad(), use_schedule(model, Schedule(tuple(model.config.cascade["gamma"]), 0)):
+                margins = margins_of(model(**batch).logits.numpy())
+            is_unsure += (margins < model.config.cascade["margin"]).tolist()
+    # both passes are under test
+    assert not model.config.cascade or set(is_unsure) == {True, False}
 
 
 def test_pipeline_takes_it_for_a_model(exported):

@@ -105,3 +105,11 @@ def test_wrong_number_of_layers_is_refused(space):
 def test_value_outside_the_options_is_refused(space):
     with pytest.raises(ValueError, match="outside the space"):
         space.encode(Schedule((3, 1, 1, 1)))
+
+
+def test_keys_are_read_back():
+    for schedule in (Schedule((1, 2, 512), 0), Schedule((8,), 16)):
+        assert Schedule.from_key(schedule.key) == schedule
+    for bad in ("fast", "1-2-1", "1-x_eta0", "1-2_etax"):
+        with pytest.raises(ValueError, match=f"a schedule is named like 1-2-1_eta0, got {bad}"):
+            Schedule.from_key(bad)

@@ -204,8 +204,11 @@ def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_
     record = json.loads((tmp_path / "throughput.json").read_text())
     rows = {(row["model"], row["batching"]): row for row in record["rows"]}
     assert len(rows) == 12 and rows["stock", "unsorted"]["ratio"] == 1
-    padding = {batching: rows["stock", batching]["padding"] for batching in ("padded", "unsorted", "sorted")}
+    padding = {
+        batching: rows["stock", batching]["padding"] for batching in ("padded", "unsorted", "sorted", "bucketed")
+    }
     assert padding["padded"] >= padding["unsorted"] >= padding["sorted"] >= 0
+    assert padding["padded"] >= padding["bucketed"] > 0
     assert "equals a model without reductions" in run(*command, "--models", *reversed(two_folders))[2]
     assert run(*command, "--batch_size", 0)[0] == 1
 

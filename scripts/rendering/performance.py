@@ -89,11 +89,13 @@ def peers_table(record: dict) -> str:
             ]
         )
     numbers, seeds = record["num_examples"], record["seeds"]
+    dataset, seed_word = record["dataset"].upper(), "seeds" if len(seeds) > 1 else "seed"
     note = (
-        f"{record['dataset'].upper()}: {record['metric_name']} on the test split (n = {numbers['test']}, majority "
-        f"class {record['majority_score']:.3f}), mean of {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, with its "
-        f"standard error; trained on {numbers['train']} examples. Time relative to the full model in the same rounds, "
-        f"median and quartiles, batch 1, {describe_hardware(record)}. Command: `{record['command']}`\n"
+        f"{dataset}: {record['metric_name']} on the test split (n = {numbers['test']}, majority class "
+        f"{record['majority_score']:.3f}), mean of {len(seeds)} {seed_word}, with its standard error over examples (of "
+        f"several seeds the root mean square); trained on {numbers['train']} examples. Time relative to the full model "
+        f"in the same rounds, median and quartiles, batch 1, {describe_hardware(record)}. Command: "
+        f"`{record['command']}`\n"
     )
     return table(["method", "setting", "time", "score", "front"], rows) + "\n" + note
 
@@ -121,7 +123,8 @@ def peers_summary(records: dict) -> str:
     header = ["method", *(record["dataset"].upper() for record in records.values()), "points dominated"]
     note = (
         "Points of the score by which the best of a method's settings lies below the front of all (0: on it); last: "
-        "how many of its points a Classformer dominates, being no slower and no worse on the test split.\n"
+        "how many of its points a Classformer dominates, being no slower and no worse on the test split. Both compare "
+        "scores as they were measured; differences within one or two of the standard errors below decide nothing.\n"
     )
     return table(header, rows) + "\n" + note
 
@@ -136,16 +139,18 @@ def runtimes_table(record: dict) -> str:
     """Speed-up against stock by model and variant, with the schedule's own gain within each variant."""
     rows = record["rows"]
     by_name = {(row["model"], row["variant"]): row for row in rows}
-    full = rows[1]["model"]
+    full = next(row["model"] for row in rows if row["gamma"])
     lines = []
     for row in rows[1:]:
-        latency, reference = row["latency"], by_name[full, row["variant"]]["latency"]
-        schedule = "-".join(map(str, row["gamma"])) + f"_eta{row['eta']}" if row["gamma"] else "none"
+        latency = row["latency"]
+        # stock in another form has no schedule that could gain
+        reference = by_name.get((full, row["variant"]), row)["latency"]
+        schedule = f"`{name_schedule(row)}`" if row["gamma"] else "stock RoBERTa"
         speedup = interval(1 / latency["ratio"], 1 / latency["ratio_high"], 1 / latency["ratio_low"])
-        score = "" if row.get("score") is None else f"{row['score']:.3f} +- {row['standard_error']:.3f}"
-        kept = "" if row.get("score") is None else f"{100 * row['score'] / rows[0]['score']:.1f}"
+        score = f"{row['score']:.3f} +- {row['standard_error']:.3f}"
+        kept = f"{100 * row['score'] / rows[0]['score']:.1f}"
         gain = f"{reference['ratio'] / latency['ratio']:.2f}"
-        lines.append([f"`{schedule}`", row["variant"], speedup, gain, score, kept])
+        lines.append([schedule, row["variant"], speedup, gain, score, kept])
     header = ["schedule", "runtime and precision", "x stock", "x by the schedule", "score", "% of stock"]
     note = (
         f"{record['dataset'].upper()}: x stock is against RoBERTa with eager attention in torch, float32, with the "
@@ -181,7 +186,7 @@ def roofline_table(record: dict) -> str:
     for row in record["rows"]:
         bound = 100 * row["roofline_ms"] / row["measured_ms"]
         products = 100 * row["products_ms"] / row["measured_ms"]
-        extra = 100 * (row["overhead_per_layer_us"][0] / row["stock_overhead_per_layer_us"][0] - 1)
+        overheads = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{who}overhead_per_layer_us"]) for who in ("", "stock_")]
         rows.append(
             [
                 f"`{row['schedule']}`",
@@ -192,7 +197,7 @@ def roofline_table(record: dict) -> str:
                 interval(*row["speedup"]),
                 interval(*row["predicted_speedup"]),
                 interval(*(100 * value for value in row["reached"]), digits=0),
-                f"{extra:+.0f}",
+                *overheads,
             ]
         )
     header = ["schedule", "tokens", "GFLOP", "roofline, %", "products, %", "x stock", "promised", "reached, %"]
@@ -202,9 +207,10 @@ def roofline_table(record: dict) -> str:
         f"{record['bandwidth_gb_per_s']:.1f} GB/s reading, {record['weight_megabytes']:.0f} MB of weights in the "
         "layers. Roofline and products: share of the time that the bound, or the matrix products alone, would take. "
         "Promised: what the products' own times and plain RoBERTa's overhead at the lengths that leave each layer "
-        f"give. Last column: overhead per layer against that of plain RoBERTa there. Command: `{record['command']}`\n"
+        f"give. Overhead: of a layer, in microseconds, beside that of plain RoBERTa's layers at the lengths that leave "
+        f"each layer. Command: `{record['command']}`\n"
     )
-    return table([*header, "overhead, %"], rows) + "\n" + note
+    return table([*header, "overhead", "of plain layers"], rows) + "\n" + note
 
 
 def profile_table(record: dict) -> str:
@@ -231,9 +237,13 @@ def cascade_table(records: dict) -> str:
     rows = []
     for record in records.values():
         for row in record["rows"]:
+            asked = f"{100 * row['required_performance']:g}"
             for kind in ("single", "cascade"):
                 part, latency = row[kind], row[kind]["latency_to_single"]
                 settings = part["settings"]
+                if kind == "cascade" and not (settings["cascade"] or {}).get("margin"):
+                    rows.append([record["dataset"].upper(), asked, kind, "none is faster", *[""] * 6])
+                    continue
                 schedule = f"`{name_schedule(settings)}`"
                 if settings["cascade"]:
                     cascade = settings["cascade"]
@@ -243,7 +253,7 @@ def cascade_table(records: dict) -> str:
                 rows.append(
                     [
                         record["dataset"].upper(),
-                        f"{100 * row['required_performance']:g}",
+                        asked,
                         kind,
                         schedule,
                         f"{part['expected_ratio']:.3f}",

@@ -18,6 +18,7 @@ Letters: B examples, N tokens, D width, H heads, L layers.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -562,6 +563,17 @@ def _entropy_exit(model: ClassformerForSequenceClassification, share: float) -> 
     return method
 
 
+def mark_front(points: list[dict[str, Any]], majority: float):
+    """Say of each point whether none is faster and at least as good, and how far the front is above it.
+
+    What is no better than the majority class is on no front, however fast.
+    """
+    for point in points:
+        faster = [other["test_score"] for other in points if other["ratio"] <= point["ratio"]]
+        point["below_front"] = max(faster) - point["test_score"]
+        point["is_on_front"] = point["below_front"] <= 0 and point["test_score"] > majority
+
+
 __all__ = [
     "AttentionThreshold",
     "AttentionTopK",
@@ -572,5 +584,6 @@ __all__ = [
     "PeerMethod",
     "PooledQueries",
     "TokenMerging",
+    "mark_front",
     "operating_points",
 ]

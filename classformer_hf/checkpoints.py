@@ -9,6 +9,7 @@ token: the outputs agree on inputs padded on the right. Heads agree in evaluatio
 out before its first linear layer too, as RoBERTa's does.
 """
 
+import copy
 import dataclasses
 import hashlib
 import logging
@@ -125,6 +126,31 @@ def load_from_encoder(
     if unused | homeless:
         logger.info("Weights of `%s` that are not used: %s", name, _list(unused | homeless))
     return model
+
+
+def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) -> ClassformerForSequenceClassification:
+    """Give a classifier's weights other settings: another schedule, a cascade, or fewer layers.
+
+    Args:
+        model: Keeps its own settings; the weights are shared.
+        settings: Fields of its config.
+
+    Returns:
+        A model in evaluation mode.
+
+    Raises:
+        StrictDataclassError: The settings are not valid.
+        RuntimeError: The weights do not suit them.
+    """
+    config = copy.deepcopy(model.config)
+    config.update(settings)
+    with torch.device("meta"):
+        other = ClassformerForSequenceClassification(config)
+    weights = model.state_dict()
+    other.load_state_dict({name: weights[name] for name in other.state_dict()}, assign=True)
+    # buffers that no state dict holds
+    other.roberta.embeddings = model.roberta.embeddings
+    return other.eval()
 
 
 def checkpoint_fingerprint(name_or_path: str) -> str:

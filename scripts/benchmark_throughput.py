@@ -12,7 +12,6 @@ text, it is the reference. Four ways to batch the same texts:
 - bucketed: by the power of two that a text fits in, padded to it, so that there are few shapes
 """
 
-import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -29,8 +27,8 @@ from classformer_hf.command import describe_command, parse_arguments, run_comman
 from classformer_hf.cost import hardware_fingerprint, measure_latency
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.peers import build_stock
+from classformer_hf.throughput import BATCHINGS, AllBatches, make_batches
 
-BATCHINGS = ("padded", "unsorted", "sorted", "bucketed")
 REFERENCE = "stock unsorted"
 
 
@@ -42,39 +40,6 @@ class ThroughputArguments:
     rounds: int = field(default=8, metadata={"help": "Rounds of interleaved timing."})
     device: str = field(default="cpu", metadata={"help": "Where the models run."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
-
-
-class AllBatches(nn.Module):
-    """A model that runs through prepared batches when it is called."""
-
-    def __init__(self, model: nn.Module, batches: list[dict[str, torch.Tensor]]):
-        super().__init__()
-        self.model, self.batches = model, batches
-
-    def forward(self):
-        for batch in self.batches:
-            self.model(**batch)
-
-
-def make_batches(texts: list[list[int]], batching: str, size: int, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
-    """Cut texts into padded batches; see the module's text for the names."""
-    longest = max(map(len, texts))
-
-    def round_up(length: int) -> int:
-        return min(1 << (length - 1).bit_length(), longest)
-
-    if batching in ("sorted", "bucketed"):
-        texts = sorted(texts, key=len)
-    key = (lambda text: round_up(len(text))) if batching == "bucketed" else (lambda text: 0)
-    batches = []
-    for _, group in itertools.groupby(texts, key):
-        members = list(group)
-        for rows in (members[start : start + size] for start in range(0, len(members), size)):
-            width = {"padded": longest, "bucketed": round_up(len(rows[-1]))}.get(batching, max(map(len, rows)))
-            ids = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows])
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-            batches.append({"input_ids": ids, "attention_mask": mask})
-    return batches
 
 
 def main():

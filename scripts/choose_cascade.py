@@ -10,7 +10,6 @@ certified and timed beside each other on texts drawn from it. OUTPUT_DIR/95 (97,
 cascade in its config: any `pipeline("text-classification", folder, trust_remote_code=True)` runs it.
 """
 
-import copy
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.checkpoints import reconfigure
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
@@ -120,27 +120,16 @@ class Chooser:
             },
         }
 
-    def build(self, settings: dict) -> Any:
-        """Give the weights a config with these settings; the weights are shared."""
-        config = copy.deepcopy(self.model.config)
-        config.update(settings)
-        with torch.device("meta"):
-            model = ClassformerForSequenceClassification(config)
-        model.load_state_dict(self.model.state_dict(), assign=True)
-        # what no state dict holds
-        model.roberta.embeddings = self.model.roberta.embeddings
-        return model.eval()
-
     def report(self, required: float) -> dict:
         """Choose, then score, certify and time on the test split."""
         row: dict[str, Any] = {"required_performance": required, **self.choose(required)}
         split, name = self.task.splits["test"], self.task.metric_name
         references = np.asarray(split["labels"])
-        models = {"full": self.build({**self.schedules[0].config, "cascade": None})}
+        models = {"full": reconfigure(self.model, **self.schedules[0].config, cascade=None)}
         full = predict(models["full"], split, self.tokenizer).argmax(-1)
         row["full"] = {"test_score": compute_score(name, full, references)}
         for kind in ("single", "cascade"):
-            models[kind] = self.build(row[kind]["settings"])
+            models[kind] = reconfigure(self.model, **row[kind]["settings"])
             found = predict(models[kind], split, self.tokenizer)
             row[kind]["test_score"] = compute_score(name, found.argmax(-1), references)
             # each choice of each requirement is judged on these texts
@@ -165,7 +154,7 @@ class Chooser:
 
     def share_classified_twice(self, cascade: Any, split: Any) -> float:
         first = {name: cascade.config.cascade[name] for name in ("gamma", "eta")}
-        margins = margins_of(predict(self.build({**first, "cascade": None}), split, self.tokenizer))
+        margins = margins_of(predict(reconfigure(self.model, **first, cascade=None), split, self.tokenizer))
         return float((margins < cascade.config.cascade["margin"]).mean())
 
     def save(self, model: Any, required: float):

@@ -27,8 +27,8 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.baselines import operating_points
-from classformer_hf.checkpoints import checkpoint_fingerprint
+from classformer_hf.baselines import mark_front, operating_points
+from classformer_hf.checkpoints import checkpoint_fingerprint, reconfigure
 from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
@@ -73,15 +73,8 @@ def build_points(arguments: CompareArguments, model: ClassformerForSequenceClass
         if len(settings["gamma"]) > model.config.num_hidden_layers:
             raise ValueError(f"the model has {model.config.num_hidden_layers} layers, got --schedules {key}.")
 
-        def build(model: ClassformerForSequenceClassification) -> torch.nn.Module:
-            config = copy.deepcopy(model.config)
-            config.update({**settings, "length_buckets": None, "cascade": None})
-            shortened = ClassformerForSequenceClassification(config)
-            weights = model.state_dict()
-            shortened.load_state_dict({name: weights[name] for name in shortened.state_dict()})
-            return shortened
-
-        return build
+        settings |= {"length_buckets": None, "cascade": None}
+        return lambda model: reconfigure(model, **settings)
 
     points: dict[tuple[str, str], Builder] = {("full", ""): lambda model: model}
     points.update({("classformer", key): schedule(key) for key in arguments.schedules})
@@ -158,17 +151,6 @@ class Comparison:
         with tqdm(total=rounds + 2, desc="timing", unit="round", disable=self.training.disable_tqdm) as bar:
             found = measure_latency(models, inputs, "full ", rounds, 2, on_round=bar.update)
         return {point: asdict(found[f"{point[0]} {point[1]}"]) for point in self.points}
-
-
-def mark_front(points: list[dict[str, Any]], majority: float):
-    """Say of each point whether none is faster and at least as good, and how far the front is above it.
-
-    What is no better than the majority class is on no front, however fast.
-    """
-    for point in points:
-        faster = [other["test_score"] for other in points if other["ratio"] <= point["ratio"]]
-        point["below_front"] = max(faster) - point["test_score"]
-        point["is_on_front"] = point["below_front"] <= 0 and point["test_score"] > majority
 
 
 def main():

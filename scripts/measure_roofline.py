@@ -13,8 +13,6 @@ would pay.
 """
 
 import json
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.peers import build_stock
+from classformer_hf.roofline import list_products, measure, run_all
 from classformer_hf.search import Schedule
 from classformer_hf.search.supernet import ScheduledModel
 
@@ -55,60 +53,6 @@ class RooflineArguments:
     lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512], metadata={"help": "Tokens of the texts."})
     rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the tables."})
-
-
-def list_products(model: ClassformerForSequenceClassification, tokens_in: int, lengths: list[int]) -> list[tuple]:
-    """Give the matrix products of the layers in their order, as (operations, bytes moved, function)."""
-    products: list[tuple] = []
-
-    def add_linear(linear: torch.nn.Linear, rows: int):
-        states, (width_out, width_in) = torch.randn(1, rows, linear.in_features), linear.weight.shape
-        num_bytes = 4 * (width_out * width_in + rows * (width_in + width_out))
-        products.append((2 * rows * width_in * width_out, num_bytes, lambda: F.linear(states, linear.weight)))
-
-    def add_attention(queries: int, keys: int):
-        heads = model.config.num_attention_heads
-        width = model.config.hidden_size // heads
-        query, key, value = (torch.randn(heads, tokens, width) for tokens in (queries, keys, keys))
-        scores = torch.rand(heads, queries, keys)
-        flops, num_bytes = 2 * heads * queries * keys * width, 4 * heads * (queries + keys) * width
-        products.append((flops, num_bytes, lambda: query @ key.transpose(1, 2)))
-        products.append((flops, num_bytes, lambda: scores @ value))
-
-    for layer, tokens_out in zip(model.roberta.encoder.layer, lengths, strict=True):
-        attention = layer.attention.self
-        add_linear(attention.query, tokens_out)
-        add_linear(attention.key, tokens_in)
-        add_linear(attention.value, tokens_in)
-        add_attention(tokens_out, tokens_in)
-        add_linear(layer.attention.output.dense, tokens_out)
-        add_linear(layer.intermediate.dense, tokens_out)
-        add_linear(layer.output.dense, tokens_out)
-        tokens_in = tokens_out
-    return products
-
-
-def run_all(products: list[tuple]) -> Callable[[], None]:
-    def run():
-        for *_, call in products:
-            call()
-
-    return run
-
-
-def measure(calls: dict[Any, Callable[[], Any]], rounds: int, what: str) -> dict[Any, np.ndarray]:
-    """Give the processor time of every call in every round, in milliseconds, (rounds,)."""
-    found: dict[Any, list[float]] = {name: [] for name in calls}
-    generator = random.Random(0)
-    with torch.inference_mode(), tqdm(total=rounds + 2, desc=what, unit="round") as bar:
-        for index in range(-2, rounds):
-            for name in generator.sample(list(calls), len(calls)):
-                started = time.thread_time()
-                calls[name]()
-                if index >= 0:
-                    found[name].append(1000 * (time.thread_time() - started))
-            bar.update()
-    return {name: np.array(times) for name, times in found.items()}
 
 
 def measure_machine(model: ClassformerForSequenceClassification, rounds: int) -> dict[str, Any]:
@@ -241,6 +185,7 @@ def main():
     model.eval()
     for key in arguments.schedules:
         layer_lengths(model, Schedule.from_key(key), max(arguments.lengths))
+    stock = build_stock(model)
     machine = measure_machine(model, arguments.rounds)
     print(f"peak {machine['peak_gflops']:.0f} GFLOP/s, reading {machine['bandwidth_gb_per_s']:.1f} GB/s")
     rows = compare_with_bounds(arguments, model, machine)
@@ -251,7 +196,6 @@ def main():
             f"{row['overhead_per_layer_us'][0]:.0f} us, plain RoBERTa {row['stock_overhead_per_layer_us'][0]:.0f} us"
         )
     inputs = make_inputs(model, sorted(arguments.lengths)[len(arguments.lengths) // 2])
-    stock = build_stock(model)
     profiles = {"plain RoBERTa": profile(stock, inputs)}
     for key in arguments.schedules:
         profiles[key] = profile(ScheduledModel(model, Schedule.from_key(key)), inputs)

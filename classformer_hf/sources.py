@@ -31,11 +31,15 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "validation_matched", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "test_matched"), "test"),
 }
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+# plain text has no labels
+TEXT_BUILDERS = {**BUILDERS, ".txt": "text"}
 SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-def read_splits(dataset_name: str, config_name: str | None = None) -> tuple[str, dict[str, Dataset]]:
+def read_splits(
+    dataset_name: str, config_name: str | None = None, builders: dict[str, str] = BUILDERS
+) -> tuple[str, dict[str, Dataset]]:
     """Read the raw splits of a data set.
 
     A name in `GLUE_TASKS` is that task on the Hub. Splits are recognised by the names in `SPLIT_NAMES`, others are left
@@ -44,6 +48,7 @@ def read_splits(dataset_name: str, config_name: str | None = None) -> tuple[str,
     Args:
         dataset_name: GLUE task, local folder or file, or name on the Hub.
         config_name: Configuration on the Hub.
+        builders: What reads a file, by its ending.
 
     Returns:
         A name for the task, that of a GLUE task where it is one, and "train" with what else there is of "validation"
@@ -57,10 +62,10 @@ def read_splits(dataset_name: str, config_name: str | None = None) -> tuple[str,
     if dataset_name in GLUE_TASKS:
         splits = _read_hub(GLUE_REPOSITORY, dataset_name)
     elif path.is_dir():
-        name, splits = path.resolve().name, _read_folder(path)
+        name, splits = path.resolve().name, _read_folder(path, builders)
     elif path.is_file():
-        name, splits = path.stem, {"train": _read_files([path])}
-    elif path.suffix in BUILDERS or dataset_name.startswith((".", "/", "~")):
+        name, splits = path.stem, {"train": _read_files([path], builders)}
+    elif path.suffix in builders or dataset_name.startswith((".", "/", "~")):
         raise ValueError(f"there is no file or folder {dataset_name}; check the path.")
     else:
         splits = _read_hub(dataset_name, config_name)
@@ -147,37 +152,37 @@ def _read_hub(repository: str, config_name: str | None) -> dict[str, Dataset]:
         ) from error
 
 
-def _read_folder(folder: Path) -> dict[str, Dataset]:
+def _read_folder(folder: Path, builders: dict[str, str]) -> dict[str, Dataset]:
     """Read every file that is named like a split; one may come in shards such as train-00000-of-00002.parquet."""
     files: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
         split = SHARD.sub("", file.stem)
-        if file.suffix in BUILDERS and split in SPLIT_NAMES:
+        if file.suffix in builders and split in SPLIT_NAMES:
             files.setdefault(split, []).append(file)
     if not files:
         raise ValueError(
             f"folder {folder} has no file like train.parquet, found {sorted(file.name for file in folder.iterdir())}; "
-            f"name the files train, validation and test, with one of the endings {list(BUILDERS)}."
+            f"name the files train, validation and test, with one of the endings {list(builders)}."
         )
-    return {split: _read_files(paths) for split, paths in files.items()}
+    return {split: _read_files(paths, builders) for split, paths in files.items()}
 
 
-def _read_files(files: list[Path]) -> Dataset:
+def _read_files(files: list[Path], builders: dict[str, str]) -> Dataset:
     names = [file.name for file in files]
     if len(files) > 1 and (
         len({file.suffix for file in files}) > 1 or not all(SHARD.search(file.stem) for file in files)
     ):
         raise ValueError(f"one split must come from one file or from its shards, found {names}; keep one of them.")
     suffix = files[0].suffix
-    if suffix not in BUILDERS:
-        raise ValueError(f"a data file must end in one of {list(BUILDERS)}, got {names[0]}.")
+    if suffix not in builders:
+        raise ValueError(f"a data file must end in one of {list(builders)}, got {names[0]}.")
     try:
-        return load_dataset(BUILDERS[suffix], data_files=[str(file) for file in files], split="train")
+        return load_dataset(builders[suffix], data_files=[str(file) for file in files], split="train")
     # as above; an empty file ends in a StopIteration, one without rows in a ValueError
     except Exception as error:
         raise ValueError(
             f"could not read {', '.join(names)} ({_first_line(error.__cause__ or error)}); check that it is a "
-            f"{BUILDERS[suffix]} file with at least one row."
+            f"{builders[suffix]} file with at least one row."
         ) from error
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from .corpus import joined_texts, load_standard_library_task
-from .sources import BUILDERS, SPLIT_NAMES, read_splits
+from .sources import SPLIT_NAMES, TEXT_BUILDERS, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def load_texts(arguments: TextArguments) -> Texts:
         return Texts(task.name, train, validation)
     if arguments.streaming:
         return _stream(arguments)
-    name, splits = read_splits(arguments.dataset_name, arguments.dataset_config_name)
+    name, splits = read_splits(arguments.dataset_name, arguments.dataset_config_name, TEXT_BUILDERS)
     column = _find_text_column(name, splits["train"].column_names, arguments.text_column, splits["train"][0])
     splits = {key: _rename_text(split, column) for key, split in splits.items()}
     if "validation" not in splits:
@@ -98,9 +98,9 @@ def _stream(arguments: TextArguments) -> Texts:
     if path.exists():
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         files = [file for file in files if SPLIT_NAMES.get(file.stem.partition("-")[0]) == "train" or file == path]
-        if not files or files[0].suffix not in BUILDERS:
-            raise ValueError(f"{path} has no train file of the kinds {', '.join(BUILDERS)}.")
-        source = {"path": BUILDERS[files[0].suffix], "data_files": [str(file) for file in files]}
+        if not files or files[0].suffix not in TEXT_BUILDERS:
+            raise ValueError(f"{path} has no train file of the kinds {', '.join(TEXT_BUILDERS)}.")
+        source = {"path": TEXT_BUILDERS[files[0].suffix], "data_files": [str(file) for file in files]}
     try:
         stream = load_dataset(**source, split="train", streaming=True)
         first = next(iter(stream))

@@ -84,6 +84,14 @@ def describe_command() -> str:
     return shlex.join(["python", script, *(shorten(argument) for argument in sys.argv[1:])])
 
 
+def write_record(path: str | None, **content: Any):
+    """Write what a script found, after its command, as JSON; nothing where no path is given."""
+    if path is None:
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"command": describe_command(), **content}, indent=2) + "\n")
+
+
 def check_settings(path: Path, settings: dict, is_writer: bool):
     """Refuse to go on with what other settings have begun.
 

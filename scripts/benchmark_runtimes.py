@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
@@ -126,19 +126,16 @@ def main():
     for row, name in zip(rows, models, strict=True):
         row["latency"] = asdict(found[name])
         print(f"{name:40} {1 / row['latency']['ratio']:.2f}x  {row['score']:.4f}")
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "dataset": task.name,
-            "metric_name": task.metric_name,
-            "num_examples": len(split),
-            "majority_score": majority_score(task, "test"),
-            "timed_lengths": [single["input_ids"].shape[1] for single in inputs],
-            "hardware": hardware_fingerprint(),
-            "rows": rows,
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        dataset=task.name,
+        metric_name=task.metric_name,
+        num_examples=len(split),
+        majority_score=majority_score(task, "test"),
+        timed_lengths=[single["input_ids"].shape[1] for single in inputs],
+        hardware=hardware_fingerprint(),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

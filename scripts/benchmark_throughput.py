@@ -12,7 +12,6 @@ text, it is the reference. Four ways to batch the same texts:
 - bucketed: by the power of two that a text fits in, padded to it, so that there are few shapes
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.peers import build_stock
@@ -93,18 +92,15 @@ def main():
                 f"{name:24} {batching:9} {1 / latency.ratio:.2f}x [{1 / latency.ratio_high:.2f} "
                 f"{1 / latency.ratio_low:.2f}], {100 * rows[-1]['padding']:.0f} % padding"
             )
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "dataset": Path(str(task_arguments.dataset_name)).name,
-            "batch_size": arguments.batch_size,
-            "num_texts": len(texts),
-            "mean_tokens": tokens / len(texts),
-            "hardware": hardware_fingerprint(device),
-            "rows": rows,
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        dataset=Path(str(task_arguments.dataset_name)).name,
+        batch_size=arguments.batch_size,
+        num_texts=len(texts),
+        mean_tokens=tokens / len(texts),
+        hardware=hardware_fingerprint(device),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

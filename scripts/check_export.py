@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
 from classformer_hf.search.space import Schedule
@@ -109,11 +109,7 @@ def main():
     worst = {name: max(row["difference"] for row in rows if row["runtime"] == name) for name in arguments.runtimes}
     for name, difference in worst.items():
         print(f"{name}: largest difference of a logit over {len(jobs) // len(worst)} schedules {difference:.1e}")
-    if arguments.results_file is not None:
-        record = {"command": describe_command(), "lengths": list(LENGTHS), "worst": worst, "rows": rows}
-        record["hardware"] = hardware_fingerprint()
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(arguments.results_file, lengths=list(LENGTHS), worst=worst, rows=rows, hardware=hardware_fingerprint())
     if max(worst.values()) > TOLERANCE:
         raise ValueError(f"an export differs by more than {TOLERANCE:g}: {worst}.")
 

@@ -10,7 +10,6 @@ certified and timed beside each other on texts drawn from it. OUTPUT_DIR/95 (97,
 cascade in its config: any `pipeline("text-classification", folder, trust_remote_code=True)` runs it.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.checkpoints import reconfigure
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import write_golden_output
@@ -196,19 +195,16 @@ def main():
     rows = [chooser.report(required) for required in arguments.required_performance]
     for row in rows:
         print_row(row)
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "dataset": task.name,
-            "metric_name": task.metric_name,
-            "num_examples": {name: len(split) for name, split in task.splits.items()},
-            "num_schedules": len(chooser.schedules),
-            "full_validation_score": chooser.scores[0],
-            "hardware": hardware_fingerprint(),
-            "rows": rows,
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        dataset=task.name,
+        metric_name=task.metric_name,
+        num_examples={name: len(split) for name, split in task.splits.items()},
+        num_schedules=len(chooser.schedules),
+        full_validation_score=chooser.scores[0],
+        hardware=hardware_fingerprint(),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

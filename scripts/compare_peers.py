@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.baselines import mark_front, operating_points
 from classformer_hf.checkpoints import checkpoint_fingerprint, reconfigure
-from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
@@ -201,19 +201,16 @@ def main():
     majority = majority_score(task, "test")
     mark_front(points, majority)
     print_table(points, task)
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "dataset": task.name,
-            "metric_name": task.metric_name,
-            "num_examples": {name: len(split) for name, split in task.splits.items()},
-            "majority_score": majority,
-            "seeds": list(seeds),
-            "hardware": hardware_fingerprint(),
-            "points": points,
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        dataset=task.name,
+        metric_name=task.metric_name,
+        num_examples={name: len(split) for name, split in task.splits.items()},
+        majority_score=majority,
+        seeds=list(seeds),
+        hardware=hardware_fingerprint(),
+        points=points,
+    )
 
 
 def print_table(points: list[dict[str, Any]], task: Task):

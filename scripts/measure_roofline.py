@@ -12,7 +12,6 @@ profile says what the time goes into, and a last comparison whether joining the 
 would pay.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.peers import build_stock
 from classformer_hf.roofline import list_products, measure, run_all
@@ -199,20 +198,17 @@ def main():
     profiles = {"plain RoBERTa": profile(stock, inputs)}
     for key in arguments.schedules:
         profiles[key] = profile(ScheduledModel(model, Schedule.from_key(key)), inputs)
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "model": Path(arguments.model_name_or_path).name,
-            "rounds": arguments.rounds,
-            "hardware": hardware_fingerprint(),
-            **machine,
-            "weight_megabytes": sum(p.numel() for p in model.roberta.encoder.parameters()) * 4 / 1e6,
-            "rows": rows,
-            "profiles": profiles,
-            "joined_projections": compare_joined_projections(model, arguments.rounds),
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        model=Path(arguments.model_name_or_path).name,
+        rounds=arguments.rounds,
+        hardware=hardware_fingerprint(),
+        **machine,
+        weight_megabytes=sum(p.numel() for p in model.roberta.encoder.parameters()) * 4 / 1e6,
+        rows=rows,
+        profiles=profiles,
+        joined_projections=compare_joined_projections(model, arguments.rounds),
+    )
 
 
 if __name__ == "__main__":

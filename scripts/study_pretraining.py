@@ -26,7 +26,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForMaskedLM, load_from_encoder
-from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
@@ -134,24 +134,21 @@ def main():
     for objective, task, seed in tqdm(jobs, desc="fine-tuning", unit="model", disable=training.disable_tqdm):
         rows.append(study.run(objective, task, seed))
         print(f"{task.name} {objective} seed {seed}: test {task.metric_name} {rows[-1]['test_score']:.4f}")
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "schedule": study.schedule,
-            "pretraining": study.pretrained,
-            "datasets": {
-                task.name: {
-                    "num_examples": {name: len(split) for name, split in task.splits.items()},
-                    "majority_score": majority_score(task, "test"),
-                }
-                for task in tasks
-            },
-            "seeds": list(seeds),
-            "hardware": hardware_fingerprint(),
-            "rows": rows,
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        schedule=study.schedule,
+        pretraining=study.pretrained,
+        datasets={
+            task.name: {
+                "num_examples": {name: len(split) for name, split in task.splits.items()},
+                "majority_score": majority_score(task, "test"),
+            }
+            for task in tasks
+        },
+        seeds=list(seeds),
+        hardware=hardware_fingerprint(),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

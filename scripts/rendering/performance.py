@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from classformer_hf.search import Schedule
+
 from .tables import interval, table
 
 
@@ -145,7 +147,7 @@ def runtimes_table(record: dict) -> str:
         latency = row["latency"]
         # stock in another form has no schedule that could gain
         reference = by_name.get((full, row["variant"]), row)["latency"]
-        schedule = f"`{name_schedule(row)}`" if row["gamma"] else "stock RoBERTa"
+        schedule = f"`{Schedule.from_config(row).key}`" if row["gamma"] else "stock RoBERTa"
         speedup = interval(1 / latency["ratio"], 1 / latency["ratio_high"], 1 / latency["ratio_low"])
         score = f"{row['score']:.3f} +- {row['standard_error']:.3f}"
         kept = f"{100 * row['score'] / rows[0]['score']:.1f}"
@@ -244,10 +246,10 @@ def cascade_table(records: dict) -> str:
                 if kind == "cascade" and not (settings["cascade"] or {}).get("margin"):
                     rows.append([record["dataset"].upper(), asked, kind, "none is faster", *[""] * 6])
                     continue
-                schedule = f"`{name_schedule(settings)}`"
+                schedule = f"`{Schedule.from_config(settings).key}`"
                 if settings["cascade"]:
                     cascade = settings["cascade"]
-                    schedule = f"`{name_schedule(cascade)}`, below {cascade['margin']:.2f} {schedule}"
+                    schedule = f"`{Schedule.from_config(cascade).key}`, below {cascade['margin']:.2f} {schedule}"
                 twice = f"{100 * part['classified_twice']:.0f}" if kind == "cascade" else ""
                 full, certificate = row["full"]["test_score"], part["certificate"]
                 rows.append(
@@ -282,10 +284,6 @@ def cascade_table(records: dict) -> str:
     return table(header, rows) + "\n" + note
 
 
-def name_schedule(settings: dict) -> str:
-    return "-".join(map(str, settings["gamma"])) + f"_eta{settings['eta']}"
-
-
 def throughput_table(records: dict) -> str:
     """Texts per second of models and ways to batch, relative to stock on unsorted batches."""
     rows = []
@@ -293,7 +291,7 @@ def throughput_table(records: dict) -> str:
         for model in dict.fromkeys(row["model"] for row in record["rows"]):
             own = {row["batching"]: row for row in record["rows"] if row["model"] == model}
             first = next(iter(own.values()))
-            name = f"`{name_schedule(first)}`" if first["gamma"] else "stock RoBERTa"
+            name = f"`{Schedule.from_config(first).key}`" if first["gamma"] else "stock RoBERTa"
             cells = [interval(1 / r["ratio"], 1 / r["ratio_high"], 1 / r["ratio_low"]) for r in own.values()]
             rows.append([record["dataset"].upper(), name, *cells])
         stock = record["rows"][: len(own)]

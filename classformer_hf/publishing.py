@@ -169,6 +169,18 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
             "the model card names no licence: give one, as --license apache-2.0; a base model's binds you."
         )
     card.save(path)
+    if cascade := config.get("cascade"):
+        write_section(folder, "Cascade", describe_cascade(cascade))
+
+
+def describe_cascade(cascade: dict[str, Any]) -> str:
+    """Say what a model with a cascade computes."""
+    return (
+        f"Every text is classified with `gamma = {cascade['gamma']}`, `eta = {cascade['eta']}` first; where the "
+        f"probabilities of its two likeliest classes differ by less than {cascade['margin']:g}, the schedule above "
+        "classifies it again. Same weights; leave it out with "
+        "`AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, cascade=None)`."
+    )
 
 
 def latency_results(

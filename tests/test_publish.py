@@ -209,6 +209,15 @@ def test_section_of_a_card_is_replaced(folder):
     assert text.count("## Certificate") == 1 and text.endswith("second\n") and "## Schedule" in text
 
 
+def test_card_tells_of_a_cascade(folder):
+    complete_card(folder, "somebody/a-name", license="mit")
+    assert "## Cascade" not in (folder / "README.md").read_text()
+    change_config(cascade={"gamma": [4, 1], "eta": 2, "margin": 0.6})(folder)
+    complete_card(folder, "somebody/a-name")
+    text = (folder / "README.md").read_text()
+    assert "`gamma = [4, 1]`, `eta = 2` first" in text and "less than 0.6" in text
+
+
 def test_pickles_and_leavings_stay_here(finished):
     names, left_out = list_files(finished)
     assert left_out == ["checkpoints/checkpoint-1/model.safetensors", "training_args.bin"]

@@ -8,8 +8,9 @@
         --output_dir runs/study-pretraining --results_file results/pretraining.json
 
 Compared are the checkpoint itself without reductions (full), with the schedule but no pretraining (none), and every
-folder in --pretrained. A seed decides head, dropout and order of the data. Scores are of the test split; only the
-number of epochs, fixed beforehand, could have been chosen by it. The same command resumes.
+folder in --pretrained, also one of scripts/train_multitask.py that is named multitask. A seed decides head, dropout and
+order of the data. Scores are of the test split; only the number of epochs, fixed beforehand, could have been chosen by
+it. The same command resumes.
 """
 
 import copy
@@ -25,13 +26,16 @@ from tqdm import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf import ClassformerForMaskedLM, load_from_encoder
+from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.pretraining import OBJECTIVES
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
+
+PREDICTIONS = "predictions.npy"
+NUM_RESAMPLES = 500
 
 
 @dataclass
@@ -47,7 +51,7 @@ class StudyArguments:
 
 def read_pretrained(folder: Path) -> dict[str, dict[str, Any]]:
     """Give what every objective's pretraining reported."""
-    paths = {name: folder / name / "pretrain_results.json" for name in OBJECTIVES}
+    paths = {name: folder / name / "pretrain_results.json" for name in (*OBJECTIVES, "multitask")}
     rows = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     if not rows:
         raise ValueError(f"--pretrained {folder} holds no finished objective; run scripts/pretrain_classformer.py.")
@@ -77,13 +81,17 @@ class Study:
         model: Any = load_from_encoder(self.arguments.model_name_or_path, **task.head_config, **self.schedule)
         if objective != "none":
             # the encoder only: heads start alike
-            backbone: Any = ClassformerForMaskedLM.from_pretrained(Path(self.arguments.pretrained) / objective)
-            model.roberta.load_state_dict(backbone.roberta.state_dict())
+            folder = Path(self.arguments.pretrained) / objective
+            encoder: Any = ClassformerModel.from_pretrained(folder, add_pooling_layer=False)
+            model.roberta.load_state_dict(encoder.state_dict())
         return model
+
+    def folder(self, objective: str, task: Task, seed: int) -> Path:
+        return self.output / task.name / objective / f"seed-{seed}"
 
     def run(self, objective: str, task: Task, seed: int) -> dict[str, Any]:
         """Fine-tune once and score; a finished one is read."""
-        folder = self.output / task.name / objective / f"seed-{seed}"
+        folder = self.folder(objective, task, seed)
         row_file = folder / "row.json"
         if row_file.exists():
             return json.loads(row_file.read_text())
@@ -106,9 +114,37 @@ class Study:
             "seconds": round(tuned.seconds, 1),
         }
         folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / PREDICTIONS, predictions)
         row_file.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return row
+
+    def compare_with_none(self, objective: str, task: Task, seeds: range) -> dict[str, Any]:
+        """Give how far an objective is above no pretraining, in the mean over seeds, with a 95 % interval.
+
+        The interval is over test examples, by the bootstrap, and pairs the same examples and seeds.
+        """
+        references = np.asarray(task.splits["test"]["labels"])
+        predictions = [
+            [np.load(self.folder(name, task, seed) / PREDICTIONS) for seed in seeds] for name in ("none", objective)
+        ]
+
+        def difference(examples: np.ndarray) -> float:
+            none, own = (
+                np.mean([compute_score(task.metric_name, one[examples], references[examples]) for one in models])
+                for models in predictions
+            )
+            return float(own - none)
+
+        generator = np.random.default_rng(0)
+        num_examples = len(references)
+        resampled = [difference(generator.integers(num_examples, size=num_examples)) for _ in range(NUM_RESAMPLES)]
+        return {
+            "objective": objective,
+            "dataset": task.name,
+            "mean": difference(np.arange(num_examples)),
+            "interval": np.quantile(resampled, [0.025, 0.975]).tolist(),
+        }
 
 
 def main():
@@ -145,6 +181,12 @@ def main():
             }
             for task in tasks
         },
+        above_none=[
+            study.compare_with_none(objective, task, seeds)
+            for task in tasks
+            for objective in objectives
+            if objective != "none"
+        ],
         seeds=list(seeds),
         hardware=hardware_fingerprint(),
         rows=rows,

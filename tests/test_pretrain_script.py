@@ -155,8 +155,43 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
     assert code == 0 and "funnel seed 43" in printed, words
     record = json.loads((tmp_path / "study.json").read_text())
     assert [row["objective"] for row in record["rows"]] == ["full", "none", "dense", "funnel"] * 2
+    assert [entry["objective"] for entry in record["above_none"]] == ["full", "dense", "funnel"]
+    for entry in record["above_none"]:
+        scores = [
+            [row["test_score"] for row in record["rows"] if row["objective"] == name]
+            for name in ("none", entry["objective"])
+        ]
+        assert entry["mean"] == pytest.approx(sum(scores[1]) / 2 - sum(scores[0]) / 2)
+        assert entry["interval"][0] <= entry["mean"] <= entry["interval"][1]
     assert record["schedule"] == {"gamma": [1, 2, 1], "eta": 0} and set(record["pretraining"]) == {"dense", "funnel"}
     written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
     assert run(*study)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written
     assert "holds no finished objective" in run(*study, "--pretrained", tmp_path)[2]
+
+
+def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_text_file, tmp_path):
+    assert run(*command, "--objectives", "dense")[0] == 0
+    other = tmp_path / "other.csv"
+    other.write_text("sentence,label\n" + "".join(f"film number {n} is a film,{n % 3}\n" for n in range(60)))
+    fine_tune = ("--use_cpu", "--save_strategy", "no", "--disable_tqdm", "True", "--learning_rate", 5e-3)
+    several = [
+        *("train_multitask", "--model_name_or_path", command[2], "--dataset_names", tiny_text_file, other),
+        *("--gamma", 1, 2, 1, "--num_train_epochs", 4, *fine_tune),
+        *("--output_dir", tmp_path / "out" / "multitask", "--max_length", 64),
+    ]
+    code, printed, words = run(*several)
+    assert code == 0 and "2 tasks" in printed, words
+    row = json.loads((tmp_path / "out" / "multitask" / "pretrain_results.json").read_text())
+    assert row["loss_after"] < row["loss_before"] and row["tokens"] > 0 and row["training_flops"] > 0
+    assert not (tmp_path / "out" / "multitask" / "checkpoints").exists()
+    classifier = load_from_encoder(tmp_path / "out" / "multitask", ClassformerForSequenceClassification, num_labels=3)
+    assert classifier.config.gamma == [1, 2, 1]
+    assert "is finished" in run(*several)[1]
+    assert "needs two tasks" in run(*several, "--dataset_names", other)[2]
+    code, printed, words = run(
+        *("study_pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
+        *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--num_seeds", 1, *fine_tune),
+        *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--output_dir", tmp_path / "study"),
+    )
+    assert code == 0 and "multitask seed 42" in printed, words

@@ -1,0 +1,155 @@
+"""Train one Classformer encoder on several tasks at once, before the last fine-tuning (thesis section 6.2.3, eq. 2.14).
+
+    python scripts/train_multitask.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte qqp sst2 \
+        --max_train_samples 10000 --gamma 1 2 1 2 1 1 1 1 1 1 1 1 --num_train_epochs 1 --output_dir runs/multitask
+
+Batches mix the tasks, each has a head of its own, and every loss is divided by what guessing costs. OUTPUT_DIR is then
+a folder with the encoder, which scripts/train_classformer.py and scripts/search_classformer.py start from. The same
+command resumes.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers.utils import logging as transformers_logging
+
+from classformer_hf import ClassformerModel, load_from_encoder
+from classformer_hf.checkpoints import checkpoint_fingerprint
+from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.folders import write_golden_output
+from classformer_hf.multitask import MultitaskClassformer, mix_tasks
+from classformer_hf.pretraining import count_training_flops
+from classformer_hf.training import (
+    ClassformerTrainingArguments,
+    LogProgress,
+    QuietProgressCallback,
+    StopOnInvalidLoss,
+    find_checkpoint,
+)
+
+
+@dataclass
+class MultitaskArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint to start from."})
+    dataset_names: list[str] = field(metadata={"help": "Tasks: GLUE names, folders or files."})
+    gamma: list[int] | None = field(default=None, metadata={"help": "One reduction factor per layer."})
+    eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
+    max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Take at most so many examples per task."})
+
+
+@dataclass
+class MultitaskTrainingArguments(ClassformerTrainingArguments):
+    """The recipe without validation: what counts is the fine-tuning afterwards."""
+
+    output_dir: str | None = field(default="runs/multitask", metadata={"help": "Folder for everything written."})
+    eval_strategy: str = field(default="no", metadata={"help": "Nothing is validated."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save what a resumed run starts from."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or a share of all steps."})
+    logging_strategy: str = field(default="steps", metadata={"help": "When to log: no, steps or epoch."})
+    logging_steps: float = field(default=0.05, metadata={"help": "Steps between logs, or a share of all steps."})
+    load_best_model_at_end: bool = field(default=False, metadata={"help": "Keep the best checkpoint."})
+
+
+def build_trainer(
+    model: MultitaskClassformer, mixed: Any, tokenizer: Any, training: ClassformerTrainingArguments
+) -> Trainer:
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=mixed,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[StopOnInvalidLoss()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LogProgress() if training.disable_tqdm else QuietProgressCallback())
+    return trainer
+
+
+def count_flops(trainer: Trainer, mixed: Any, num_examples: int = 8) -> float:
+    """Count the operations of an example's training step, over some spread over the data."""
+    rows = np.linspace(0, len(mixed) - 1, num_examples).astype(int)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
+    costs = []
+    for row in rows:
+        batch = trainer.data_collator([mixed[int(row)]])
+        costs.append(count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()}))
+    return float(np.mean(costs))
+
+
+def main():
+    arguments, training = parse_arguments((MultitaskArguments, MultitaskTrainingArguments), __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if len(arguments.dataset_names) < 2:
+        raise ValueError("--dataset_names needs two tasks at least; scripts/train_classformer.py trains on one.")
+    output = Path(str(training.output_dir))
+    training.output_dir = str(output / "checkpoints")
+    tokenizer = load_tokenizer(arguments.model_name_or_path)
+    tasks = [
+        tokenize(
+            load_task(TaskArguments(dataset_name=name, max_train_samples=arguments.max_train_samples)),
+            tokenizer,
+            arguments.max_length,
+        )
+        for name in arguments.dataset_names
+    ]
+    schedule: dict[str, Any] = {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
+    settings = {
+        "checkpoint": checkpoint_fingerprint(arguments.model_name_or_path),
+        "tasks": [task.fingerprint for task in tasks],
+        "schedule": schedule,
+        "recipe": training.describe_recipe(),
+    }
+    check_settings(output / "settings.json", settings, training.process_index == 0)
+    results = output / "pretrain_results.json"
+    if results.exists():
+        print(f"{output} is finished.")
+        return
+    mixed = mix_tasks(tasks)
+    set_seed(training.seed)
+    encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
+    trainer = build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, tokenizer, training)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=find_checkpoint(output / "checkpoints"))
+    seconds = time.perf_counter() - started
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(map(len, mixed["input_ids"])) * (trainer.state.epoch or 0)
+    row = {
+        "command": describe_command(),
+        "hardware": hardware_fingerprint(),
+        "objective": "multitask",
+        "tasks": {task.name: len(task.splits["train"]) for task in tasks},
+        "loss_before": losses[0],
+        "loss_after": losses[-1],
+        "perplexity": None,
+        "tokens": round(tokens),
+        # of this run, where it was resumed
+        "seconds": round(seconds, 1),
+        "training_flops": count_flops(trainer, mixed) * len(mixed) * (trainer.state.epoch or 0),
+    }
+    if training.process_index == 0:
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        trained.roberta.save_pretrained(output)
+        write_golden_output(trained.roberta, output)
+        tokenizer.save_pretrained(output)
+        results.write_text(json.dumps(row, indent=2) + "\n")
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    print(
+        f"{len(tasks)} tasks, {len(mixed):,} examples: loss {losses[0]:.3f} -> {losses[-1]:.3f} of guessing; "
+        f"{row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {output}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

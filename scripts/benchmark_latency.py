@@ -15,7 +15,6 @@ With one thread (the default) the ratio is made of processor time, so other work
 times of single texts stand beside it; those do depend on the machine's load, which the output records.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, measure_pass_memory, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, tokenize
 from classformer_hf.elsewhere import make_inputs
@@ -345,10 +344,7 @@ def main():
     hardware = hardware_fingerprint(arguments.device, getattr(torch, arguments.dtype))
     records = measure(models, groups, source, arguments)
     print_table(records)
-    if arguments.output is not None:
-        content = {"command": describe_command(), "hardware": hardware, "measurements": records}
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output).write_text(json.dumps(content, indent=2) + "\n")
+    write_record(arguments.output, hardware=hardware, measurements=records)
     if arguments.plot is not None:
         Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
         draw_lengths(records, hardware, Path(arguments.plot))

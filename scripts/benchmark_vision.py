@@ -7,10 +7,8 @@ those of the Xceptions for CIFAR. All variants of a shape take turns in every ro
 plain convolution in the same round, and the control, a plain convolution as well, shows how far 1.00 is from 1.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from vision_hf.cost import forward_call, measure_ratios, training_call
 from vision_hf.layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d, SharedSeparableConv2d
@@ -99,16 +97,14 @@ def main():
     summary = summarise(rows)
     for entry in summary:
         print(f"{entry['kind']:10} {entry['mode']:20} {entry['variant']:16} {entry['geomean']:.3f}")
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "hardware": hardware_fingerprint(),
-            "batch_size": arguments.batch_size,
-            "rounds": arguments.rounds,
-            "summary": summary,
-            "shapes": rows,
-        }
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        hardware=hardware_fingerprint(),
+        batch_size=arguments.batch_size,
+        rounds=arguments.rounds,
+        summary=summary,
+        shapes=rows,
+    )
 
 
 def summarise(rows: list[dict]) -> list[dict]:

@@ -10,7 +10,6 @@ that multiply matrices without pause:
         --check 30 --busy 2 --results_file results/latency_table_check_busy.json
 """
 
-import json
 import os
 import sys
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.checkpoints import load_from_encoder
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable, build_latency_table, compare_latencies, count_steps
@@ -193,20 +192,16 @@ def main() -> None:
         return
     record = check_table(arguments, table, model, inputs)
     print_check(record)
-    if arguments.results_file is None:
-        return
-    content = {
-        "command": describe_command(),
-        "note": NOTE,
-        "hardware": hardware_fingerprint(arguments.device, dtype),
-        "load_average_before": [round(load, 2) for load in load_before],
-        "busy_processes": arguments.busy,
-        "check_rounds": arguments.check_rounds,
-        "table": {"rounds": table.rounds, "build_seconds": table.build_seconds, "shape": table.shape},
+    write_record(
+        arguments.results_file,
+        note=NOTE,
+        hardware=hardware_fingerprint(arguments.device, dtype),
+        load_average_before=[round(load, 2) for load in load_before],
+        busy_processes=arguments.busy,
+        check_rounds=arguments.check_rounds,
+        table={"rounds": table.rounds, "build_seconds": table.build_seconds, "shape": table.shape},
         **record,
-    }
-    Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.results_file).write_text(json.dumps(content, indent=2) + "\n")
+    )
 
 
 if __name__ == "__main__":

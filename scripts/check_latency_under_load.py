@@ -7,20 +7,18 @@ exit code is 1; the ratio of wall times stands beside it to show the difference.
     python scripts/check_latency_under_load.py --output results/latency_under_load.json
 """
 
-import json
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import count_flops, hardware_fingerprint, measure_latency
 
 NUM_TOKENS = 128
@@ -151,20 +149,18 @@ def main() -> int:
     print_comparison(flops, quiet, busy)
     is_kept = quiet["order_by_cpu_time"] == busy["order_by_cpu_time"]
     print(f"the order by processor time {'is the same' if is_kept else 'DIFFERS'} under load")
-    content = {
-        "command": describe_command(),
-        "note": NOTE,
-        "hardware": hardware,
-        "sequence_length_tokens": NUM_TOKENS,
-        "busy_processes": arguments.busy_processes,
-        "schedules": {name: {"gamma": SCHEDULES[name], "flops": flops[name]} for name in flops},
-        "quiet": quiet,
-        "busy": busy,
-        "is_cpu_order_kept": is_kept,
-        "is_wall_order_kept": quiet["order_by_wall_time"] == busy["order_by_wall_time"],
-    }
-    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.output).write_text(json.dumps(content, indent=2) + "\n")
+    write_record(
+        arguments.output,
+        note=NOTE,
+        hardware=hardware,
+        sequence_length_tokens=NUM_TOKENS,
+        busy_processes=arguments.busy_processes,
+        schedules={name: {"gamma": SCHEDULES[name], "flops": flops[name]} for name in flops},
+        quiet=quiet,
+        busy=busy,
+        is_cpu_order_kept=is_kept,
+        is_wall_order_kept=quiet["order_by_wall_time"] == busy["order_by_wall_time"],
+    )
     return 0 if is_kept else 1
 
 

@@ -8,7 +8,6 @@ round, and a second copy of it, the control, shows how far a ratio is from 1 by 
 """
 
 import copy
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from vision_hf.cost import count_expanded_parameters, count_flops, forward_call, measure_ratios
 from vision_hf.data import EvaluationTransform, ImageTaskArguments, load_task
@@ -108,10 +107,13 @@ def main():
     )
     if arguments.examples_dir is not None:
         write_examples(sample, task.label_names, Path(arguments.examples_dir))
-    if arguments.results_file is not None:
-        record = {"command": describe_command(), "hardware": hardware_fingerprint(), "rows": rows}
-        record |= {"controls": {"one": one["control"], "batch": many["control"]}, "batch_size": len(batch)}
-        Path(arguments.results_file).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(
+        arguments.results_file,
+        hardware=hardware_fingerprint(),
+        rows=rows,
+        controls={"one": one["control"], "batch": many["control"]},
+        batch_size=len(batch),
+    )
 
 
 def write_examples(split: Any, label_names: list[str], folder: Path, number: int = 4):

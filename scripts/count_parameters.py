@@ -6,15 +6,13 @@ EfficientNet-B0 shares depthwise kernels, as the thesis does; ResNet-50 the inpu
 author's Xception for CIFAR its depthwise kernels, and both parts of its separable convolutions. Nothing is trained.
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import vision_hf
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from vision_hf.cost import count_expanded_parameters, count_flops
 from vision_hf.explain import list_convolutions
 
@@ -52,8 +50,7 @@ def main():
     networks = {
         name: [count(*network, factor) for factor in arguments.sharing_factors] for name, network in NETWORKS.items()
     }
-    record = {"command": describe_command(), "networks": networks}
-    Path(arguments.results_file).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(arguments.results_file, networks=networks)
     for name, rows in networks.items():
         for row in rows:
             print(

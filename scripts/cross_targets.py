@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency
 from classformer_hf.search import Schedule
 from classformer_hf.search.supernet import ScheduledModel
@@ -93,21 +93,19 @@ def main():
                     "low": latency.ratio_low,
                     "high": latency.ratio_high,
                 }
-    record = {
-        "command": describe_command(),
-        "note": NOTE,
-        "hardware": hardware_fingerprint(),
-        "rounds": arguments.latency_rounds,
-        "targets": [{**target, "winner": target["winner"].key} for target in targets],
-        "ratios": ratios,
-    }
     width = max(len(name) for name in winners)
     print("speed-up over the full model of the winner for (row), timed on (column)")
     print(" " * width, *(f"{name:>{max(width, 6)}}" for name in winners))
     for name, row in ratios.items():
         print(f"{name:<{width}}", *(f"{1 / row[other]['ratio']:>{max(width, 6)}.2f}" for other in winners))
-    if arguments.results_file is not None:
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        note=NOTE,
+        hardware=hardware_fingerprint(),
+        rounds=arguments.latency_rounds,
+        targets=[{**target, "winner": target["winner"].key} for target in targets],
+        ratios=ratios,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Works on any saved folder of an autoencoder, through the Auto classes. All model
 Errors are squared, summed over the pixels of an input, and averaged; smaller is better.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from avae_hf import analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, load_processor, load_task
 from avae_hf.training import evaluate_model, summarise_terms
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 
 
@@ -110,9 +109,7 @@ def main():
     print_table(rows)
     what = " and ".join(task_arguments.augment)
     print(f"{task.name}, test split, n = {len(task.images['test'])}, random poses: {what}")
-    if arguments.results_file is not None:
-        record = {"command": describe_command(), "hardware": hardware_fingerprint(), "rows": rows}
-        Path(arguments.results_file).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(arguments.results_file, hardware=hardware_fingerprint(), rows=rows)
     if arguments.figures_dir is not None:
         for path in draw(arguments, models, rows, task):
             print(f"wrote {path}")

@@ -9,7 +9,6 @@ the third convolutional layer that speak for the correct class). Kernels lie whe
 model lie. Works on any saved folder or Hub name of a shared Xception, EfficientNet or ResNet.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from vision_hf.data import ImageTaskArguments, load_task
 from vision_hf.explain import draw_grad_cam, draw_kernel_sheets
 
@@ -76,8 +75,7 @@ def main():
     images = [image.convert("RGB") for image in chosen["image"]]
     pixels = processor(images, return_tensors="pt")["pixel_values"]
     draw_grad_cam(models, images, pixels, list(chosen["labels"]), folder / "grad_cam.png", arguments.layer)
-    record = {"command": describe_command(), "cosine_similarity": similarity}
-    (folder / "kernels.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(str(folder / "kernels.json"), cosine_similarity=similarity)
     print(f"wrote kernels_first.png, kernels_second.png, grad_cam.png and kernels.json in {folder}")
 
 

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.corpus import load_standard_library_task, train_tokenizer
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
@@ -231,8 +231,7 @@ def main():
             f"{row['training_flops'] / 1e12:.2f} TFLOP; {pretraining.output / objective}"
         )
     if training.process_index == 0:
-        record = {"command": describe_command(), "hardware": hardware_fingerprint(), "rows": rows}
-        (pretraining.output / "pretrain_results.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_record(str(pretraining.output / "pretrain_results.json"), hardware=hardware_fingerprint(), rows=rows)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ The file has `keys` (S,), the full schedule first or named by `--reference_key`,
 """
 
 import functools
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.search.certificate import check_request
 from classformer_hf.search.paired import EXTRA_DISAGREEMENTS, PairedCounts, exact_p_value
@@ -177,29 +175,22 @@ def main():
         for (required, margin, size), values in outcomes.items()
     ]
     print_rows(rows)
-    if arguments.results_file is not None:
-        accuracy = population.is_right.mean(axis=1)
-        content = {
-            "command": describe_command(),
-            "note": NOTE,
-            "hardware": hardware_fingerprint(),
-            "num_population": population.is_right.shape[1],
-            "num_search": arguments.num_search,
-            "num_resamples": arguments.num_resamples,
-            "confidence": arguments.confidence,
-            "reference_key": population.keys[0],
-            "schedules": {
-                key: {
-                    "accuracy": float(score),
-                    "performance": float(score / accuracy[0]),
-                    "latency_ratio": float(ratio),
-                }
-                for key, score, ratio in zip(population.keys, accuracy, population.latency_ratio, strict=True)
-            },
-            "rows": rows,
-        }
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(content, indent=2) + "\n")
+    accuracy = population.is_right.mean(axis=1)
+    write_record(
+        arguments.results_file,
+        note=NOTE,
+        hardware=hardware_fingerprint(),
+        num_population=population.is_right.shape[1],
+        num_search=arguments.num_search,
+        num_resamples=arguments.num_resamples,
+        confidence=arguments.confidence,
+        reference_key=population.keys[0],
+        schedules={
+            key: {"accuracy": float(score), "performance": float(score / accuracy[0]), "latency_ratio": float(ratio)}
+            for key, score, ratio in zip(population.keys, accuracy, population.latency_ratio, strict=True)
+        },
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

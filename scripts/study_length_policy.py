@@ -10,13 +10,11 @@ that is at least as accurate there. Their expected latency over the texts' lengt
 the test predictions, which nothing was chosen on.
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
+from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.latency import LatencyTable
 from classformer_hf.metrics import compute_score, paired_standard_error
 from classformer_hf.search.policy import choose_policy, predict_policy
@@ -121,17 +119,15 @@ def main():
             f"{100 * single['performance']:.1f} %, policy {policy['latency_ratio']:.3f} at "
             f"{100 * policy['performance']:.1f} %: {100 * row['test_latency_change']:+.1f} % latency"
         )
-    if arguments.results_file is not None:
-        record = {
-            "command": describe_command(),
-            "limits_tokens": arguments.limits,
-            "num_validation_examples": len(validation.references),
-            "num_test_examples": len(test.references),
-            "length_quantiles_tokens": np.percentile(test.lengths, [5, 25, 50, 75, 95]).tolist(),
-            "hardware": table.hardware,
-            "requirements": rows,
-        }
-        Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        arguments.results_file,
+        limits_tokens=arguments.limits,
+        num_validation_examples=len(validation.references),
+        num_test_examples=len(test.references),
+        length_quantiles_tokens=np.percentile(test.lengths, [5, 25, 50, 75, 95]).tolist(),
+        hardware=table.hardware,
+        requirements=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,16 @@ from .modeling_classformer import ClassformerForSequenceClassification, Classfor
 HIDDEN = -1e9
 
 
+def check_plain(model: ClassformerForSequenceClassification):
+    """Refuse a model that drops tokens already.
+
+    Raises:
+        ValueError: Says its gamma.
+    """
+    if any(factor != 1 for factor in model.config.gamma or []):
+        raise ValueError(f"a peer starts from a model without reductions, got gamma {model.config.gamma}.")
+
+
 class PeerMethod(nn.Module):
     """A classifier of its own; subclasses say what a layer hands to the next.
 
@@ -42,8 +52,7 @@ class PeerMethod(nn.Module):
 
     def __init__(self, model: ClassformerForSequenceClassification):
         super().__init__()
-        if any(factor != 1 for factor in model.config.gamma or []):
-            raise ValueError(f"a peer starts from a model without reductions, got gamma {model.config.gamma}.")
+        check_plain(model)
         self.model, self.config = model, model.config
 
     @property
@@ -584,6 +593,7 @@ __all__ = [
     "PeerMethod",
     "PooledQueries",
     "TokenMerging",
+    "check_plain",
     "mark_front",
     "operating_points",
 ]

@@ -50,6 +50,7 @@ def parse_arguments(
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
     # without the usage of a hundred flags
+    parser.usage = f"%(prog)s [recipe.json] {'[' + positional.upper() + '] ' if positional else ''}[--flag value ...]"
     parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
     if arguments and arguments[0].endswith(".json"):
         path, *arguments = arguments

@@ -28,11 +28,13 @@ from transformers.models.roberta.modeling_roberta import (
 )
 from transformers.processing_utils import Unpack
 from transformers.pytorch_utils import apply_chunking_to_forward
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, is_tracing, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_classformer import ClassformerConfig
+
+logger = logging.get_logger(__name__)
 
 
 def subsample(states: torch.Tensor, gamma: int, eta: int, dim: int = 1) -> torch.Tensor:
@@ -292,6 +294,7 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
+        warn_of_left_padding(attention_mask)
         if self.config.cascade and not self.training:
             outputs = self.classify_unsure_again(inputs, **kwargs)
         else:
@@ -367,6 +370,18 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         """Say whether a caller, or the config, wants hidden states or attentions."""
         return any(
             kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
+        )
+
+
+def warn_of_left_padding(attention_mask: torch.Tensor | None):
+    """Warn once where position 0, which is classified, is padding."""
+    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.device.type != "cpu":
+        return
+    if is_tracing(attention_mask):
+        return
+    if ((attention_mask[:, 0] == 0) & (attention_mask != 0).any(dim=1)).any():
+        logger.warning_once(
+            'Inputs are padded on the left, but position 0 is what is classified: set tokenizer.padding_side = "right".'
         )
 
 

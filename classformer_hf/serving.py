@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import logging as transformers_logging
 
 from .evaluation import load_classifier, load_processor, resolve_folder
 
@@ -101,19 +100,15 @@ def check_runtime(runtime: str, int8: bool = False):
 
 @contextmanager
 def quiet():
-    """Hide what the exporters tell of their versions and of operators that no classifier has."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+    """Hide what the exporters and their libraries tell of every node, and of operators that no classifier has."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        noisy.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
+        logging.disable(disabled)
 
 
 def _export_graph(model: PreTrainedModel, inputs: dict[str, Any], runtime: str, int8: bool) -> Any:
@@ -164,6 +159,12 @@ def _shortest_general(model: PreTrainedModel, longest: int) -> int:
     return next(n for n in lengths if all(a >= b for a, b in zip(config.layer_lengths(n), enough, strict=True)))
 
 
+class ExportedConfig(PreTrainedConfig):
+    """Only registers the class below with transformers, whose pipelines know it then; a graph keeps its own config."""
+
+    model_type = "exported_classifier"
+
+
 class ExportedClassifier(PreTrainedModel):
     """Runs the graphs of a classifier; a `pipeline("text-classification")` takes it for a model.
 
@@ -172,6 +173,8 @@ class ExportedClassifier(PreTrainedModel):
         index: Content of `graphs.json`.
         graphs: As many callables.
     """
+
+    config_class = ExportedConfig
 
     def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any]):
         super().__init__(config)
@@ -193,20 +196,23 @@ class ExportedClassifier(PreTrainedModel):
             num_threads: Of the runtime, for one call; its own choice by default.
 
         Raises:
-            ValueError: The folder holds no graphs, or their runtime is not installed.
+            ValueError: The folder holds no graphs, they are damaged, their runtime is not installed, or `num_threads`
+                is below 1.
         """
         from transformers import AutoConfig
 
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"`num_threads` must be at least 1, got {num_threads}.")
+        if not (Path(folder) / INDEX).is_file():
+            raise ValueError(f"{folder} holds no {INDEX}: it is no export; scripts/export_model.py writes one.")
         try:
             index = json.loads((Path(folder) / INDEX).read_text())
-        except OSError as error:
-            raise ValueError(f"{folder} holds no {INDEX}; write it with `export`.") from error
-        check_runtime(index["runtime"])
+            paths = [Path(folder) / entry["folder"] for entry in index["graphs"]]
+            check_runtime(index["runtime"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{folder}/{INDEX} is damaged ({error!r}); export the model again.") from error
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        graphs = [
-            _open_graph(Path(folder) / entry["folder"], index["runtime"], num_threads) for entry in index["graphs"]
-        ]
-        return cls(config, index, graphs)
+        return cls(config, index, [_open_graph(path, index["runtime"], num_threads) for path in paths])
 
     @property
     def device(self) -> torch.device:
@@ -227,12 +233,15 @@ class ExportedClassifier(PreTrainedModel):
             attention_mask: 1 for tokens and 0 for padding, (B, L).
 
         Raises:
-            ValueError: The batch is empty, or a text is longer than the model reads.
+            ValueError: The batch is empty or padded on the left, or a text is longer than the model reads.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        input_ids = torch.as_tensor(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else torch.as_tensor(attention_mask)
         lengths = mask.sum(dim=1)
         if len(lengths) == 0:
             raise ValueError("the batch is empty.")
+        if (mask[:, 0] == 0).any():
+            raise ValueError('the model reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
         if lengths.max() > self.limits[-1]:
             raise ValueError(f"the model reads at most {self.limits[-1]} tokens, got {int(lengths.max())}.")
         if not self.has_cascade:
@@ -280,8 +289,17 @@ def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
         options["config"] = {"INFERENCE_PRECISION_HINT": "f32"}
         if num_threads is not None:
             options["config"]["INFERENCE_NUM_THREADS"] = num_threads
-    with quiet():
-        return ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing; export the model again.")
+    try:
+        with quiet():
+            return ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
+    # of as many kinds as there are runtimes
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise ValueError(
+            f"{folder} does not open, damaged or of another version ({reason}); export it again."
+        ) from error
 
 
 @torch.no_grad()
@@ -311,5 +329,7 @@ def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, len
             largest = max(largest, (found - expected).abs().max().item())
     return largest
 
+
+AutoModelForSequenceClassification.register(ExportedConfig, ExportedClassifier)
 
 __all__ = ["RUNTIMES", "ExportedClassifier", "check_runtime", "export", "largest_difference"]

@@ -1,4 +1,4 @@
-"""Compare pose searches on a trained autoencoder: processor time and loss of the fast and the thesis' direct one.
+r"""Compare pose searches on a trained autoencoder: processor time and loss of the fast and the thesis' direct one.
 
     python scripts/benchmark_avae.py --model runs/vae/seed-42 --transforms rotation --dataset_name ylecun/mnist \
         --results_file results/benchmark_avae.json

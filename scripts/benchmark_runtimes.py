@@ -1,4 +1,4 @@
-"""Compare schedules within and across runtimes and precisions, with their accuracy.
+r"""Compare schedules within and across runtimes and precisions, with their accuracy.
 
     python scripts/benchmark_runtimes.py --models runs/sst2/full runs/sst2/best --dataset_name sst2 \
         --output_dir runs/runtimes-sst2 --results_file results/runtimes_sst2.json

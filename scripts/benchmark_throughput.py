@@ -1,4 +1,4 @@
-"""Compare models and ways to batch by how many texts they classify in a second.
+r"""Compare models and ways to batch by how many texts they classify in a second.
 
     python scripts/benchmark_throughput.py --models runs/imdb/full runs/imdb/best --dataset_name imdb \
         --results_file results/throughput_imdb.json

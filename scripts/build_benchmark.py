@@ -1,4 +1,4 @@
-"""Evaluate every schedule of a small space with one supernet: a table that samplers can race on.
+r"""Evaluate every schedule of a small space with one supernet: a table that samplers can race on.
 
 Example, in the folder of a finished search (or of scripts/study_supernet.py):
 

@@ -1,4 +1,4 @@
-"""Time the layers of a model on this machine, so that the latency of every schedule can be predicted.
+r"""Time the layers of a model on this machine, so that the latency of every schedule can be predicted.
 
     python scripts/build_latency_table.py --model_name_or_path runs/full --output latency_table.json
 

@@ -1,4 +1,4 @@
-"""Check exported classifiers against the original over a grid of schedules, lengths and runtimes.
+r"""Check exported classifiers against the original over a grid of schedules, lengths and runtimes.
 
     python scripts/check_export.py --model_name_or_path FacebookAI/roberta-base --output_dir runs/parity \
         --results_file results/export_parity.json
@@ -23,7 +23,7 @@ from classformer_hf.command import check_settings, parse_arguments, run_command,
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
 from classformer_hf.search.space import Schedule
-from classformer_hf.serving import LENGTHS, ExportedClassifier, export, largest_difference
+from classformer_hf.serving import LENGTHS, ExportedClassifier, check_runtime, export, largest_difference
 
 ETAS = (0, 2, 8)
 TOLERANCE = 1e-4
@@ -86,6 +86,8 @@ def read_rows(journal: Path, wanted: set[tuple[str, str]]) -> list[dict]:
 
 def main():
     (arguments,) = parse_arguments((ParityArguments,), __doc__)
+    for runtime in arguments.runtimes:
+        check_runtime(runtime)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Choose a cascade: a fast schedule for every text, and a fuller one for those whose margin is small.
+r"""Choose a cascade: a fast schedule for every text, and a fuller one for those whose margin is small.
 
     python scripts/choose_cascade.py --model_name_or_path runs/sst2/supernet --dataset_name sst2 \
         --required_performance 0.95 0.97 --output_dir runs/sst2-cascade --results_file results/cascade_sst2.json

@@ -1,4 +1,4 @@
-"""Compare Classformer with other ways to make the same classifier cheaper, on the same weights and training budget.
+r"""Compare Classformer with other ways to make the same classifier cheaper, on the same weights and training budget.
 
     python scripts/compare_peers.py --model_name_or_path runs/sst2-full/seed-42 --dataset_name sst2 \
         --schedules 1-1-2-1-4-1_eta2 1-2-2-4-1-1_eta0 --num_train_epochs 1 --output_dir runs/peers-sst2 \
@@ -27,7 +27,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.baselines import mark_front, operating_points
+from classformer_hf.baselines import check_plain, mark_front, operating_points
 from classformer_hf.checkpoints import checkpoint_fingerprint, reconfigure
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
@@ -95,6 +95,7 @@ class Comparison:
         self.output = Path(str(training.output_dir))
         lengths = [len(ids) for ids in task.splits["train"]["input_ids"]]
         self.full = ClassformerForSequenceClassification.from_pretrained(arguments.model_name_or_path)
+        check_plain(self.full)
         self.points = build_points(arguments, self.full, float(np.median(lengths)))
 
     def load_full(self) -> ClassformerForSequenceClassification:

@@ -1,4 +1,4 @@
-"""Time the winner for every target on every target: does a schedule that was found for one fit another?
+r"""Time the winner for every target on every target: does a schedule that was found for one fit another?
 
 Example, with the output folders of searches of one task for several targets (section 5.2.4 of the thesis asks the same
 of a CPU and a GPU):

@@ -1,4 +1,4 @@
-"""Draw score against time of every method that scripts/compare_peers.py compared, one panel per dataset.
+r"""Draw score against time of every method that scripts/compare_peers.py compared, one panel per dataset.
 
     python scripts/draw_peers.py --records results/peers_sst2.json results/peers_mrpc.json \
         --figure docs/images/peers.png

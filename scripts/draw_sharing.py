@@ -1,4 +1,4 @@
-"""Draw the studies of sharing: accuracy by what is left of the weights or channels (thesis figures 3.3 and 3.7).
+r"""Draw the studies of sharing: accuracy by what is left of the weights or channels (thesis figures 3.3 and 3.7).
 
     python scripts/draw_sharing.py --records results/sharing_xception.json results/sharing_resnet.json \
         --figure docs/images/sharing.png

@@ -1,4 +1,4 @@
-"""Evaluate saved autoencoders on the test split in random poses: error, loss, orientations, and pictures.
+r"""Evaluate saved autoencoders on the test split in random poses: error, loss, orientations, and pictures.
 
     python scripts/evaluate_avae.py --models runs/vae/seed-42 runs/avae/seed-42 --dataset_name ylecun/mnist \
         --augment rotation --figures_dir runs/pictures

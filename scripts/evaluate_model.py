@@ -1,4 +1,4 @@
-"""Evaluate saved classifiers of texts or images, of any architecture, on a dataset; by default on its test split.
+r"""Evaluate saved classifiers of texts or images, of any architecture, on a dataset; by default on its test split.
 
     python scripts/evaluate_model.py runs/mrpc/best runs/mrpc-final/seed-42 --dataset_name mrpc \
         --output results/mrpc_test.json

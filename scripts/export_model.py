@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.evaluation import load_classifier, resolve_folder
-from classformer_hf.serving import RUNTIMES, ExportedClassifier, export, largest_difference
+from classformer_hf.serving import RUNTIMES, ExportedClassifier, check_runtime, export, largest_difference
 
 TOLERANCE = 1e-4
 
@@ -42,8 +42,11 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if arguments.output is None and not Path(arguments.folder).is_dir():
-        raise ValueError("a model of the Hub needs --output, a folder for the result.")
-    print(f"exporting {arguments.folder} to {arguments.runtime}, which takes up to a minute per graph ...")
+        raise ValueError(
+            f"there is no folder {arguments.folder}; a model of the Hub needs --output, a folder for the result."
+        )
+    check_runtime(arguments.runtime, arguments.int8)
+    print(f"exporting {arguments.folder} to {arguments.runtime}, which takes a minute or two per graph ...")
     output = export(arguments.folder, arguments.runtime, arguments.output, arguments.int8)
     model = load_classifier(resolve_folder(arguments.folder))
     torch.set_num_threads(1)

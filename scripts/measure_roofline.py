@@ -1,4 +1,4 @@
-"""Compare what a schedule takes with the least it could take on this machine.
+r"""Compare what a schedule takes with the least it could take on this machine.
 
     python scripts/measure_roofline.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --schedules 1-1-2-1-2-1_eta0 1-2-2-1-1-1_eta0 --lengths 64 128 256 512 --results_file results/roofline.json

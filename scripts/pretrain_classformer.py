@@ -1,4 +1,4 @@
-"""Pretrain a Classformer on text, with an objective for shortened sequences (thesis section 5.2.6).
+r"""Pretrain a Classformer on text, with an objective for shortened sequences (thesis section 5.2.6).
 
 From a checkpoint, on WikiText-2, reduced four times after the third layer:
 

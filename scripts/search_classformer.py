@@ -1,4 +1,4 @@
-"""Search the fastest Classformer for a checkpoint, a dataset, a machine and an accuracy floor.
+r"""Search the fastest Classformer for a checkpoint, a dataset, a machine and an accuracy floor.
 
 Examples:
 

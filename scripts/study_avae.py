@@ -1,4 +1,4 @@
-"""Train affine and plain autoencoders of equal latent size and measure what pose search is worth (thesis, chapter 4).
+r"""Train affine and plain autoencoders of equal latent size and measure what pose search is worth (thesis, chapter 4).
 
     python scripts/study_avae.py --study pose --dataset_name ylecun/mnist --max_train_samples 10000 \
         --results_file results/avae_mnist.json --figures_dir docs/images

@@ -1,4 +1,4 @@
-"""Resample cached predictions to see how often a choice, and its certificate, is wrong.
+r"""Resample cached predictions to see how often a choice, and its certificate, is wrong.
 
 The cached examples are the population. Each resample draws a search sample and a holdout from it, with replacement and
 independently, chooses the fastest schedule that keeps the required share on the search sample, and asks for its

@@ -1,4 +1,4 @@
-"""Turn a trained plain network into shared ones by several methods, and measure what is kept.
+r"""Turn a trained plain network into shared ones by several methods, and measure what is kept.
 
     python scripts/study_conversion.py --models runs/plain/seed-0 --dataset_name uoft-cs/cifar10 --num_train_epochs 1 \
         --learning_rate 0.01 --results_file results/conversion.json

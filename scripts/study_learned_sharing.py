@@ -1,4 +1,4 @@
-"""Let a network learn which weights to share, put them on their bases, and see what it costs (thesis figures 3.8, 3.9).
+r"""Let a network learn which weights to share, put them on their bases, and see the cost (thesis figures 3.8, 3.9).
 
     python scripts/study_learned_sharing.py --config_name runs/plain/seed-0 --dataset_name uoft-cs/cifar10 \
         --augmentation crop_flip --learning_rate 0.1 --num_train_epochs 12 --results_file results/learned_sharing.json

@@ -1,4 +1,4 @@
-"""Compare a schedule per length bucket with the best single schedule at equal accuracy, from the same weights.
+r"""Compare a schedule per length bucket with the best single schedule at equal accuracy, from the same weights.
 
 Example, with predictions that scripts/build_benchmark.py kept:
 

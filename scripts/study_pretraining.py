@@ -1,4 +1,4 @@
-"""Fine-tune what every pretraining objective left, on several tasks with several seeds (thesis table 5.6).
+r"""Fine-tune what every pretraining objective left, on several tasks with several seeds (thesis table 5.6).
 
     python scripts/pretrain_classformer.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --dataset_name my/wikitext --gamma 2 1 2 1 1 1 --objectives first_k last_k gamma_th dense funnel distillation \

@@ -1,4 +1,4 @@
-"""Train one network at several amounts of sharing and of channel removal, and compare (thesis figures 3.3 and 3.7).
+r"""Train one network at several amounts of sharing and of channel removal, and compare (thesis figures 3.3 and 3.7).
 
     python scripts/study_sharing.py --study xception --dataset_name uoft-cs/cifar10 --augmentation crop_flip \
         --learning_rate 0.1 --num_train_epochs 12 --lr_decay_epochs 4 --results_file results/sharing_xception.json

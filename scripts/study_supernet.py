@@ -1,4 +1,4 @@
-"""Compare supernet accuracy with individual fine-tuning, schedule by schedule.
+r"""Compare supernet accuracy with individual fine-tuning, schedule by schedule.
 
 Example:
 

@@ -1,4 +1,4 @@
-"""Train one Classformer encoder on several tasks at once, before the last fine-tuning (thesis section 6.2.3, eq. 2.14).
+r"""Train one Classformer encoder on several tasks at once, before fine-tuning (thesis section 6.2.3, equation 2.14).
 
     python scripts/train_multitask.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte qqp sst2 \
         --max_train_samples 10000 --gamma 1 2 1 2 1 1 1 1 1 1 1 1 --num_train_epochs 1 --output_dir runs/multitask

@@ -1,10 +1,17 @@
 """What a caller may hand to Classformer: padding, masks of every form, embeddings, and what is refused."""
 
+import logging
+
 import pytest
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, ClassformerModel
+from classformer_hf import (
+    ClassformerConfig,
+    ClassformerForSequenceClassification,
+    ClassformerModel,
+    modeling_classformer,
+)
 
 each_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 each_schedule = pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_right_padding_and_batch_order_change_nothing(tiny_settings, batch, gamm
 
 
 @torch.no_grad()
-def test_left_padding_makes_the_head_read_padding_as_in_roberta(tiny_settings):
+def test_left_padding_makes_the_head_read_padding_as_in_roberta(tiny_settings, monkeypatch, caplog):
     torch.manual_seed(1)
     parent = RobertaForSequenceClassification(RobertaConfig(**tiny_settings)).eval()
     model = build(tiny_settings)
@@ -60,6 +67,17 @@ def test_left_padding_makes_the_head_read_padding_as_in_roberta(tiny_settings):
     }
     torch.testing.assert_close(model(**left).logits, parent(**left).logits, rtol=0, atol=1e-5)
     assert (model(**left).logits - model(tokens).logits).abs().max() > 1e-2
+    # and says so, once
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    modeling_classformer.logger.warning_once.cache_clear()
+    caplog.clear()
+    for _ in range(2):
+        model(**left)
+    assert caplog.text.count("padded on the left") == 1
+    caplog.clear()
+    modeling_classformer.logger.warning_once.cache_clear()
+    model(tokens, attention_mask=torch.ones_like(tokens))
+    assert not caplog.text
 
 
 def four_dimensional(mask, form, num_heads=4):

@@ -1,6 +1,8 @@
 """Exported classifiers: the same logits as the model at every length, in every runtime, and a pipeline on them."""
 
 import json
+import logging
+import shutil
 
 import pytest
 import torch
@@ -77,10 +79,12 @@ def test_graphs_equal_the_model(exported):
     assert not model.config.cascade or set(is_unsure) == {True, False}
 
 
-def test_pipeline_takes_it_for_a_model(exported):
+def test_pipeline_takes_it_for_a_model(exported, caplog, monkeypatch):
     model, classifier, output = exported
     texts = ["a warm and clever film", "dull"]
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     found = pipeline("text-classification", model=classifier, tokenizer=str(output))(texts)
+    assert "not supported" not in caplog.text
     expected = pipeline("text-classification", model=model, tokenizer=str(output))(texts)
     assert [one["label"] for one in found] == [one["label"] for one in expected]
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-4)
@@ -91,6 +95,35 @@ def test_wrong_batches_are_refused(exported):
         exported[1](**make_batch([65]))
     with pytest.raises(ValueError, match="the batch is empty"):
         exported[1](torch.zeros(0, 8, dtype=torch.long))
+    batch = make_batch([5, 9])
+    left = {name: value.flip(1) for name, value in batch.items()}
+    with pytest.raises(ValueError, match="pad on the right"):
+        exported[1](**left)
+
+
+def test_arrays_are_taken_too(exported):
+    batch = make_batch([5, 9])
+    found = exported[1](**{name: value.numpy() for name, value in batch.items()}).logits
+    torch.testing.assert_close(found, exported[1](**batch).logits)
+
+
+def test_damaged_exports_are_told(exported, tmp_path):
+    output = exported[2]
+    with pytest.raises(ValueError, match="`num_threads` must be at least 1, got 0"):
+        ExportedClassifier.from_pretrained(output, num_threads=0)
+    copy = shutil.copytree(output, tmp_path / "copy")
+    (copy / "graphs.json").write_text((output / "graphs.json").read_text()[:30])
+    with pytest.raises(ValueError, match="graphs.json is damaged"):
+        ExportedClassifier.from_pretrained(copy)
+    shutil.copy(output / "graphs.json", copy)
+    graph = copy / json.loads((output / "graphs.json").read_text())["graphs"][0]["folder"]
+    largest = max((path for path in graph.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="graph-.* does not open, damaged"):
+        ExportedClassifier.from_pretrained(copy)
+    shutil.rmtree(graph)
+    with pytest.raises(ValueError, match="is missing; export the model again"):
+        ExportedClassifier.from_pretrained(copy)
 
 
 @pytest.mark.slow
@@ -137,7 +170,7 @@ def test_script_exports_checks_and_refuses(run, tiny_settings, tiny_tokenizer, t
     assert code == 0, words
     assert "largest difference of a logit" in printed and (tmp_path / "served" / "graphs.json").is_file()
     code, _, words = run("export_model", tmp_path / "nothing")
-    assert code == 1 and "needs --output" in words
+    assert code == 1 and "there is no folder" in words and "needs --output" in words
     monkeypatch.setattr("classformer_hf.serving.largest_difference", lambda model, exported: 0.5)
     code, _, words = run("export_model", tmp_path, "--runtime", "openvino", "--output", tmp_path / "served")
     assert code == 1 and "differs from the model by 5.0e-01" in words

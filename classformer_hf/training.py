@@ -4,12 +4,13 @@ Debiased AdamW, 10 epochs with early stopping, 10 % warm-up, linear decay to 0, 
 learning rate nor batch size; the defaults here are RoBERTa's usual ones.
 """
 
+import copy
 import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +29,12 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
-from .metrics import build_compute_metrics, compute_score, predictions_from_logits
+from .metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
 
 RECIPE = (
     "learning_rate",
@@ -267,6 +269,53 @@ def fine_tune(
         seconds=time.perf_counter() - started,
         num_epochs=num_epochs,
     )
+
+
+def fine_tune_and_test(
+    start: Callable[[], PreTrainedModel],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ClassformerTrainingArguments,
+    folder: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Fine-tune with one seed and score on the test split; a finished one is read, an interrupted one resumed.
+
+    Args:
+        start: Gives the model to start from; what is random in it comes from the seed.
+        task: Tokenised, with a test split.
+        tokenizer: Pads the batches.
+        arguments: The recipe.
+        folder: For what is kept: `row.json`, and the predictions of the test split in `predictions.npy`.
+        seed: Of head, dropout and order of the data.
+
+    Returns:
+        Scores of validation and test split, the latter with its standard error over examples.
+    """
+    row_file = folder / "row.json"
+    if row_file.exists():
+        return json.loads(row_file.read_text())
+    set_seed(seed)
+    model = start()
+    arguments = copy.copy(arguments)
+    arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
+    tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
+    references = np.asarray(task.splits["test"]["labels"])
+    predictions = predictions_from_logits(task.problem_type, predict(model, task.splits["test"], tokenizer))
+    row = {
+        "dataset": task.name,
+        "metric_name": task.metric_name,
+        "seed": seed,
+        "validation_score": tuned.score,
+        "test_score": compute_score(task.metric_name, predictions, references),
+        "test_standard_error": standard_error(task.metric_name, predictions, references),
+        "seconds": round(tuned.seconds, 1),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "predictions.npy", predictions)
+    row_file.write_text(json.dumps(row) + "\n")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return row
 
 
 def find_checkpoint(folder: Path) -> str | None:

@@ -13,9 +13,7 @@ order of the data. Scores are of the test split; only the number of epochs, fixe
 it. The same command resumes.
 """
 
-import copy
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.metrics import compute_score, majority_score
 from classformer_hf.pretraining import OBJECTIVES
-from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
+from classformer_hf.training import ClassformerTrainingArguments, fine_tune_and_test
 
-PREDICTIONS = "predictions.npy"
 NUM_RESAMPLES = 500
 
 
@@ -91,33 +87,15 @@ class Study:
 
     def run(self, objective: str, task: Task, seed: int) -> dict[str, Any]:
         """Fine-tune once and score; a finished one is read."""
-        folder = self.folder(objective, task, seed)
-        row_file = folder / "row.json"
-        if row_file.exists():
-            return json.loads(row_file.read_text())
-        set_seed(seed)
-        model = self.start(objective, task)
-        arguments = copy.copy(self.training)
-        arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
-        tuned = fine_tune(model, task, self.tokenizer, arguments, resume=True)
-        split = task.splits["test"]
-        references = np.asarray(split["labels"])
-        predictions = predictions_from_logits(task.problem_type, predict(model, split, self.tokenizer))
-        row = {
-            "objective": objective,
-            "dataset": task.name,
-            "metric_name": task.metric_name,
-            "seed": seed,
-            "validation_score": tuned.score,
-            "test_score": compute_score(task.metric_name, predictions, references),
-            "test_standard_error": standard_error(task.metric_name, predictions, references),
-            "seconds": round(tuned.seconds, 1),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / PREDICTIONS, predictions)
-        row_file.write_text(json.dumps(row) + "\n")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return row
+        row = fine_tune_and_test(
+            lambda: self.start(objective, task),
+            task,
+            self.tokenizer,
+            self.training,
+            self.folder(objective, task, seed),
+            seed,
+        )
+        return {"objective": objective, **row}
 
     def compare_with_none(self, objective: str, task: Task, seeds: range) -> dict[str, Any]:
         """Give how far an objective is above no pretraining, in the mean over seeds, with a 95 % interval.
@@ -126,7 +104,8 @@ class Study:
         """
         references = np.asarray(task.splits["test"]["labels"])
         predictions = [
-            [np.load(self.folder(name, task, seed) / PREDICTIONS) for seed in seeds] for name in ("none", objective)
+            [np.load(self.folder(name, task, seed) / "predictions.npy") for seed in seeds]
+            for name in ("none", objective)
         ]
 
         def difference(examples: np.ndarray) -> float:

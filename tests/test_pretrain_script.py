@@ -195,3 +195,25 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
         *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--output_dir", tmp_path / "study"),
     )
     assert code == 0 and "multitask seed 42" in printed, words
+
+
+def test_one_reduction_at_each_layer(run, tiny_roberta_folder, tiny_text_file, tmp_path):
+    study = [
+        *("study_reductions", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
+        *("--factors", 2, 4, "--max_length", 64, "--max_steps", 1, "--use_cpu", "--save_strategy", "no"),
+        *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--disable_tqdm", "True"),
+        *("--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
+        *("--figure", tmp_path / "study.png"),
+    ]
+    code, printed, words = run(*study)
+    assert code == 0 and "4x at layer 3 seed 42" in printed, words
+    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert [(row["layer"], row["factor"]) for row in rows] == [
+        (None, 1),
+        *((layer, factor) for factor in (2, 4) for layer in range(3)),
+    ]
+    assert {path.parent.name for path in (tmp_path / "study").glob("*/*/seed-42")} == {
+        *("1-1-1", "2-1-1", "1-2-1", "1-1-2", "4-1-1", "1-4-1", "1-1-4")
+    }
+    assert (tmp_path / "study.png").stat().st_size > 5000
+    assert "must be at least 2" in run(*study, "--factors", 1)[2]

@@ -67,11 +67,19 @@ class PeerMethod(nn.Module):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Classify a batch, (B, N), padded on the right; labels as for the classifier."""
-        logits = self.classify(input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+        """Classify a batch, (B, N), padded on the right; arguments as for the classifier."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        states = self.model.roberta.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        self.start(input_ids, mask)
+        return self.decide(states, mask, labels)
+
+    def decide(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None) -> SequenceClassifierOutput:
+        """Classify embeddings, (B, N, D)."""
+        logits = self.classify(states, mask)
         return SequenceClassifierOutput(loss=self.loss(logits, labels), logits=logits)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
@@ -79,9 +87,7 @@ class PeerMethod(nn.Module):
             return None
         return self.model.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
 
-    def classify(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        states = self.model.roberta.embeddings(input_ids=input_ids)
-        self.start(input_ids, mask)
+    def classify(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for index, layer in enumerate(self.layers[:-1]):
             states, mask = self.run_layer(index, layer, states, mask)
         return self.model.classifier(self.run_last_layer(self.layers[-1], states, mask))
@@ -223,16 +229,22 @@ def keep_highest(scores: torch.Tensor, mask: torch.Tensor, numbers: torch.Tensor
 
 
 class AttentionThreshold(PeerMethod):
-    """After the attention of layer l a token stays if its mean attention is at least `threshold * (l + 1) / L` (LTP).
+    """After the attention of layer l a token stays if its mean attention is at least `share * (l + 1) / (L * N)` (LTP).
+
+    LTP learns a threshold per layer, for inputs of one length; this one goes with the length of each example, of whose
+    N tokens each has 1 / N on average.
 
     Args:
         model: See [`PeerMethod`].
-        threshold: Of the last layer. Tokens of an example have 1 / N on average.
+        share: Of that average, in the last layer.
     """
 
-    def __init__(self, model: ClassformerForSequenceClassification, threshold: float):
+    def __init__(self, model: ClassformerForSequenceClassification, share: float):
         super().__init__(model)
-        self.threshold = threshold
+        self.share = share
+
+    def start(self, input_ids, mask):
+        self.threshold = self.share / mask.sum(1, keepdim=True)  # (B, 1)
 
     def run_layer(self, index, layer, states, mask):
         output, probabilities, _ = attend(layer, states, bias_of(mask, states.dtype))
@@ -466,11 +478,10 @@ class EarlyExit(PeerMethod):
         self.model.requires_grad_(False)
         self.is_frozen = True
 
-    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    def decide(self, states, mask, labels):
         if labels is None and not self.training:
-            return SequenceClassifierOutput(logits=self.classify(input_ids, mask))
-        logits = self.classify_at_all(input_ids, mask)
+            return SequenceClassifierOutput(logits=self.classify(states, mask))
+        logits = self.classify_at_all(states, mask)
         if labels is None:
             return SequenceClassifierOutput(logits=logits[-1])
         trained = logits[:-1] if self.is_frozen else logits
@@ -479,8 +490,8 @@ class EarlyExit(PeerMethod):
         chosen = logits[-1] if self.training else self.choose(logits)[0]
         return SequenceClassifierOutput(loss=sum(losses) / sum(weights), logits=chosen)
 
-    def classify_at_all(self, input_ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        states, bias, logits = self.model.roberta.embeddings(input_ids=input_ids), bias_of(mask, self.model.dtype), []
+    def classify_at_all(self, states: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        bias, logits = bias_of(mask, states.dtype), []
         for layer, leave in zip(self.layers[:-1], self.exits, strict=True):
             states = layer(states, states, bias)
             logits.append(leave(states))
@@ -504,10 +515,10 @@ class EarlyExit(PeerMethod):
         classes = torch.stack([one.argmax(-1) for one in logits[-int(self.patience or 0) - 1 :]])
         return (classes == classes[-1]).all(0)
 
-    def classify(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def classify(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run layers until the whole batch may leave; at batch 1 that is what is saved."""
-        states, bias, logits = self.model.roberta.embeddings(input_ids=input_ids), bias_of(mask, self.model.dtype), []
-        left = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        bias, logits = bias_of(mask, states.dtype), []
+        left = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         for layer, leave in zip(self.layers[:-1], self.exits, strict=True):
             states = layer(states, states, bias)
             logits.append(leave(states))
@@ -518,12 +529,11 @@ class EarlyExit(PeerMethod):
         return self.choose(logits)[0]
 
 
-def operating_points(num_layers: int, tokens: float) -> dict[str, dict[str, Callable]]:
+def operating_points(num_layers: int) -> dict[str, dict[str, Callable]]:
     """Give two settings of every method, a mild and a strong one.
 
     Args:
         num_layers: Of the classifier, L.
-        tokens: Usual length of a text: a token of it gets 1 / tokens of the attention on average.
 
     Returns:
         By method and setting, what builds it from the classifier.
@@ -543,7 +553,7 @@ def operating_points(num_layers: int, tokens: float) -> dict[str, dict[str, Call
             "early": lambda model: PooledQueries(model, windows(0, third, 2 * third)),
         },
         "attention threshold": {
-            f"{share:g}/N": lambda model, share=share: AttentionThreshold(model, share / tokens) for share in (0.5, 1.0)
+            f"{share:g}/N": lambda model, share=share: AttentionThreshold(model, share) for share in (0.5, 1.0)
         },
         "first layers": {f"{n} of {num_layers}": lambda model, n=n: FirstLayers(model, n) for n in (2 * third, half)},
         "entropy": {f"{share:g} ln C": lambda model, share=share: _entropy_exit(model, share) for share in (0.3, 0.7)},

@@ -377,7 +377,8 @@ def warn_of_left_padding(attention_mask: torch.Tensor | None):
     """Warn once where position 0, which is classified, is padding."""
     if attention_mask is None or attention_mask.ndim != 2 or attention_mask.device.type != "cpu":
         return
-    if is_tracing(attention_mask):
+    # the first column alone where it says enough
+    if is_tracing(attention_mask) or attention_mask[:, 0].all():
         return
     if ((attention_mask[:, 0] == 0) & (attention_mask != 0).any(dim=1)).any():
         logger.warning_once(

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .evaluation import load_classifier, load_processor, resolve_folder
+from .modeling_classformer import count_tokens
 
 INDEX, CASCADE = "graphs.json", "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
@@ -51,6 +52,10 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
     output = Path(output) if output is not None else Path(folder) / (f"{runtime}-int8" if int8 else runtime)
     output.mkdir(parents=True, exist_ok=True)
     config = model.config
+    names = ["input_ids", "attention_mask"]
+    # where they say something, and the tokenizer makes them: of pairs, which text a token is of
+    if getattr(config, "type_vocab_size", 1) > 1 and "token_type_ids" in tokenizer.model_input_names:
+        names.append("token_type_ids")
     pad_token_id = config.pad_token_id or 0
     # RoBERTa's positions begin behind the padding's
     longest = config.max_position_embeddings - (pad_token_id + 1 if hasattr(model, "roberta") else 0)
@@ -68,8 +73,8 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
         single = _with_schedule(model, schedule)
         shortest = _shortest_general(single, longest)
         example = torch.full((2, max(shortest, min(EXAMPLE_TOKENS, limit))), pad_token_id + 1)
-        # two tensors: the exporter takes one that is given twice for one input
-        inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
+        # each a tensor of its own: the exporter takes one that is given twice for one input
+        inputs = {name: torch.ones_like(example) for name in names} | {"input_ids": example}
         with quiet():
             _export_graph(single, inputs, runtime, int8).save_pretrained(output / name)
         # only torch.export refuses shorter inputs than its graph was made for
@@ -77,7 +82,8 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
         index.append({"folder": name, "max_tokens": limit, "min_padded_tokens": padded})
     config.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / INDEX).write_text(json.dumps({"runtime": runtime, "int8": int8, "graphs": index}, indent=2) + "\n")
+    content = {"runtime": runtime, "int8": int8, "inputs": names, "graphs": index}
+    (output / INDEX).write_text(json.dumps(content, indent=2) + "\n")
     return output
 
 
@@ -100,9 +106,12 @@ def check_runtime(runtime: str, int8: bool = False):
 
 @contextmanager
 def quiet():
-    """Hide what the exporters and their libraries tell of every node, and of operators that no classifier has."""
+    """Hide what the exporters and their libraries tell of every node, and of operators that no classifier has.
+
+    Of the whole process, so not for what a server does.
+    """
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(logging.WARNING, disabled))
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -177,8 +186,11 @@ class ExportedClassifier(PreTrainedModel):
     config_class = ExportedConfig
 
     def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any]):
+        config = copy.deepcopy(config)
+        # nothing here attends, and PreTrainedModel would ask how
+        config._attn_implementation = "eager"
         super().__init__(config)
-        self.runtime = index["runtime"]
+        self.runtime, self.input_names = index["runtime"], index["inputs"]
         by_length = [entry for entry in index["graphs"] if entry["folder"] != CASCADE]
         self.limits = torch.tensor([entry["max_tokens"] for entry in by_length])
         # the graph of a cascade is the last one
@@ -209,10 +221,20 @@ class ExportedClassifier(PreTrainedModel):
             index = json.loads((Path(folder) / INDEX).read_text())
             paths = [Path(folder) / entry["folder"] for entry in index["graphs"]]
             check_runtime(index["runtime"])
-        except (json.JSONDecodeError, KeyError) as error:
+            assert all({"max_tokens", "min_padded_tokens"} <= set(entry) for entry in index["graphs"])
+            assert index["inputs"]
+        except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
             raise ValueError(f"{folder}/{INDEX} is damaged ({error!r}); export the model again.") from error
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         return cls(config, index, [_open_graph(path, index["runtime"], num_threads) for path in paths])
+
+    def save_pretrained(self, *args, **kwargs):
+        """Refuse, because graphs are files of their own.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("an exported classifier is saved by copying its folder.")
 
     @property
     def device(self) -> torch.device:
@@ -224,52 +246,63 @@ class ExportedClassifier(PreTrainedModel):
 
     @torch.no_grad()
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs,
     ) -> SequenceClassifierOutput:
         """Classify a batch that is padded on the right.
 
         Args:
             input_ids: Token ids, (B, L).
             attention_mask: 1 for tokens and 0 for padding, (B, L).
+            token_type_ids: Which text of a pair a token is of, (B, L); read where the model has types.
 
         Raises:
             ValueError: The batch is empty or padded on the left, or a text is longer than the model reads.
         """
-        input_ids = torch.as_tensor(input_ids)
-        mask = torch.ones_like(input_ids) if attention_mask is None else torch.as_tensor(attention_mask)
-        lengths = mask.sum(dim=1)
-        if len(lengths) == 0:
-            raise ValueError("the batch is empty.")
-        if (mask[:, 0] == 0).any():
+        ids = torch.as_tensor(input_ids)
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise ValueError(f"`input_ids` must be (B, L), the batch is empty or of another form: {tuple(ids.shape)}.")
+        mask = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
+        types = torch.zeros_like(ids) if token_type_ids is None else torch.as_tensor(token_type_ids)
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        inputs = {name: inputs[name] for name in self.input_names}
+        lengths = count_tokens(mask)
+        assert lengths is not None, "the mask is (B, L)"
+        if ((mask[:, 0] == 0) & (lengths > 0)).any():
             raise ValueError('the model reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
         if lengths.max() > self.limits[-1]:
             raise ValueError(f"the model reads at most {self.limits[-1]} tokens, got {int(lengths.max())}.")
         if not self.has_cascade:
-            return SequenceClassifierOutput(logits=self._run_by_bucket(input_ids, mask, lengths))
-        logits = self._run(-1, input_ids, mask, int(lengths.max()))
+            return SequenceClassifierOutput(logits=self._run_by_bucket(inputs, lengths))
+        logits = self._run(-1, inputs, int(lengths.max()))
         best, second = logits.softmax(-1).topk(2).values.unbind(-1)
         unsure = (best - second < self.config.cascade["margin"]).nonzero()[:, 0]
         if len(unsure) > 0:
-            logits[unsure] = self._run_by_bucket(input_ids[unsure], mask[unsure], lengths[unsure])
+            again = {name: values[unsure] for name, values in inputs.items()}
+            logits[unsure] = self._run_by_bucket(again, lengths[unsure])
         return SequenceClassifierOutput(logits=logits)
 
-    def _run_by_bucket(self, input_ids: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _run_by_bucket(self, inputs: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
         buckets = torch.bucketize(lengths, self.limits)
         logits: torch.Tensor | None = None
         for bucket in buckets.unique().tolist():
             rows = (buckets == bucket).nonzero()[:, 0]
-            part = self._run(bucket, input_ids[rows], mask[rows], int(lengths[rows].max()))
+            part = self._run(bucket, {name: value[rows] for name, value in inputs.items()}, int(lengths[rows].max()))
             if logits is None:
                 logits = part.new_empty(len(lengths), part.shape[1])
             logits[rows] = part
         assert logits is not None
         return logits
 
-    def _run(self, bucket: int, ids: torch.Tensor, mask: torch.Tensor, longest: int) -> torch.Tensor:
+    def _run(self, bucket: int, inputs: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
         missing = max(self.shortest[bucket] - longest, 0)
-        ids, mask = (torch.nn.functional.pad(values[:, :longest], (0, missing)) for values in (ids, mask))
+        cut = {name: torch.nn.functional.pad(value[:, :longest], (0, missing)) for name, value in inputs.items()}
         # what stands under the mask is padding to RoBERTa's embeddings too, which count positions by the ids
-        output = self.graphs[bucket](input_ids=torch.where(mask == 1, ids, self.pad_token_id), attention_mask=mask)
+        cut["input_ids"] = torch.where(cut["attention_mask"] == 1, cut["input_ids"], self.pad_token_id)
+        output = self.graphs[bucket](**cut)
         # a copy, because a runtime may keep its buffer
         return torch.as_tensor(output.logits).clone()
 
@@ -292,8 +325,11 @@ def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; export the model again.")
     try:
-        with quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
+    except MemoryError:
+        raise
     # of as many kinds as there are runtimes
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
@@ -323,9 +359,11 @@ def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, len
         for batch in ([length], [length, max(1, length // 2), 2]):
             ids = torch.randint(config.vocab_size // 2, config.vocab_size, (len(batch), length), generator=generator)
             mask = (torch.arange(length) < torch.tensor(batch)[:, None]).long()
-            ids = torch.where(mask == 1, ids, config.pad_token_id or 0)
-            expected = model(input_ids=ids, attention_mask=mask).logits
-            found = exported(input_ids=ids, attention_mask=mask).logits
+            inputs = {"input_ids": torch.where(mask == 1, ids, config.pad_token_id or 0), "attention_mask": mask}
+            if "token_type_ids" in exported.input_names:
+                types = torch.randint(config.type_vocab_size, ids.shape, generator=generator)
+                inputs["token_type_ids"] = types * mask
+            expected, found = model(**inputs).logits, exported(**inputs).logits
             largest = max(largest, (found - expected).abs().max().item())
     return largest
 

@@ -63,7 +63,7 @@ class CompareArguments:
 Builder = Callable[[ClassformerForSequenceClassification], torch.nn.Module]
 
 
-def build_points(arguments: CompareArguments, model: ClassformerForSequenceClassification, tokens: float) -> dict:
+def build_points(arguments: CompareArguments, model: ClassformerForSequenceClassification) -> dict:
     """Name every method and operating point, with what builds it from the full model."""
 
     def schedule(key: str) -> Builder:
@@ -78,7 +78,7 @@ def build_points(arguments: CompareArguments, model: ClassformerForSequenceClass
 
     points: dict[tuple[str, str], Builder] = {("full", ""): lambda model: model}
     points.update({("classformer", key): schedule(key) for key in arguments.schedules})
-    peers = operating_points(model.config.num_hidden_layers, tokens)
+    peers = operating_points(model.config.num_hidden_layers)
     unknown = sorted(set(arguments.methods) - set(peers))
     if unknown:
         raise ValueError(f"--methods knows {', '.join(peers)}, got {', '.join(unknown)}.")
@@ -93,10 +93,9 @@ class Comparison:
     def __init__(self, arguments: CompareArguments, task: Task, tokenizer: Any, training: ClassformerTrainingArguments):
         self.arguments, self.task, self.tokenizer, self.training = arguments, task, tokenizer, training
         self.output = Path(str(training.output_dir))
-        lengths = [len(ids) for ids in task.splits["train"]["input_ids"]]
         self.full = ClassformerForSequenceClassification.from_pretrained(arguments.model_name_or_path)
         check_plain(self.full)
-        self.points = build_points(arguments, self.full, float(np.median(lengths)))
+        self.points = build_points(arguments, self.full)
 
     def load_full(self) -> ClassformerForSequenceClassification:
         return copy.deepcopy(self.full)
@@ -104,7 +103,7 @@ class Comparison:
     def folder_of(self, name: str, setting: str, seed: int) -> Path:
         # an early exit is trained for all its thresholds at once
         setting = "" if name in EARLY_EXITS else setting
-        return self.output / f"{name}_{setting}".replace(" ", "-").strip("_") / f"seed-{seed}"
+        return self.output / f"{name}_{setting}".replace(" ", "-").replace("/", "-").strip("_") / f"seed-{seed}"
 
     def train(self, name: str, setting: str, seed: int) -> dict[str, Any]:
         """Train a point and score it; a finished one is read."""
@@ -140,14 +139,17 @@ class Comparison:
         return row
 
     def time(self, seed: int) -> dict[tuple[str, str], dict[str, Any]]:
-        """Time all points together, each with its trained weights, because some choose by them."""
+        """Time all points together, each with its trained weights, because some choose by them.
+
+        On texts of the test split, like the scores: validation texts may have other lengths.
+        """
         models = {}
         for name, setting in self.points:
             folder = self.folder_of(name, setting, seed)
             model = self.points[name, setting](self.load_full())
             model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
             models[f"{name} {setting}"] = model.eval()
-        inputs = sample_inputs(self.task.splits["validation"], self.arguments.num_inputs)
+        inputs = sample_inputs(self.task.splits["test"], self.arguments.num_inputs)
         rounds = self.arguments.latency_rounds
         with tqdm(total=rounds + 2, desc="timing", unit="round", disable=self.training.disable_tqdm) as bar:
             found = measure_latency(models, inputs, "full ", rounds, 2, on_round=bar.update)

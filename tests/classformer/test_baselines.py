@@ -45,7 +45,7 @@ NEUTRAL = {
 REDUCING = {
     "pooled": lambda model: PooledQueries(model, [2, 2, 1]),
     "top k": lambda model: AttentionTopK(model, [0.6, 0.3, 0.3]),
-    "threshold": lambda model: AttentionThreshold(model, 0.2),
+    "threshold": lambda model: AttentionThreshold(model, 2.0),
     "merging": lambda model: TokenMerging(model, [0.4, 0.4, 0]),
     "core-set": lambda model: CoreSet(model, [0.6, 0.3, 0.3]),
     "layers": lambda model: FirstLayers(model, 2),
@@ -77,7 +77,8 @@ def batch(model):
     for row, length in enumerate((12, 7, 3)):
         ids[row, 0], ids[row, length - 1] = 0, model.config.eos_token_id
         ids[row, length:], mask[row, length:] = model.config.pad_token_id, 0
-    return {"input_ids": ids, "attention_mask": mask}
+    types = (torch.arange(12) >= torch.tensor([[5], [4], [2]])).long() * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 @pytest.mark.parametrize("build", NEUTRAL.values(), ids=NEUTRAL.keys())
@@ -92,7 +93,8 @@ def test_reductions_change_the_logits_but_no_example_depends_on_others(model, ba
     with torch.no_grad():
         together = method(**batch).logits
         for row, length in enumerate((12, 7, 3)):
-            alone = method(batch["input_ids"][row : row + 1, :length]).logits[0]
+            one = {name: values[row : row + 1, :length] for name, values in batch.items()}
+            alone = method(**one).logits[0]
             torch.testing.assert_close(together[row], alone, rtol=1e-6, atol=1e-8)
         assert (together - model(**batch).logits).abs().max() > 1e-3
 
@@ -160,7 +162,9 @@ def test_top_k_scores_by_the_attention_received_in_all_heads(model):
 def test_threshold_grows_with_depth_and_compares_the_mean(model):
     """LTP: pruned where the mean over heads and queries is below the threshold of the layer."""
     states, mask = torch.randn(1, 6, model.config.hidden_size, dtype=torch.float64), torch.ones(1, 6, dtype=torch.long)
-    method = AttentionThreshold(model, 0.3)
+    # of 6 tokens each has 1 / 6 on average
+    method = AttentionThreshold(model, 1.8)
+    method.start(None, mask)
     for index, layer in enumerate(model.roberta.encoder.layer[:2]):
         output, probabilities, _ = attend(layer, states, None)
         mean = probabilities[0].mean((0, 1))
@@ -265,7 +269,8 @@ def test_entropy_and_patience_decide_where_an_example_leaves(model):
 def test_exits_train_together_or_alone(model, batch):
     labels = torch.tensor([0, 1, 2])
     method = EarlyExit(model, patience=1).train()
-    logits = method.classify_at_all(**{"input_ids": batch["input_ids"], "mask": batch["attention_mask"]})
+    states = model.roberta.embeddings(batch["input_ids"], batch["token_type_ids"])
+    logits = method.classify_at_all(states, batch["attention_mask"])
     losses = [torch.nn.functional.cross_entropy(one, labels) for one in logits]
     expected = (losses[0] + 2 * losses[1] + 3 * losses[2]) / 6
     torch.testing.assert_close(method(**batch, labels=labels).loss, expected)
@@ -279,7 +284,7 @@ def test_exits_train_together_or_alone(model, batch):
 
 
 def test_operating_points_run_and_the_second_is_stronger(model, batch):
-    points = operating_points(num_layers=3, tokens=7.0)
+    points = operating_points(num_layers=3)
     assert len(points) == 11 and all(len(settings) == 2 for settings in points.values())
     for settings in points.values():
         for build in settings.values():

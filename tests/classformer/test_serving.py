@@ -37,7 +37,13 @@ def make_batch(lengths):
     longest = max(lengths)
     ids = torch.randint(5, 300, (len(lengths), longest))
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-    return {"input_ids": torch.where(mask == 1, ids, 1), "attention_mask": mask}
+    types = (torch.arange(longest) >= longest // 2).long() * mask
+    return {"input_ids": torch.where(mask == 1, ids, 1), "attention_mask": mask, "token_type_ids": types}
+
+
+def for_model(batch, classifier):
+    """Leave out token types where the graph reads none."""
+    return {name: value for name, value in batch.items() if name in classifier.input_names}
 
 
 def save(folder, settings, tokenizer, **changes):
@@ -54,6 +60,11 @@ def exported(request, tiny_settings, tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     more = more if isinstance(more, dict) else {"length_buckets": more}
     model = save(folder, tiny_settings, tiny_tokenizer, gamma=gamma, eta=eta, **more)
+    if runtime != "torch":
+        # as BERT's, which tells the texts of a pair apart
+        path = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
     output = export(folder, runtime)
     assert output == folder / runtime
     others = len(more.get("length_buckets") or []) + ("cascade" in more)
@@ -68,12 +79,12 @@ def test_graphs_equal_the_model(exported):
     for lengths in LENGTHS:
         batch = make_batch(lengths)
         with torch.no_grad():
-            logits = model(**batch).logits
+            logits = model(**for_model(batch, classifier)).logits
         torch.testing.assert_close(classifier(**batch).logits, logits, atol=1e-4, rtol=0, msg=str(lengths))
         assert logits.abs().max() > 0.05
         if model.config.cascade:
             with torch.no_grad(), use_schedule(model, Schedule(tuple(model.config.cascade["gamma"]), 0)):
-                margins = margins_of(model(**batch).logits.numpy())
+                margins = margins_of(model(**for_model(batch, classifier)).logits.numpy())
             is_unsure += (margins < model.config.cascade["margin"]).tolist()
     # both passes are under test
     assert not model.config.cascade or set(is_unsure) == {True, False}
@@ -99,6 +110,29 @@ def test_wrong_batches_are_refused(exported):
     left = {name: value.flip(1) for name, value in batch.items()}
     with pytest.raises(ValueError, match="pad on the right"):
         exported[1](**left)
+    with pytest.raises(ValueError, match="must be .B, L."):
+        exported[1](batch["input_ids"][0])
+    with pytest.raises(ValueError, match="by copying its folder"):
+        exported[1].save_pretrained("anywhere")
+
+
+def test_holes_and_rows_of_padding_are_as_in_the_model(exported):
+    model, classifier, _ = exported
+    batch = make_batch([6, 6, 9])
+    batch["attention_mask"][0, [1, 4]] = batch["attention_mask"][1] = 0
+    batch["input_ids"] = torch.where(batch["attention_mask"] == 1, batch["input_ids"], 1)
+    with torch.no_grad():
+        expected = model(**for_model(batch, classifier)).logits
+    torch.testing.assert_close(classifier(**batch).logits[[0, 2]], expected[[0, 2]], atol=1e-4, rtol=0)
+    assert classifier(**batch).logits.isfinite().all()
+
+
+def test_types_count_where_the_tokenizer_makes_them(exported):
+    classifier, batch = exported[1], make_batch([9, 5])
+    are_read = "token_type_ids" in classifier.input_names
+    assert are_read == (classifier.runtime != "torch")
+    plain = {name: value for name, value in batch.items() if name != "token_type_ids"}
+    assert torch.equal(classifier(**batch).logits, classifier(**plain).logits) != are_read
 
 
 def test_arrays_are_taken_too(exported):

@@ -4,8 +4,8 @@ r"""Check exported classifiers against the original over a grid of schedules, le
         --results_file results/export_parity.json
 
 Every schedule is exported to every runtime with three numbers of kept leading tokens, and its logits are compared with
-torch's on single texts and padded batches of 2 to 512 tokens. The head is random, so that no training is needed; what
-differs is arithmetic. The same command resumes.
+torch's on single texts and padded batches of 2 to 512 tokens, with token types where the tokenizer makes them. The head
+is random, so that no training is needed; what differs is arithmetic. The same command resumes.
 """
 
 import json
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
+from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
@@ -65,12 +66,16 @@ def measure(arguments: ParityArguments, schedule: Schedule, runtime: str, folder
     model = load_from_encoder(
         arguments.model_name_or_path, ClassformerForSequenceClassification, num_labels=2, **schedule.config
     ).eval()
+    # logits of a random head are near 0, where every difference is small
+    with torch.no_grad():
+        ids = torch.arange(model.config.vocab_size // 2, model.config.vocab_size)[None, :100]
+        model.classifier.out_proj.weight /= model(ids).logits.abs().max()
     model.save_pretrained(folder)
     load_tokenizer(arguments.model_name_or_path).save_pretrained(folder)
     exported = ExportedClassifier.from_pretrained(export(folder, runtime), num_threads=1)
     difference = largest_difference(model, exported)
     shutil.rmtree(folder)
-    return {"runtime": runtime, "schedule": schedule.key, "difference": difference}
+    return {"runtime": runtime, "schedule": schedule.key, "difference": difference, "inputs": exported.input_names}
 
 
 def read_rows(journal: Path, wanted: set[tuple[str, str]]) -> list[dict]:
@@ -99,7 +104,9 @@ def main():
         for eta in ETAS
     ]
     output = Path(arguments.output_dir)
-    check_settings(output / "settings.json", {"model": Path(arguments.model_name_or_path).name}, is_writer=True)
+    check_settings(
+        output / "settings.json", {"model": checkpoint_fingerprint(arguments.model_name_or_path)}, is_writer=True
+    )
     journal = output / "rows.jsonl"
     rows = read_rows(journal, {(schedule.key, runtime) for schedule, runtime in jobs})
     done = {(row["schedule"], row["runtime"]) for row in rows}

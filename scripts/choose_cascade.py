@@ -68,7 +68,8 @@ def list_schedules(arguments: CascadeArguments, config: Any, lengths: list[int])
 def prepare_table(arguments: CascadeArguments, config: Any, longest: int) -> LatencyTable:
     """Load the latency table, or build and keep it."""
     path = Path(arguments.latency_table or Path(arguments.output_dir) / "latency_table.json")
-    if arguments.latency_table is None and not path.exists():
+    is_ours = path.exists() and LatencyTable.load(path).describes_this_machine()
+    if arguments.latency_table is None and not is_ours:
         with tqdm(total=count_steps(longest, TABLE_ROUNDS), desc="latency table") as bar:
             build_latency_table(config, longest, rounds=TABLE_ROUNDS, on_step=bar.update).save(path)
     table = LatencyTable.load(path)

@@ -36,6 +36,11 @@ def describe_hardware(record: dict) -> str:
     return f"{threads}, {hardware['device_name']}, load average {hardware['load_average'][0]}"
 
 
+def describe_runs(records: dict) -> str:
+    """Say where and by which command each record was made."""
+    return "; ".join(f"{r['dataset'].upper()}: {describe_hardware(r)}, `{r['command']}`" for r in records.values())
+
+
 def published_table(records: dict) -> str:
     """The benchmark of the thesis' author, measured again, beside what was published."""
     ours, published = records["architectures_author"], records["architectures_published"]
@@ -176,8 +181,9 @@ def parity_table(record: dict) -> str:
     header = ["runtime", "graphs", *(f"eta {eta}" for eta in etas)]
     lengths = ", ".join(map(str, record["lengths"]))
     note = (
-        f"Largest difference of a logit from torch's, over texts of {lengths} tokens, alone and as the longest of a "
-        f"padded batch; {describe_hardware(record)}. Command: `{record['command']}`\n"
+        f"Largest difference of a logit from torch's, where they reach 1, over texts of {lengths} tokens, alone and as "
+        f"the longest of a padded batch, token types among the inputs; {describe_hardware(record)}. Command: "
+        f"`{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note
 
@@ -272,14 +278,13 @@ def cascade_table(records: dict) -> str:
         f"{record['dataset'].upper()} {record['num_examples']['validation']} and {record['num_examples']['test']}"
         for record in records.values()
     )
-    first = next(iter(records.values()))
+    schedules = " and ".join(f"{r['num_schedules']} ({r['dataset'].upper()})" for r in records.values())
     note = (
-        f"Chosen on validation among {first['num_schedules']} schedules, reported on test ({examples} examples). "
+        f"Chosen on validation among {schedules} schedules, reported on test ({examples} examples). "
         "Expected: by the latency table over the validation texts, relative to the full model; time: measured on texts "
         "of the test split relative to the single schedule, median and quartiles; twice: texts that are classified "
         "again. Certificate: what share of the full model's score is certain with 95 % confidence where the one asked "
-        f"for is refused, corrected for all rows of the dataset. Batch 1, {describe_hardware(first)}. Command: "
-        f"`{first['command']}`\n"
+        f"for is refused, corrected for all rows of the dataset. Batch 1. Commands: {describe_runs(records)}\n"
     )
     return table(header, rows) + "\n" + note
 
@@ -299,12 +304,12 @@ def throughput_table(records: dict) -> str:
     first = next(iter(records.values()))
     names = [row["batching"] for row in first["rows"][: len(own)]]
     texts = "; ".join(
-        f"{r['dataset'].upper()} {r['num_texts']} texts of {r['mean_tokens']:.0f} tokens in the mean"
+        f"{r['dataset'].upper()} {r['num_texts']} texts of {r['mean_tokens']:.0f} tokens in the mean, in batches of "
+        f"{r['batch_size']}, {r['rows'][0]['rounds']} rounds"
         for r in records.values()
     )
     note = (
-        f"Texts per second relative to stock RoBERTa on unsorted batches, median and quartiles of "
-        f"{first['rows'][0]['rounds']} rounds; batches of {first['batch_size']}; {texts}; {describe_hardware(first)}. "
-        f"Command: `{first['command']}`\n"
+        f"Texts per second relative to stock RoBERTa on unsorted batches, median and quartiles of rounds; {texts}. "
+        f"Commands: {describe_runs(records)}\n"
     )
     return table(["dataset", "schedule", *names], rows) + "\n" + note

@@ -1,5 +1,6 @@
 """The scripts that study a search with a supernet, one after the other on one tiny search."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 
 from classformer_hf import ClassformerConfig
 from classformer_hf.cost import count_flops
+from classformer_hf.search import cascade
 
 pytestmark = pytest.mark.slow
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
@@ -118,8 +120,10 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
     assert [point["method"] for point in record["points"][:2]] == ["full", "classformer"] and len(record["points"]) == 9
     assert record["points"][0]["ratio"] == 1
     for point in record["points"]:
-        is_better = point["test_score"] > record["majority_score"]
-        assert point["is_on_front"] == (is_better and point["below_front"] == 0) and 0 <= point["test_score"] <= 1
+        is_beaten = any(
+            other["ratio"] <= point["ratio"] and other["test_score"] > point["test_score"] for other in record["points"]
+        )
+        assert not (is_beaten and point["is_on_front"])
     assert "time relative to the full model" in printed
     figure = tmp_path / "peers.png"
     code, _, words = run("draw_peers", "--records", tmp_path / "peers.json", "--figure", figure)
@@ -131,7 +135,8 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
     before = (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns
     assert run(*compare)[0] == 0
     assert (tmp_path / "peers" / "full" / "seed-42" / "weights.pt").stat().st_mtime_ns == before
-    assert json.loads((tmp_path / "peers.json").read_text())["points"][4]["test_scores"]
+    again = json.loads((tmp_path / "peers.json").read_text())["points"]
+    assert [point["test_score"] for point in again] == [point["test_score"] for point in record["points"]]
     for bad, message in (
         (["--schedules", "1-2-1-2_eta0"], "the model has 3 layers"),
         (["--schedules", "fast"], "a schedule is named like"),
@@ -142,7 +147,14 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
         assert code == 1 and message in words
 
 
-def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path):
+def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path, monkeypatch):
+    choose = cascade.choose_cascade
+
+    def choose_one(*arguments):
+        # so tiny a model need not have a faster one
+        return dataclasses.replace(choose(*arguments), fast=1, full=0, margin=0.9)
+
+    monkeypatch.setattr(cascade, "choose_cascade", choose_one)
     code, _, words = run("train_classformer", *flags, "--output_dir", tmp_path / "full")
     assert code == 0, words
     data = [flag for flag in zip(flags, flags[1:], strict=False) if flag[0] in ("--dataset_name", "--max_length")]
@@ -152,10 +164,10 @@ def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path):
         *("--num_inputs", 6, "--required_performance", 0.9, "--results_file", tmp_path / "cascade.json"),
     ]
     code, printed, words = run(*command)
-    assert code == 0 and ("are classified twice" in printed or "no cascade is faster" in printed), words
+    assert code == 0 and "are classified twice" in printed, words
     row = json.loads((tmp_path / "cascade.json").read_text())["rows"][0]
-    assert row["cascade"]["validation_score"] >= row["single"]["validation_score"]
-    assert row["cascade"]["expected_ratio"] <= row["single"]["expected_ratio"] + 1e-9
+    assert row["cascade"]["settings"]["cascade"]["margin"] == 0.9 and row["cascade"]["classified_twice"] > 0
+    assert row["cascade"]["latency_to_single"]["ratio"] > 0
     settings = json.loads((tmp_path / "cascade" / "90" / "config.json").read_text())
     assert settings.get("cascade") == row["cascade"]["settings"]["cascade"]
     assert run(*command, "--required_performance", 1.5)[0] == 1
@@ -228,6 +240,7 @@ def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
     assert 1e9 * rows["2-1-1_eta0", 16]["gflops"] == pytest.approx(count_flops(config, 16) - head)
     for row in rows.values():
         assert 0 < row["roofline_ms"] and row["products_ms"] < row["measured_ms"]
-        assert row["reached"][1] <= row["reached"][0] <= row["reached"][2]
-    assert sum(record["profiles"]["plain RoBERTa"]["shares"].values()) == pytest.approx(1)
+    shares = record["profiles"]["plain RoBERTa"]["shares"]
+    assert sum(shares.values()) == pytest.approx(1) and shares["matrix products of linear layers"] > 0.05
+    assert shares["attention"] > 0 and shares["layer norm"] > 0 and shares["views and the rest"] < 0.5
     assert "a schedule is named like" in run(*command, "--schedules", "fast")[2]

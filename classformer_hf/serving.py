@@ -26,6 +26,8 @@ from .modeling_classformer import count_tokens
 INDEX, CASCADE = "graphs.json", "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
 EXAMPLE_TOKENS = 32
+# of a logit in float32
+TOLERANCE = 1e-4
 # of the check, odd ones among them
 LENGTHS = (2, 7, 16, 33, 128, 512)
 
@@ -370,4 +372,4 @@ def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, len
 
 AutoModelForSequenceClassification.register(ExportedConfig, ExportedClassifier)
 
-__all__ = ["RUNTIMES", "ExportedClassifier", "check_runtime", "export", "largest_difference"]
+__all__ = ["RUNTIMES", "TOLERANCE", "ExportedClassifier", "check_runtime", "export", "largest_difference"]

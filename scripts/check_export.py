@@ -24,10 +24,9 @@ from classformer_hf.command import check_settings, parse_arguments, run_command,
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
 from classformer_hf.search.space import Schedule
-from classformer_hf.serving import LENGTHS, ExportedClassifier, check_runtime, export, largest_difference
+from classformer_hf.serving import LENGTHS, TOLERANCE, ExportedClassifier, check_runtime, export, largest_difference
 
 ETAS = (0, 2, 8)
-TOLERANCE = 1e-4
 
 
 @dataclass

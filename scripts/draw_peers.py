@@ -3,13 +3,16 @@ r"""Draw score against time of every method that scripts/compare_peers.py compar
     python scripts/draw_peers.py --records results/peers_sst2.json results/peers_mrpc.json \
         --figure docs/images/peers.png
 
-Grey: the front, on which no other point is both faster and better. Bars: a standard error of the score.
+Grey: the front, on which no other point is both faster and better. Bars: a standard error of the score. Hollow:
+schedules on fewer layers than the model has.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rendering.performance import count_layers, name_point
 
 from classformer_hf.command import parse_arguments, run_command
 
@@ -33,9 +36,10 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
         linewidth=5,
         zorder=0,
     )
+    num_layers = count_layers(record)
     for index, method in enumerate(methods):
-        points = [point for point in record["points"] if point["method"] == method]
-        is_ours = method == "classformer"
+        points = [point for point in record["points"] if name_point(point, num_layers) == method]
+        is_ours = method.startswith("classformer")
         panel.errorbar(
             [point["ratio"] for point in points],
             [point["test_score"] for point in points],
@@ -44,6 +48,7 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
             marker=MARKERS[index % len(MARKERS)],
             markersize=11 if is_ours else 6,
             color="black" if method == "full" else "C3" if is_ours else f"C{(index % 9) + (index % 9 >= 3)}",
+            markerfacecolor="white" if method.endswith("fewer layers") else None,
             elinewidth=0.6,
             label=method,
             zorder=3 if is_ours else 2,
@@ -67,7 +72,9 @@ def main():
     import matplotlib.pyplot as plt
 
     records = [json.loads(Path(path).read_text()) for path in arguments.records]
-    methods = list(dict.fromkeys(point["method"] for record in records for point in record["points"]))
+    methods = list(
+        dict.fromkeys(name_point(point, count_layers(record)) for record in records for point in record["points"])
+    )
     columns = min(len(records), 3)
     rows = -(-len(records) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.4 * rows + 0.9), squeeze=False)

@@ -21,9 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.evaluation import load_classifier, resolve_folder
-from classformer_hf.serving import RUNTIMES, ExportedClassifier, check_runtime, export, largest_difference
-
-TOLERANCE = 1e-4
+from classformer_hf.serving import RUNTIMES, TOLERANCE, ExportedClassifier, check_runtime, export, largest_difference
 
 
 @dataclass

@@ -67,7 +67,8 @@ def measure(arguments: ParityArguments, schedule: Schedule, runtime: str, folder
     ).eval()
     # logits of a random head are near 0, where every difference is small
     with torch.no_grad():
-        ids = torch.arange(model.config.vocab_size // 2, model.config.vocab_size)[None, :100]
+        num_tokens = min(100, model.config.max_position_embeddings // 2)
+        ids = torch.arange(model.config.vocab_size // 2, model.config.vocab_size)[None, :num_tokens]
         model.classifier.out_proj.weight /= model(ids).logits.abs().max()
     model.save_pretrained(folder)
     load_tokenizer(arguments.model_name_or_path).save_pretrained(folder)

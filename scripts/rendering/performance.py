@@ -180,9 +180,11 @@ def parity_table(record: dict) -> str:
         rows.append([runtime, str(len(own)), *(f"{value:.1e}" for value in worst)])
     header = ["runtime", "graphs", *(f"eta {eta}" for eta in etas)]
     lengths = ", ".join(map(str, record["lengths"]))
+    has_types = all("token_type_ids" in row.get("inputs", ()) for row in record["rows"])
+    types = ", token types among the inputs, logits of size 1" if has_types else ", without token types"
     note = (
-        f"Largest difference of a logit from torch's, where they reach 1, over texts of {lengths} tokens, alone and as "
-        f"the longest of a padded batch, token types among the inputs; {describe_hardware(record)}. Command: "
+        f"Largest difference of a logit from torch's, over texts of {lengths} tokens, alone and as the longest of a "
+        f"padded batch{types}; {describe_hardware(record)}. Command: "
         f"`{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note

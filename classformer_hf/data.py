@@ -175,6 +175,14 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         ) from error
 
 
+def load_tasks(
+    names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, max_train_samples: int | None = None
+) -> list[Task]:
+    """Load and tokenise several tasks with what is inferred of each; see [`load_task`] and [`tokenize`]."""
+    found = (load_task(TaskArguments(dataset_name=name, max_train_samples=max_train_samples)) for name in names)
+    return [tokenize(task, tokenizer, max_length) for task in found]
+
+
 def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task:
     """Replace the text by model inputs, not padded; says how many inputs were truncated.
 

@@ -217,14 +217,20 @@ def build_trainer(
         compute_metrics=build_compute_metrics(task),
         callbacks=callbacks,
     )
-    # a dictionary per epoch; the scores are in what `fine_tune` returns and in the trainer's state
-    trainer.remove_callback(PrinterCallback)
-    if arguments.disable_tqdm:
-        trainer.add_callback(LogProgress)
-    else:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(QuietProgressCallback)
+    show_progress(trainer)
     return trainer
+
+
+def show_progress(trainer: Trainer, tokens_per_step: int | None = None):
+    """Show bars, or a line a minute, instead of a dictionary per log; scores are in the trainer's state.
+
+    Args:
+        trainer: Changed in place.
+        tokens_per_step: Shows tokens per second too.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LogProgress() if trainer.args.disable_tqdm else QuietProgressCallback(tokens_per_step))
 
 
 def fine_tune(

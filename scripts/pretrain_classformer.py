@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
@@ -46,10 +46,9 @@ from classformer_hf.pretraining import (
 from classformer_hf.texts import TextArguments, group_into_blocks, load_texts
 from classformer_hf.training import (
     ClassformerTrainingArguments,
-    LogProgress,
-    QuietProgressCallback,
     StopOnInvalidLoss,
     find_checkpoint,
+    show_progress,
 )
 
 
@@ -188,10 +187,7 @@ class Pretraining:
             data_collator=collator,
             callbacks=[StopOnInvalidLoss()],
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        tokens_per_step = self.blocks_per_step * self.block_size
-        trainer.add_callback(LogProgress() if arguments.disable_tqdm else QuietProgressCallback(tokens_per_step))
+        show_progress(trainer, self.blocks_per_step * self.block_size)
         return trainer
 
     def validate(self, trainer: Trainer) -> float:

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import Task, load_tasks, load_tokenizer
 from classformer_hf.metrics import compute_score, majority_score
 from classformer_hf.pretraining import OBJECTIVES
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune_and_test
@@ -65,10 +65,6 @@ class Study:
         config = json.loads((first / "config.json").read_text())
         self.schedule = {"gamma": config["gamma"], "eta": config["eta"]}
         self.tokenizer = load_tokenizer(arguments.model_name_or_path)
-
-    def load_task(self, name: str) -> Task:
-        task = load_task(TaskArguments(dataset_name=name, max_train_samples=self.arguments.max_train_samples))
-        return tokenize(task, self.tokenizer, self.arguments.max_length)
 
     def start(self, objective: str, task: Task) -> Any:
         """Load what fine-tuning starts from."""
@@ -134,7 +130,7 @@ def main():
     if arguments.num_seeds < 1:
         raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
     study = Study(arguments, training)
-    tasks = [study.load_task(name) for name in arguments.dataset_names]
+    tasks = load_tasks(arguments.dataset_names, study.tokenizer, arguments.max_length, arguments.max_train_samples)
     settings = {
         "model": Path(arguments.model_name_or_path).name,
         "schedule": study.schedule,

@@ -20,7 +20,7 @@ from classformer_hf import load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import Task, load_tasks, load_tokenizer
 from classformer_hf.metrics import majority_score
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune_and_test
 
@@ -88,14 +88,7 @@ def main():
     tokenizer = load_tokenizer(checkpoint)
     num_layers = load_from_encoder(checkpoint).config.num_hidden_layers
     reductions = list_reductions(num_layers, arguments.factors)
-    tasks = [
-        tokenize(
-            load_task(TaskArguments(dataset_name=name, max_train_samples=arguments.max_train_samples)),
-            tokenizer,
-            arguments.max_length,
-        )
-        for name in arguments.dataset_names
-    ]
+    tasks = load_tasks(arguments.dataset_names, tokenizer, arguments.max_length, arguments.max_train_samples)
     settings = {
         "checkpoint": checkpoint_fingerprint(checkpoint),
         "max_length": arguments.max_length,

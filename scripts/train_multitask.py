@@ -16,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers import DataCollatorWithPadding, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import load_tasks, load_tokenizer
 from classformer_hf.folders import write_golden_output
 from classformer_hf.multitask import MultitaskClassformer, mix_tasks
 from classformer_hf.pretraining import count_training_flops
 from classformer_hf.training import (
     ClassformerTrainingArguments,
-    LogProgress,
-    QuietProgressCallback,
     StopOnInvalidLoss,
     find_checkpoint,
+    show_progress,
 )
 
 
@@ -70,9 +69,7 @@ def build_trainer(
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[StopOnInvalidLoss()],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LogProgress() if training.disable_tqdm else QuietProgressCallback())
+    show_progress(trainer)
     return trainer
 
 
@@ -96,14 +93,7 @@ def main():
     output = Path(str(training.output_dir))
     training.output_dir = str(output / "checkpoints")
     tokenizer = load_tokenizer(arguments.model_name_or_path)
-    tasks = [
-        tokenize(
-            load_task(TaskArguments(dataset_name=name, max_train_samples=arguments.max_train_samples)),
-            tokenizer,
-            arguments.max_length,
-        )
-        for name in arguments.dataset_names
-    ]
+    tasks = load_tasks(arguments.dataset_names, tokenizer, arguments.max_length, arguments.max_train_samples)
     schedule: dict[str, Any] = {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
     settings = {
         "checkpoint": checkpoint_fingerprint(arguments.model_name_or_path),

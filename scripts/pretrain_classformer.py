@@ -143,19 +143,22 @@ class Pretraining:
         model = build_objective(objective, self.load_model())
         trainer = self.build_trainer(objective, model, folder / "checkpoints")
         before = self.validate(trainer)
+        checkpoint = find_checkpoint(folder / "checkpoints")
+        num_earlier = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints"))
+        trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         after = self.validate(trainer)
-        blocks = trainer.state.global_step * self.blocks_per_step
+        num_steps = trainer.state.global_step
+        blocks = num_steps * self.blocks_per_step
         row: dict[str, Any] = {
             "objective": objective,
             "loss_before": before,
             "loss_after": after,
             "perplexity": None if objective == "distillation" else math.exp(min(after, 50)),
             "tokens": blocks * self.block_size,
-            # of this run, where it was resumed
-            "seconds": round(seconds, 1),
+            # where it was resumed, the earlier steps count as long as those of this run
+            "seconds": round(seconds * num_steps / max(num_steps - num_earlier, 1), 1),
             "training_flops": self.count_flops_of_block(trainer) * blocks,
         }
         if self.training.process_index == 0:

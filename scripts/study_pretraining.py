@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
+from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import Task, load_tasks, load_tokenizer
@@ -64,6 +65,9 @@ class Study:
         first = Path(arguments.pretrained) / next(iter(self.pretrained))
         config = json.loads((first / "config.json").read_text())
         self.schedule = {"gamma": config["gamma"], "eta": config["eta"]}
+        self.fingerprints = {
+            name: checkpoint_fingerprint(str(Path(arguments.pretrained) / name)) for name in self.pretrained
+        }
         self.tokenizer = load_tokenizer(arguments.model_name_or_path)
 
     def start(self, objective: str, task: Task) -> Any:
@@ -83,14 +87,16 @@ class Study:
 
     def run(self, objective: str, task: Task, seed: int) -> dict[str, Any]:
         """Fine-tune once and score; a finished one is read."""
-        row = fine_tune_and_test(
-            lambda: self.start(objective, task),
-            task,
-            self.tokenizer,
-            self.training,
-            self.folder(objective, task, seed),
-            seed,
-        )
+        folder = self.folder(objective, task, seed)
+        settings = {
+            "checkpoint": checkpoint_fingerprint(self.arguments.model_name_or_path),
+            "pretrained": self.fingerprints.get(objective),
+            "schedule": self.schedule,
+            "dataset": task.fingerprint,
+            "recipe": self.training.describe_recipe(),
+        }
+        check_settings(folder / "settings.json", settings, is_writer=True)
+        row = fine_tune_and_test(lambda: self.start(objective, task), task, self.tokenizer, self.training, folder, seed)
         return {"objective": objective, **row}
 
     def compare_with_none(self, objective: str, task: Task, seeds: range) -> dict[str, Any]:
@@ -131,13 +137,6 @@ def main():
         raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
     study = Study(arguments, training)
     tasks = load_tasks(arguments.dataset_names, study.tokenizer, arguments.max_length, arguments.max_train_samples)
-    settings = {
-        "model": Path(arguments.model_name_or_path).name,
-        "schedule": study.schedule,
-        "pretrained": {name: row["tokens"] for name, row in study.pretrained.items()},
-        "recipe": training.describe_recipe(),
-    }
-    check_settings(study.output / "settings.json", settings, is_writer=True)
     seeds = range(training.seed, training.seed + arguments.num_seeds)
     objectives = ["full", "none", *study.pretrained]
     jobs = [(objective, task, seed) for task in tasks for seed in seeds for objective in objectives]

@@ -89,13 +89,7 @@ def main():
     num_layers = load_from_encoder(checkpoint).config.num_hidden_layers
     reductions = list_reductions(num_layers, arguments.factors)
     tasks = load_tasks(arguments.dataset_names, tokenizer, arguments.max_length, arguments.max_train_samples)
-    settings = {
-        "checkpoint": checkpoint_fingerprint(checkpoint),
-        "max_length": arguments.max_length,
-        "max_train_samples": arguments.max_train_samples,
-        "recipe": training.describe_recipe(),
-    }
-    check_settings(output / "settings.json", settings, is_writer=True)
+    fingerprint = checkpoint_fingerprint(checkpoint)
     seeds = range(training.seed, training.seed + arguments.num_seeds)
     jobs = [(task, layer, factor, seed) for task in tasks for seed in seeds for layer, factor in reductions]
     rows = []
@@ -106,6 +100,8 @@ def main():
             return load_from_encoder(checkpoint, gamma=gamma, **task.head_config)
 
         folder = output / task.name / "-".join(map(str, gamma)) / f"seed-{seed}"
+        settings = {"checkpoint": fingerprint, "dataset": task.fingerprint, "recipe": training.describe_recipe()}
+        check_settings(folder / "settings.json", settings, is_writer=True)
         row = fine_tune_and_test(start, task, tokenizer, training, folder, seed)
         rows.append({"layer": layer, "factor": factor, **row})
         where = "no reduction" if layer is None else f"{factor}x at layer {layer + 1}"

@@ -217,3 +217,6 @@ def test_one_reduction_at_each_layer(run, tiny_roberta_folder, tiny_text_file, t
     }
     assert (tmp_path / "study.png").stat().st_size > 5000
     assert "must be at least 2" in run(*study, "--factors", 1)[2]
+    other = tmp_path / tiny_text_file.name
+    other.write_text(tiny_text_file.read_text().replace("take", "scene"))
+    assert "another dataset" in run(*study, "--dataset_names", other)[2]

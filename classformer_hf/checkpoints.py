@@ -235,6 +235,7 @@ def _translate_config(
     if "gamma" in overrides:
         # of another schedule
         values.pop("cascade", None)
+        values.pop("length_buckets", None)
     values |= {**family.constants, **_translate_labels(source, overrides), **overrides}
     try:
         return ClassformerConfig(**values)

@@ -84,6 +84,7 @@ class MultitaskClassformer(ClassformerPreTrainedModel):
         attention_mask: torch.Tensor,
         task_ids: torch.Tensor,
         labels: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         """Give the mean of the scaled losses of a mixed batch.
@@ -93,8 +94,12 @@ class MultitaskClassformer(ClassformerPreTrainedModel):
             attention_mask: 1 for tokens and 0 for padding, (B, L).
             task_ids: Number of every example's task, (B,).
             labels: Class ids or values, as floats, (B,).
+            token_type_ids: Which of two texts a token is of, for models that tell them apart, (B, L).
         """
-        states = self.roberta(input_ids, attention_mask=attention_mask, cls_only=True, **kwargs).last_hidden_state
+        encoded = self.roberta(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, cls_only=True, **kwargs
+        )
+        states = encoded.last_hidden_state
         losses = states.new_zeros(len(states))
         for index, (head, scale) in enumerate(zip(self.heads, self.loss_scales, strict=True)):
             rows = (task_ids == index).nonzero()[:, 0]

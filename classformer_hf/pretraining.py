@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .configuration_classformer import ClassformerConfig
@@ -87,8 +87,9 @@ def pack(labels: torch.Tensor, length: int) -> torch.Tensor:
 class ShortenedLanguageModelingCollator:
     """Masks blocks of tokens and puts the targets where an objective wants them.
 
-    What is masked is drawn anew for every batch, from a seed that the batch itself gives: the same blocks in another
-    batch are masked otherwise, and a resumed run masks as an uninterrupted one.
+    What is masked is drawn anew for every batch, from a seed that the batch and `epoch` give: the same blocks in
+    another batch or epoch are masked otherwise, and a resumed run masks as an uninterrupted one. `CountEpochs` keeps
+    `epoch`.
 
     Args:
         tokenizer: Of the model.
@@ -110,7 +111,7 @@ class ShortenedLanguageModelingCollator:
         whole_word_mask: bool = False,
     ):
         check_objective(objective)
-        self.config, self.objective = config, objective
+        self.config, self.objective, self.epoch = config, objective, 0
         if objective == "distillation":
             self.mask = DataCollatorForLanguageModeling(tokenizer, mlm=False)
             return
@@ -122,7 +123,7 @@ class ShortenedLanguageModelingCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = [token for example in examples for token in example["input_ids"]]
-        seed = zlib.crc32(np.asarray(ids, np.int64).tobytes())
+        seed = zlib.crc32(np.asarray(ids, np.int64).tobytes(), self.epoch)
         for attempt in range(MAX_ATTEMPTS):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + attempt)
@@ -136,6 +137,19 @@ class ShortenedLanguageModelingCollator:
             f"a batch of {len(examples)} blocks has no target for {self.objective}; use more blocks per batch, longer "
             "ones or a larger mlm_probability."
         )
+
+
+class CountEpochs(TrainerCallback):
+    """Tells a collator the epoch while a model is trained with it, and epoch 0 otherwise."""
+
+    def __init__(self, collator: ShortenedLanguageModelingCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch = int(state.epoch + 1e-6)  # a whole number but for rounding, or within a resumed epoch
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.collator.epoch = 0
 
 
 def check_objective(objective: str):
@@ -269,6 +283,7 @@ def count_training_flops(model: ClassformerForMaskedLM, batch: dict[str, torch.T
 
 __all__ = [
     "OBJECTIVES",
+    "CountEpochs",
     "DistilledClassformerForMaskedLM",
     "FunnelClassformerForMaskedLM",
     "ShortenedLanguageModelingCollator",

@@ -15,6 +15,8 @@ from .sources import SPLIT_NAMES, TEXT_BUILDERS, read_splits
 logger = logging.getLogger(__name__)
 
 NUM_STREAMED_FOR_VALIDATION = 500
+# texts of a stream among which the next is drawn
+SHUFFLE_BUFFER = 10_000
 
 
 @dataclass
@@ -108,8 +110,13 @@ def _stream(arguments: TextArguments) -> Texts:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
     column = _find_text_column(name, list(first), arguments.text_column, first)
-    held_out = [row[column] for row in islice(stream, NUM_STREAMED_FOR_VALIDATION)]
-    train = stream.skip(NUM_STREAMED_FOR_VALIDATION)
+    head = [row[column] for row in islice(stream, NUM_STREAMED_FOR_VALIDATION + 1)]
+    held_out = head[:NUM_STREAMED_FOR_VALIDATION]
+    if len(head) == len(held_out):
+        raise ValueError(
+            f"{name} has {len(head)} texts, all of them held out for validation; read it without a stream."
+        )
+    train = stream.skip(NUM_STREAMED_FOR_VALIDATION).shuffle(seed=42, buffer_size=SHUFFLE_BUFFER)
     return Texts(path.stem, _rename_text(train, column), Dataset.from_dict({"text": held_out}))
 
 
@@ -123,8 +130,14 @@ def _find_text_column(name: str, columns: list[str], given: str | None, row: dic
     if given is not None:
         if given not in columns:
             raise ValueError(f"{name} has no column {given}, only {', '.join(columns)}; see --text_column.")
+        if not isinstance(row[given], str | None):
+            raise ValueError(f"column {given} of {name} holds no text, but {row[given]!r}; see --text_column.")
         return given
     strings = [column for column in columns if isinstance(row[column], str)]
+    if not strings:
+        raise ValueError(
+            f"the first row of {name} has no text; name the column of {', '.join(columns)} by --text_column."
+        )
     if "text" in strings:
         return "text"
     if len(strings) != 1:
@@ -167,7 +180,8 @@ def group_into_blocks(
         return [[first, *joined[at : at + inner], last] for at in range(0, len(joined) - inner + 1, inner)]
 
     def cut(batch: dict[str, list]) -> dict[str, list]:
-        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False, return_offsets_mapping=has_offsets)
+        filled = [text for text in batch["text"] if text is not None]
+        encoded = tokenizer(filled, add_special_tokens=False, verbose=False, return_offsets_mapping=has_offsets)
         blocks = cut_blocks(encoded["input_ids"], first, last)
         columns = {
             "input_ids": blocks,

@@ -159,6 +159,9 @@ class QuietProgressCallback(ProgressCallback):
 class LogProgress(TrainerCallback):
     """A line a minute where progress bars are hidden, as in a file."""
 
+    def __init__(self, tokens_per_step: int | None = None):
+        self.tokens_per_step = tokens_per_step
+
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = self.last = time.monotonic()
         self.first_step = state.global_step
@@ -168,8 +171,12 @@ class LogProgress(TrainerCallback):
         if now - self.last < LOG_SECONDS or not state.is_world_process_zero:
             return
         self.last = now
-        left = (now - self.started) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
-        logger.info("training step %d of %d, about %.0f minutes left", state.global_step, state.max_steps, left / 60)
+        seconds_per_step = (now - self.started) / (state.global_step - self.first_step)
+        left = seconds_per_step * (state.max_steps - state.global_step) / 60
+        speed = f", {self.tokens_per_step / seconds_per_step:,.0f} tokens a second" if self.tokens_per_step else ""
+        logger.info(
+            "training step %d of %d%s, about %.0f minutes left", state.global_step, state.max_steps, speed, left
+        )
 
 
 def build_trainer(
@@ -230,7 +237,7 @@ def show_progress(trainer: Trainer, tokens_per_step: int | None = None):
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LogProgress() if trainer.args.disable_tqdm else QuietProgressCallback(tokens_per_step))
+    trainer.add_callback((LogProgress if trainer.args.disable_tqdm else QuietProgressCallback)(tokens_per_step))
 
 
 def fine_tune(

@@ -20,10 +20,12 @@ import json
 import math
 import shutil
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -37,6 +39,7 @@ from classformer_hf.demo import describe_demo_model
 from classformer_hf.folders import write_golden_output
 from classformer_hf.pretraining import (
     OBJECTIVES,
+    CountEpochs,
     ShortenedLanguageModelingCollator,
     build_objective,
     check_objective,
@@ -83,6 +86,7 @@ class PretrainingArguments(ClassformerTrainingArguments):
     logging_strategy: str = field(default="steps", metadata={"help": "When to log: no, steps or epoch."})
     logging_steps: float = field(default=0.05, metadata={"help": "Steps between logs, or a share of all steps."})
     load_best_model_at_end: bool = field(default=False, metadata={"help": "Keep the best checkpoint."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Blocks per batch of validation."})
     train_sampling_strategy: str = field(default="random", metadata={"help": "random or sequential."})
 
 
@@ -104,7 +108,9 @@ class Pretraining:
         if texts.max_train_blocks is not None:
             train = train.take(texts.max_train_blocks)
         self.train = train
-        self.name = raw.name
+        self.name, self.max_train_blocks = raw.name, texts.max_train_blocks
+        # the text itself may be a stream
+        self.text_fingerprint = zlib.crc32(json.dumps(self.validation["input_ids"][:]).encode())
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.arguments.model_name_or_path is not None:
@@ -119,6 +125,9 @@ class Pretraining:
         if arguments.model_name_or_path is None:
             return ClassformerForMaskedLM(ClassformerConfig(**describe_demo_model(self.tokenizer), **schedule))
         model: Any = load_from_encoder(arguments.model_name_or_path, ClassformerForMaskedLM, **schedule)
+        longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+        if self.block_size > longest:
+            raise ValueError(f"--block_size {self.block_size} is more than the model's {longest} positions.")
         return ClassformerForMaskedLM(model.config) if arguments.from_scratch else model
 
     def settings(self, objective: str) -> dict[str, Any]:
@@ -127,7 +136,7 @@ class Pretraining:
         checkpoint = arguments.model_name_or_path
         return {
             "checkpoint": checkpoint_fingerprint(checkpoint) if checkpoint else "small",
-            "text": [self.name, len(self.validation), self.block_size],
+            "text": [self.name, self.text_fingerprint, self.block_size, self.max_train_blocks],
             "objective": [objective, arguments.mlm_probability, arguments.whole_word_mask, arguments.from_scratch],
             "schedule": [arguments.gamma, arguments.eta],
             "recipe": self.training.describe_recipe(),
@@ -150,15 +159,16 @@ class Pretraining:
         seconds = time.perf_counter() - started
         after = self.validate(trainer)
         num_steps = trainer.state.global_step
-        blocks = num_steps * self.blocks_per_step
+        blocks = self.count_blocks(trainer)
         row: dict[str, Any] = {
             "objective": objective,
             "loss_before": before,
             "loss_after": after,
             "perplexity": None if objective == "distillation" else math.exp(min(after, 50)),
             "tokens": blocks * self.block_size,
-            # where it was resumed, the earlier steps count as long as those of this run
-            "seconds": round(seconds * num_steps / max(num_steps - num_earlier, 1), 1),
+            # of this run, where it was resumed
+            "seconds": round(seconds, 1),
+            "tokens_per_second": round(blocks * self.block_size * (1 - num_earlier / num_steps) / seconds, 1),
             "training_flops": self.count_flops_of_block(trainer) * blocks,
         }
         if self.training.process_index == 0:
@@ -169,6 +179,14 @@ class Pretraining:
             results.write_text(json.dumps(row, indent=2) + "\n")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return row
+
+    def count_blocks(self, trainer: Trainer) -> int:
+        """Give how many blocks were trained on; the last batch of an epoch may be smaller than the others."""
+        num_steps = min(trainer.state.global_step, trainer.state.max_steps)
+        if isinstance(self.train, IterableDataset):
+            return num_steps * self.blocks_per_step
+        num_epochs, rest = divmod(num_steps, math.ceil(len(self.train) / self.blocks_per_step))
+        return num_epochs * len(self.train) + rest * self.blocks_per_step
 
     @property
     def blocks_per_step(self) -> int:
@@ -188,7 +206,7 @@ class Pretraining:
             train_dataset=self.train,
             eval_dataset=self.validation,
             data_collator=collator,
-            callbacks=[StopOnInvalidLoss()],
+            callbacks=[StopOnInvalidLoss(), CountEpochs(collator)],
         )
         show_progress(trainer, self.blocks_per_step * self.block_size)
         return trainer
@@ -223,10 +241,12 @@ def main():
     for objective in arguments.objectives:
         row = pretraining.run(objective)
         rows.append(row)
+        if training.process_index > 0:
+            continue
         perplexity = "" if row["perplexity"] is None else f", perplexity {row['perplexity']:.1f}"
         print(
             f"{objective}: validation loss {row['loss_before']:.4f} -> {row['loss_after']:.4f}{perplexity}; "
-            f"{row['tokens']:,} tokens, {row['tokens'] / row['seconds']:,.0f} a second, "
+            f"{row['tokens']:,} tokens, {row['tokens_per_second']:,.0f} a second, "
             f"{row['training_flops'] / 1e12:.2f} TFLOP; {pretraining.output / objective}"
         )
     if training.process_index == 0:

@@ -33,6 +33,8 @@ from classformer_hf.pretraining import OBJECTIVES
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune_and_test
 
 NUM_RESAMPLES = 500
+# the thesis' averages rise along it; the last is ours
+ORDER = ("none", "last_k", "first_k", "dense", "funnel", "distillation")
 
 
 @dataclass
@@ -55,6 +57,19 @@ def read_pretrained(folder: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def read_schedule(folder: Path, names: list[str]) -> dict[str, Any]:
+    """Give the schedule that all were pretrained with."""
+    configs = {name: json.loads((folder / name / "config.json").read_text()) for name in names}
+    schedules = {name: {"gamma": config["gamma"], "eta": config["eta"]} for name, config in configs.items()}
+    first = schedules[names[0]]
+    other = [name for name in names if schedules[name] != first]
+    if other:
+        raise ValueError(
+            f"{', '.join(other)} in {folder} has another schedule than {names[0]}; compare like with like."
+        )
+    return first
+
+
 class Study:
     """What is fine-tuned, and where what is left of it."""
 
@@ -62,9 +77,7 @@ class Study:
         self.arguments, self.training = arguments, training
         self.output = Path(str(training.output_dir))
         self.pretrained = read_pretrained(Path(arguments.pretrained))
-        first = Path(arguments.pretrained) / next(iter(self.pretrained))
-        config = json.loads((first / "config.json").read_text())
-        self.schedule = {"gamma": config["gamma"], "eta": config["eta"]}
+        self.schedule = read_schedule(Path(arguments.pretrained), list(self.pretrained))
         self.fingerprints = {
             name: checkpoint_fingerprint(str(Path(arguments.pretrained) / name)) for name in self.pretrained
         }
@@ -99,33 +112,46 @@ class Study:
         row = fine_tune_and_test(lambda: self.start(objective, task), task, self.tokenizer, self.training, folder, seed)
         return {"objective": objective, **row}
 
-    def compare_with_none(self, objective: str, task: Task, seeds: range) -> dict[str, Any]:
-        """Give how far an objective is above no pretraining, in the mean over seeds, with a 95 % interval.
+    def compare(self, objective: str, reference: str, task: Task, seeds: range) -> dict[str, Any]:
+        """Give how far an objective is above another, in the mean over seeds, with a 95 % interval.
 
         The interval is over test examples, by the bootstrap, and pairs the same examples and seeds.
         """
         references = np.asarray(task.splits["test"]["labels"])
-        predictions = [
+        own, other = (
             [np.load(self.folder(name, task, seed) / "predictions.npy") for seed in seeds]
-            for name in ("none", objective)
-        ]
+            for name in (objective, reference)
+        )
 
-        def difference(examples: np.ndarray) -> float:
-            none, own = (
-                np.mean([compute_score(task.metric_name, one[examples], references[examples]) for one in models])
-                for models in predictions
-            )
-            return float(own - none)
+        def differences(examples: np.ndarray) -> list[float]:
+            """Give the difference of every seed."""
+            return [
+                compute_score(task.metric_name, one[examples], references[examples])
+                - compute_score(task.metric_name, two[examples], references[examples])
+                for one, two in zip(own, other, strict=True)
+            ]
 
         generator = np.random.default_rng(0)
         num_examples = len(references)
-        resampled = [difference(generator.integers(num_examples, size=num_examples)) for _ in range(NUM_RESAMPLES)]
+        resampled = [
+            np.mean(differences(generator.integers(num_examples, size=num_examples))) for _ in range(NUM_RESAMPLES)
+        ]
+        by_seed = differences(np.arange(num_examples))
         return {
             "objective": objective,
+            "reference": reference,
             "dataset": task.name,
-            "mean": difference(np.arange(num_examples)),
+            "by_seed": by_seed,
+            "mean": float(np.mean(by_seed)),
             "interval": np.quantile(resampled, [0.025, 0.975]).tolist(),
         }
+
+
+def list_comparisons(objectives: list[str]) -> list[tuple[str, str]]:
+    """Pair all with none, and each with the one before it in the order of the thesis."""
+    ordered = [name for name in ORDER if name in objectives]
+    pairs = [(objective, "none") for objective in objectives if objective != "none"]
+    return pairs + [pair for pair in zip(ordered[1:], ordered, strict=False) if pair not in pairs]
 
 
 def main():
@@ -146,6 +172,7 @@ def main():
         print(f"{task.name} {objective} seed {seed}: test {task.metric_name} {rows[-1]['test_score']:.4f}")
     write_record(
         arguments.results_file,
+        model=Path(arguments.model_name_or_path).name,
         schedule=study.schedule,
         pretraining=study.pretrained,
         datasets={
@@ -155,11 +182,10 @@ def main():
             }
             for task in tasks
         },
-        above_none=[
-            study.compare_with_none(objective, task, seeds)
+        differences=[
+            study.compare(objective, reference, task, seeds)
             for task in tasks
-            for objective in objectives
-            if objective != "none"
+            for objective, reference in list_comparisons(objectives)
         ],
         seeds=list(seeds),
         hardware=hardware_fingerprint(),

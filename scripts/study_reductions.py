@@ -84,6 +84,8 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
+    if arguments.num_seeds < 1:
+        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
     checkpoint, output = arguments.model_name_or_path, Path(str(training.output_dir))
     tokenizer = load_tokenizer(checkpoint)
     num_layers = load_from_encoder(checkpoint).config.num_hidden_layers

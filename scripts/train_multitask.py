@@ -56,6 +56,8 @@ class MultitaskTrainingArguments(ClassformerTrainingArguments):
     logging_strategy: str = field(default="steps", metadata={"help": "When to log: no, steps or epoch."})
     logging_steps: float = field(default=0.05, metadata={"help": "Steps between logs, or a share of all steps."})
     load_best_model_at_end: bool = field(default=False, metadata={"help": "Keep the best checkpoint."})
+    # groups of one length would be groups of one task
+    train_sampling_strategy: str = field(default="random", metadata={"help": "random or sequential."})
 
 
 def build_trainer(
@@ -88,6 +90,8 @@ def main():
     arguments, training = parse_arguments((MultitaskArguments, MultitaskTrainingArguments), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if training.logging_strategy == "no":
+        raise ValueError("--logging_strategy no leaves no loss to report; use steps or epoch.")
     if len(arguments.dataset_names) < 2:
         raise ValueError("--dataset_names needs two tasks at least; scripts/train_classformer.py trains on one.")
     output = Path(str(training.output_dir))
@@ -135,10 +139,10 @@ def main():
         tokenizer.save_pretrained(output)
         results.write_text(json.dumps(row, indent=2) + "\n")
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    print(
-        f"{len(tasks)} tasks, {len(mixed):,} examples: loss {losses[0]:.3f} -> {losses[-1]:.3f} of guessing; "
-        f"{row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {output}"
-    )
+        print(
+            f"{len(tasks)} tasks, {len(mixed):,} examples: loss {losses[0]:.3f} -> {losses[-1]:.3f} of guessing; "
+            f"{row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {output}"
+        )
 
 
 if __name__ == "__main__":

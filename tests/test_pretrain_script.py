@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder
+from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder, texts
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -58,8 +59,9 @@ def test_an_objective_leaves_a_folder_that_fine_tuning_starts_from(run, command,
     written = (tmp_path / "out" / "dense" / "model.safetensors").stat().st_mtime_ns
     assert run(*command, "--objectives", "dense", "--whole_word_mask")[0] == 0
     assert (tmp_path / "out" / "dense" / "model.safetensors").stat().st_mtime_ns == written
-    code, _, words = run(*command, "--objectives", "dense", "--eta", 2, "--whole_word_mask")
-    assert code == 1 and "holds a training with another schedule" in words
+    for flags, what in ((("--eta", 2), "schedule"), (("--max_train_blocks", 5), "text")):
+        code, _, words = run(*command, "--objectives", "dense", "--whole_word_mask", *flags)
+        assert code == 1 and f"holds a training with another {what}" in words
     fine_tune = ("--dataset_name", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--use_cpu")
     code, _, words = run(
         *("train_classformer", "--model_name_or_path", tmp_path / "out" / "funnel", *fine_tune),
@@ -108,6 +110,38 @@ def test_two_processes(command, tmp_path):
     assert row["tokens"] == 2 * 6 * 4 * 16
 
 
+def test_tokens_count_small_batches(run, command, tmp_path):
+    assert run(*command, "--objectives", "dense", "--max_train_blocks", 5, "--max_steps", 8)[0] == 0
+    row = json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"][0]
+    # 4 epochs of one batch of 4 and one of 1
+    assert row["tokens"] == 4 * 5 * 16 and row["tokens_per_second"] > 0
+
+
+def test_texts_that_are_missing_are_left_out(run, command, tmp_path):
+    path = tmp_path / "some.json"
+    rows = [{"text": f"a warm and clever film number {n}" if n % 5 else None, "other": n} for n in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    code, _, words = run(*command, "--objectives", "dense", "--dataset_name", path)
+    assert code == 1 and "the first row of some has no text" in words
+    assert run(*command, "--objectives", "dense", "--dataset_name", path, "--text_column", "text")[0] == 0
+    code, _, words = run(*command, "--objectives", "dense", "--dataset_name", path, "--text_column", "other")
+    assert code == 1 and "column other of some holds no text, but 0" in words
+
+
+def test_a_stream_is_shuffled_and_a_short_one_refused(run, command, tmp_path, tiny_tokenizer, monkeypatch):
+    path = tmp_path / "numbers.txt"
+    path.write_text("".join(f"number {n}\n" for n in range(200)))
+    arguments = texts.TextArguments(dataset_name=str(path), streaming=True)
+    with pytest.raises(ValueError, match="has 200 texts, all of them held out"):
+        texts.load_texts(arguments)
+    monkeypatch.setattr(texts, "NUM_STREAMED_FOR_VALIDATION", 20)
+    read = texts.load_texts(arguments)
+    order = [row["text"] for row in read.train]
+    assert sorted(order) == sorted(f"number {n}" for n in range(20, 200)) and order != sorted(order, key=len)
+    assert [row["text"] for row in read.train] == order
+    assert read.validation["text"] == [f"number {n}" for n in range(20)]
+
+
 def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
     monkeypatch.setattr("classformer_hf.texts.NUM_STREAMED_FOR_VALIDATION", 20)
     code, _, words = run(*command, "--objectives", "last_k", "--streaming", "--from_scratch", "--bf16")
@@ -135,6 +169,14 @@ def test_bad_input_is_one_sentence(run, command, flags, message):
     assert code == 1 and message in words and words.count("\n") <= 1
 
 
+def test_blocks_longer_than_the_model_reads_are_refused(run, command, tiny_roberta_folder, tmp_path):
+    folder = shutil.copytree(tiny_roberta_folder, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 512}))
+    code, _, words = run(*command, "--model_name_or_path", folder, "--block_size", 65)
+    assert code == 1 and "--block_size 65 is more than the model's 64 positions" in words
+
+
 def test_nan_loss_ends_the_run(run, command, tmp_path):
     code, _, words = run(
         *command, "--objectives", "dense", "--learning_rate", 1e30, "--max_grad_norm", 0, "--logging_steps", 1
@@ -155,19 +197,25 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
     assert code == 0 and "funnel seed 43" in printed, words
     record = json.loads((tmp_path / "study.json").read_text())
     assert [row["objective"] for row in record["rows"]] == ["full", "none", "dense", "funnel"] * 2
-    assert [entry["objective"] for entry in record["above_none"]] == ["full", "dense", "funnel"]
-    for entry in record["above_none"]:
-        scores = [
-            [row["test_score"] for row in record["rows"] if row["objective"] == name]
-            for name in ("none", entry["objective"])
-        ]
-        assert entry["mean"] == pytest.approx(sum(scores[1]) / 2 - sum(scores[0]) / 2)
+    assert [(entry["objective"], entry["reference"]) for entry in record["differences"]] == [
+        *(("full", "none"), ("dense", "none"), ("funnel", "none"), ("funnel", "dense"))
+    ]
+    for entry in record["differences"]:
+        own, other = (
+            [row["test_score"] for row in record["rows"] if row["objective"] == entry[name]]
+            for name in ("objective", "reference")
+        )
+        assert entry["by_seed"] == pytest.approx([one - two for one, two in zip(own, other, strict=True)])
+        assert entry["mean"] == pytest.approx(sum(own) / 2 - sum(other) / 2)
         assert entry["interval"][0] <= entry["mean"] <= entry["interval"][1]
     assert record["schedule"] == {"gamma": [1, 2, 1], "eta": 0} and set(record["pretraining"]) == {"dense", "funnel"}
     written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
     assert run(*study)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written
     assert "holds no finished objective" in run(*study, "--pretrained", tmp_path)[2]
+    config = tmp_path / "out" / "funnel" / "config.json"
+    config.write_text(config.read_text().replace('"eta": 0', '"eta": 1'))
+    assert "funnel in" in (words := run(*study)[2]) and "another schedule than dense" in words
 
 
 def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_text_file, tmp_path):
@@ -189,6 +237,7 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
     assert classifier.config.gamma == [1, 2, 1]
     assert "is finished" in run(*several)[1]
     assert "needs two tasks" in run(*several, "--dataset_names", other)[2]
+    assert "leaves no loss to report" in run(*several, "--logging_strategy", "no")[2]
     code, printed, words = run(
         *("study_pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
         *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--num_seeds", 1, *fine_tune),
@@ -217,6 +266,7 @@ def test_one_reduction_at_each_layer(run, tiny_roberta_folder, tiny_text_file, t
     }
     assert (tmp_path / "study.png").stat().st_size > 5000
     assert "must be at least 2" in run(*study, "--factors", 1)[2]
+    assert "--num_seeds must be at least 1" in run(*study, "--num_seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))
     assert "another dataset" in run(*study, "--dataset_names", other)[2]

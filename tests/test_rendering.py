@@ -47,6 +47,7 @@ def test_peers_summary_counts_by_hand():
 def test_pretraining_table_says_what_is_above_none():
     row = {"metric_name": "accuracy", "dataset": "x", "seed": 1}
     record = {
+        "model": "a-model",
         "schedule": {"gamma": [2, 1], "eta": 0},
         "command": "python scripts/study_pretraining.py",
         "seeds": [1],
@@ -57,10 +58,19 @@ def test_pretraining_table_says_what_is_above_none():
             {**row, "dataset": "stsb", "objective": name, "test_score": score}
             for name, score in (("full", 0.9), ("none", 0.5), ("dense", 0.6))
         ],
-        "above_none": [{"objective": "dense", "dataset": "stsb", "mean": 0.1, "interval": [0.05, 0.15]}],
+        "differences": [
+            {
+                **{"objective": "dense", "reference": "none", "dataset": "stsb", "mean": 0.1},
+                **{"interval": [0.05, 0.15], "by_seed": [0.1]},
+            }
+        ],
     }
     text = pretraining.pretraining_table(record)
-    assert "| dense | 2.00 | 3 | 9.00 to 6.00 | 60.0 (10.0 [5.0, 15.0]) | 83.6 | 73.3 |" in text
+    assert "| dense | 2.00 | 3 | 9 to 6 | 60.0 (10.0 [5.0, 15.0]) | 83.6 | 73.3 |" in text
     assert "| none |  |  |  | 50.0 | 78.2 | 69.3 |" in text
-    more = {**record, "pretraining": {"dense": {"tokens": 1e6, "training_flops": 1e12}}}
-    assert pretraining.tokens_table({"a": record, "b": more}).count("| dense |") == 2
+    assert "| dense - none | 10.0 [5.0, 15.0] | above, 1 of 1 seeds | +4.0 |" in pretraining.order_table(record)
+    better = [{**entry, "test_score": 0.8} if entry["objective"] == "dense" else entry for entry in record["rows"]]
+    more = {**record, "pretraining": {"dense": {"tokens": 4e6, "training_flops": 1e12}}, "rows": better}
+    text = pretraining.tokens_table({"a": more, "b": record})
+    # half of the way from 50 to 90
+    assert "| 70.0 on STSB |" in text and text.index("missed") < text.index("reached")

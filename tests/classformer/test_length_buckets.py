@@ -4,7 +4,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
-from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, ClassformerModel
+from classformer_hf import (
+    ClassformerConfig,
+    ClassformerForSequenceClassification,
+    ClassformerModel,
+    load_from_encoder,
+)
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 16, "gamma": [2, 1, 1], "eta": 1}]
 
@@ -88,6 +93,8 @@ def test_saved_folder_keeps_the_policy_and_a_pipeline_batches_by_it(model, tiny_
     tiny_tokenizer.save_pretrained(tmp_path)
     loaded = ClassformerForSequenceClassification.from_pretrained(tmp_path)
     assert loaded.config.length_buckets == BUCKETS
+    assert load_from_encoder(tmp_path).config.length_buckets == BUCKETS
+    assert load_from_encoder(tmp_path, gamma=[4, 1, 1]).config.length_buckets is None
     classify = pipeline("text-classification", model=loaded, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
     texts = ["good", "a warm and clever film " * 3, "the plot is a mess", "it works in every scene " * 6]
     alone = [classify(text)[0]["score"] for text in texts]

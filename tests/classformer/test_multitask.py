@@ -1,12 +1,15 @@
 """Several tasks at once: losses by hand, one task's examples do not touch another's head."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 from classformer_hf import ClassformerConfig, ClassformerModel
 from classformer_hf.data import Task
@@ -79,3 +82,20 @@ def test_a_head_learns_from_its_task_only(model, tasks):
 def test_several_labels_per_example_are_refused(tasks):
     with pytest.raises(ValueError, match="several labels"):
         mix_tasks([tasks[0], make_task("many", [[1, 0], [0, 1]], MULTI_LABEL, 2)])
+
+
+def test_the_trainer_keeps_token_types(tasks, model, tmp_path):
+    config = copy.deepcopy(model.config)
+    config.type_vocab_size = 2
+    pairs = [
+        replace(task, splits=DatasetDict(train=task.splits["train"].add_column("token_type_ids", types)))
+        for task, types in zip(tasks, ([[0, 0, 1]] * 3, [[0, 1, 1]] * 2), strict=True)
+    ]
+    mixed = mix_tasks(pairs)
+    torch.manual_seed(0)
+    paired = MultitaskClassformer.from_encoder(ClassformerModel(config), pairs).eval()
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    batch = next(iter(Trainer(paired, arguments, train_dataset=mixed).get_train_dataloader()))
+    assert sorted(batch["token_type_ids"].sum(1).tolist()) == [1, 1, 1, 2, 2]
+    batch = as_batch(mixed)
+    assert paired(**batch).loss != paired(**{**batch, "token_type_ids": torch.zeros(5, 3, dtype=torch.long)}).loss

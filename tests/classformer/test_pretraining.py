@@ -6,11 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 from classformer_hf import ClassformerConfig, ClassformerForMaskedLM
 from classformer_hf.pretraining import (
     IGNORED,
     OBJECTIVES,
+    CountEpochs,
     DistilledClassformerForMaskedLM,
     FunnelClassformerForMaskedLM,
     ShortenedLanguageModelingCollator,
@@ -262,6 +264,36 @@ def test_masks_depend_on_the_batch_and_on_nothing_else(tiny_tokenizer, config):
     torch.manual_seed(5)
     again, other = collator(blocks[:2]), collator(blocks[::2])
     assert torch.equal(one["labels"], again["labels"]) and not torch.equal(one["labels"][0], other["labels"][0])
+
+
+def test_masks_change_from_epoch_to_epoch(tiny_tokenizer, model, tmp_path):
+    first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
+    blocks = [
+        {"input_ids": [first, *range(start, start + 20), last], "special_tokens_mask": [1] + [0] * 20 + [1]}
+        for start in (10, 40, 70)
+    ]
+    collator = ShortenedLanguageModelingCollator(tiny_tokenizer, model.config, "funnel")
+    seen: dict[int, list] = {}
+
+    def collate(examples):
+        batch = collator(examples)
+        seen.setdefault(examples[0]["input_ids"][1], []).append(batch["labels"].tolist())
+        return batch
+
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=3,
+        per_device_train_batch_size=1,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+    )
+    trained = build_objective("funnel", model)
+    Trainer(trained, arguments, collate, Dataset.from_list(blocks), callbacks=[CountEpochs(collator)]).train()
+    for masks in seen.values():
+        assert len(masks) == 3 and masks[0] != masks[1] != masks[2] != masks[0]
+    assert collator.epoch == 0 and collator(blocks[:1])["labels"].tolist() == seen[10][0]
 
 
 def test_every_batch_has_a_target(tiny_tokenizer, config):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import RobertaModel
 
 from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder, texts
+from classformer_hf.search.space import Schedule
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -246,26 +249,48 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
     assert code == 0 and "multitask seed 42" in printed, words
 
 
-def test_one_reduction_at_each_layer(run, tiny_roberta_folder, tiny_text_file, tmp_path):
+def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_task):
+    script = runpy.run_path(str(SCRIPTS / "study_schedules.py"), run_name="study")
+    study = script["Study"](script["StudyArguments"](str(tiny_roberta_folder), ["reviews"]), None)
+    schedule = Schedule((1, 2, 1))
+    stock = RobertaModel.from_pretrained(tiny_roberta_folder).embeddings.word_embeddings.weight
+    for family, is_same in (("single", True), ("random_weights", False)):
+        model = study.start(script["Variant"](family, schedule), tiny_task)
+        assert model.config.gamma == [1, 2, 1] and model.config.num_labels == 2
+        assert torch.equal(model.roberta.embeddings.word_embeddings.weight, stock) == is_same
+
+
+def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder, tiny_text_file, tmp_path):
     study = [
-        *("study_reductions", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
-        *("--factors", 2, 4, "--max_length", 64, "--max_steps", 1, "--use_cpu", "--save_strategy", "no"),
+        *("study_schedules", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
+        *("--families", "single", "constrained", "random_weights", "--factors", 2, 4, "--latency_rounds", 2),
+        *("--max_length", 64, "--max_steps", 1, "--use_cpu", "--save_strategy", "no"),
         *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--disable_tqdm", "True"),
         *("--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
-        *("--figure", tmp_path / "study.png"),
     ]
     code, printed, words = run(*study)
-    assert code == 0 and "4x at layer 3 seed 42" in printed, words
-    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
-    assert [(row["layer"], row["factor"]) for row in rows] == [
-        (None, 1),
-        *((layer, factor) for factor in (2, 4) for layer in range(3)),
+    assert code == 0 and "single 1-4-1_eta0 seed 42" in printed, words
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert [(row["family"], row["layer"], row["factor"], row["schedule"]) for row in record["rows"]] == [
+        ("full", None, 1, "1-1-1_eta0"),
+        ("single", 0, 2, "2-1-1_eta0"),
+        ("single", 1, 2, "1-2-1_eta0"),
+        ("single", 0, 4, "4-1-1_eta0"),
+        ("single", 1, 4, "1-4-1_eta0"),
+        # the last layer computes position 0 only
+        ("constrained", 0, 2, "2-2-1_eta0"),
+        ("constrained", 1, 2, "1-2-1_eta0"),
+        ("random_weights", None, 1, "1-1-1_eta0"),
     ]
-    assert {path.parent.name for path in (tmp_path / "study").glob("*/*/seed-42")} == {
-        *("1-1-1", "2-1-1", "1-2-1", "1-1-2", "4-1-1", "1-4-1", "1-1-4")
-    }
-    assert (tmp_path / "study.png").stat().st_size > 5000
+    assert set(record["latency"]["reviews"]) == {row["schedule"] for row in record["rows"]}
+    assert record["datasets"]["reviews"]["mean_length"] > 3
+    pictures = [tmp_path / f"{name}.png" for name in ("single", "last_layers", "constrained")]
+    flags = [part for path in pictures for part in (f"--{path.stem}", path)]
+    code, _, words = run("draw_schedules", "--records", tmp_path / "study.json", *flags)
+    assert code == 0 and all(path.stat().st_size > 5000 for path in pictures), words
+    assert "nothing to draw" in run("draw_schedules", "--records", tmp_path / "study.json")[2]
     assert "must be at least 2" in run(*study, "--factors", 1)[2]
+    assert "unknown triple" in run(*study, "--families", "triple")[2]
     assert "--num_seeds must be at least 1" in run(*study, "--num_seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))

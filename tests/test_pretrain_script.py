@@ -1,4 +1,4 @@
-"""The pretraining script: every objective end to end, resuming, streams, and one sentence for bad input."""
+"""Pretraining and what fine-tunes afterwards: end to end, resuming, streams, and one sentence for bad input."""
 
 import json
 import os
@@ -295,3 +295,13 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))
     assert "another dataset" in run(*study, "--dataset_names", other)[2]
+
+
+def test_lengths_are_those_of_the_training_texts(run, tiny_roberta_folder, tiny_text_file, tmp_path):
+    code, printed, words = run(
+        *("draw_lengths", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
+        *("--figure", tmp_path / "lengths.png", "--results_file", tmp_path / "lengths.json", "--max_length", 8),
+    )
+    assert code == 0 and "reviews: " in printed and (tmp_path / "lengths.png").stat().st_size > 5000, words
+    row = json.loads((tmp_path / "lengths.json").read_text())["datasets"]["reviews"]
+    assert 0 < row["mean"] <= row["quantiles"]["0.95"] == 8 and 0 < row["share_cut"] <= 1

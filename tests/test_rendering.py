@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from rendering import performance, pretraining  # noqa: E402
+from rendering import performance, pretraining, schedules  # noqa: E402
 
 
 def read(pattern):
@@ -74,3 +74,60 @@ def test_pretraining_table_says_what_is_above_none():
     text = pretraining.tokens_table({"a": more, "b": record})
     # half of the way from 50 to 90
     assert "| 70.0 on STSB |" in text and text.index("missed") < text.index("reached")
+
+
+@pytest.fixture
+def fixed_schedules():
+    def row(family, schedule, score, layer=None, factor=1, dataset="rte"):
+        gamma = [int(part) for part in schedule.partition("_")[0].split("-")]
+        return {
+            **{"family": family, "schedule": schedule, "gamma": gamma, "layer": layer, "factor": factor},
+            **{"dataset": dataset, "test_score": score, "test_standard_error": 0.01},
+        }
+
+    def record(name, full, share, num_train, mean_length):
+        rows = [
+            row("full", "1-1-1_eta0", full, dataset=name),
+            row("single", "4-1-1_eta0", full / 2, 0, 4, dataset=name),
+            row("single", "1-4-1_eta0", full * share, 1, 4, dataset=name),
+            row("constrained", "2-2-1_eta0", full * 0.9, 0, 2, dataset=name),
+            row("random_weights", "1-1-1_eta0", full / 4, dataset=name),
+        ]
+        task = {
+            "num_examples": {"train": num_train, "test": 7},
+            "majority_score": full / 10,
+            "mean_length": mean_length,
+        }
+        return {
+            "model": "a-model",
+            "command": "python scripts/study_schedules.py",
+            "datasets": {name: {**task, "metric_name": "accuracy"}},
+            "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_quartiles": [0.4, 0.6]}}},
+            "seeds": [42],
+            "hardware": {"threads": 1, "device_name": "a processor"},
+            "rows": rows,
+        }
+
+    return {
+        "a": record("rte", 0.8, 0.7, 100, 30.0),
+        "b": record("sst2", 0.6, 0.8, 200, 10.0),
+        "c": record("mrpc", 0.5, 0.9, 300, 50.0),
+    }
+
+
+def test_views_of_fixed_schedules_by_hand(fixed_schedules):
+    assert "| RTE | 4x | 80.0 | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
+    assert "| RTE | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in schedules.constrained_table(
+        fixed_schedules
+    )
+    text = schedules.random_weights_table(fixed_schedules)
+    assert "| RTE | accuracy | 7 | 80.0 +- 1.0 | 20.0 | 8.0 | 83.4 | 52.7 |" in text
+    # shares rise by as much as the sizes do; lengths 30, 10, 50 have r = 1/2
+    text = schedules.prediction_table(fixed_schedules)
+    assert "| training texts | 1.00 | 0.00 | 3 | -0.25" in text and "| mean length | 0.50 | 0.67 | 3 |" in text
+
+
+def test_lengths_table_by_hand():
+    row = {"num_examples": 1200, "mean": 8.25, "quantiles": {"0.5": 8.0}, "share_cut": 0.125}
+    text = schedules.lengths_table({"datasets": {"rte": row}, "max_length": 512, "command": "python x"})
+    assert "| RTE | 1,200 | 8.2 | 8 | 12.5 |" in text and "| 50 % | at least 512, % |" in text

@@ -1,0 +1,142 @@
+"""Views of fixed schedules and of what tasks are like."""
+
+import statistics
+from collections.abc import Iterator
+
+from .tables import interval, percent, table
+
+# RoBERTa-base on development sets, table 5.1: its paper, the author's run, random weights
+THESIS_TABLE_5_1 = {
+    "cola": (63.6, 63.0, 60.4),
+    "sst2": (94.8, 94.8, 79.8),
+    "mrpc": (90.2, 91.8, 83.4),
+    "stsb": (91.2, 90.9, 45.8),
+    "qqp": (91.9, 88.8, 72.0),
+    "rte": (78.7, 83.4, 52.7),
+}
+# the thesis: 7 tasks, share kept against training size and against mean length
+THESIS_PREDICTION = {"training texts": (-0.25, 0.59), "mean length": (-0.17, 0.71)}
+
+
+def lengths_table(record: dict) -> str:
+    """How long the training texts of every task are."""
+    shares = list(next(iter(record["datasets"].values()))["quantiles"])
+    rows = [
+        [
+            name.upper(),
+            f"{row['num_examples']:,}",
+            f"{row['mean']:.1f}",
+            *(f"{row['quantiles'][share]:.0f}" for share in shares),
+            percent(row["share_cut"]),
+        ]
+        for name, row in record["datasets"].items()
+    ]
+    header = ["task", "training texts", "mean tokens", *(f"{100 * float(share):g} %" for share in shares)]
+    header.append(f"at least {record['max_length']}, %")
+    return table(header, rows) + f"\nCommand: `{record['command']}`\n"
+
+
+def iterate_tasks(records: dict) -> Iterator[tuple[str, dict, dict, list[dict]]]:
+    """Give name, description, record and rows of every task."""
+    for record in records.values():
+        for name, task in record["datasets"].items():
+            yield name, task, record, [row for row in record["rows"] if row["dataset"] == name]
+
+
+def mean_score(rows: list[dict], **wanted) -> float | None:
+    """Give the mean score over seeds of one variant, in percent; None where it was not run."""
+    scores = [row["test_score"] for row in rows if wanted.items() <= row.items()]
+    return 100 * statistics.mean(scores) if scores else None
+
+
+def single_table(records: dict) -> str:
+    """The share of the full model's score that one reduction leaves, by layer and factor."""
+    lines, num_layers = [], 0
+    for name, task, _, rows in iterate_tasks(records):
+        full = mean_score(rows, family="full")
+        assert full is not None
+        num_layers = len(rows[0]["gamma"])
+        for factor in sorted({row["factor"] for row in rows if row["family"] == "single"}):
+            scores = [mean_score(rows, family="single", factor=factor, layer=layer) for layer in range(num_layers - 1)]
+            shares = ["" if score is None else f"{100 * score / full:.1f}" for score in scores]
+            majority = f"{10000 * task['majority_score'] / full:.1f}"
+            lines.append([name.upper(), f"{factor}x", f"{full:.1f}", *shares, majority])
+    header = ["task", "factor", "full score", *(f"layer {layer + 1}, %" for layer in range(num_layers - 1))]
+    return table([*header, "majority class, %"], lines) + "\n" + describe(records)
+
+
+def constrained_table(records: dict) -> str:
+    """Score and time of the schedules with one parameter."""
+    lines = []
+    for name, _, record, rows in iterate_tasks(records):
+        timed = (record["latency"] or {}).get(name, {})
+        full = mean_score(rows, family="full")
+        for layer in sorted({row["layer"] for row in rows if row["family"] == "constrained"}):
+            row = next(row for row in rows if row["family"] == "constrained" and row["layer"] == layer)
+            score, latency = mean_score(rows, family="constrained", layer=layer), timed.get(row["schedule"])
+            assert score is not None and full is not None
+            time = interval(latency["ratio"], *latency["ratio_quartiles"]) if latency else "not measured"
+            lines.append(
+                [
+                    *(name.upper(), str(layer + 1), f"`{row['schedule']}`", f"{score:.1f}"),
+                    *(f"{100 * score / full:.1f}", time),
+                ]
+            )
+    header = ["task", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
+    return table(header, lines) + "\n" + describe(records)
+
+
+def random_weights_table(records: dict) -> str:
+    """Pretrained against random weights, beside table 5.1."""
+    lines = []
+    for name, task, _, rows in iterate_tasks(records):
+        full, random = mean_score(rows, family="full"), mean_score(rows, family="random_weights")
+        if random is None or full is None:
+            continue
+        error = 100 * max(row["test_standard_error"] for row in rows if row["family"] == "full")
+        thesis = THESIS_TABLE_5_1.get(name, ())
+        lines.append(
+            [
+                *(name.upper(), task["metric_name"], str(task["num_examples"]["test"])),
+                *(f"{full:.1f} +- {error:.1f}", f"{random:.1f}", f"{100 * task['majority_score']:.1f}"),
+                *(f"{value:g}" for value in thesis[1:]),
+                *([] if thesis else ["", ""]),
+            ]
+        )
+    header = ["task", "metric", "n", "pretrained", "random weights", "majority class"]
+    return table([*header, "thesis, pretrained", "thesis, random"], lines) + "\n" + describe(records)
+
+
+def prediction_table(records: dict) -> str:
+    """Whether training size or length foretell what a reduction by four at the second layer leaves."""
+    from scipy import stats
+
+    kept, sizes, lengths, names = [], [], [], []
+    for name, task, _, rows in iterate_tasks(records):
+        full, score = mean_score(rows, family="full"), mean_score(rows, family="single", factor=4, layer=1)
+        if full is None or score is None:
+            continue
+        kept.append(score / full)
+        sizes.append(task["num_examples"]["train"])
+        lengths.append(task["mean_length"])
+        names.append(name.upper())
+    lines = []
+    for what, values in (("training texts", sizes), ("mean length", lengths)):
+        found, (r, p) = stats.linregress(values, kept), THESIS_PREDICTION[what]
+        lines.append([what, f"{found.rvalue:.2f}", f"{found.pvalue:.2f}", str(len(kept)), f"{r} (p = {p}, n = 7)"])
+    note = f"Share of the full score at 4x in the second layer, over {', '.join(names)}.\n"
+    return table(["against", "r", "p", "n", "thesis"], lines) + "\n" + note
+
+
+def describe(records: dict) -> str:
+    """Say how the scores came about."""
+    first = next(iter(records.values()))
+    trained = ", ".join(
+        f"{name.upper()} {task['num_examples']['train']:,} training and {task['num_examples']['test']:,} test examples"
+        for name, task, _, _ in iterate_tasks(records)
+    )
+    return (
+        f"{first['model']}; {trained}; test split, seeds {', '.join(map(str, first['seeds']))}; "
+        f"{first['hardware']['threads']} thread, {first['hardware']['device_name']}. Command, with other names for the "
+        f"other tasks: `{first['command']}`\n"
+    )

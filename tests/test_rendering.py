@@ -131,3 +131,13 @@ def test_lengths_table_by_hand():
     row = {"num_examples": 1200, "mean": 8.25, "quantiles": {"0.5": 8.0}, "share_cut": 0.125}
     text = schedules.lengths_table({"datasets": {"rte": row}, "max_length": 512, "command": "python x"})
     assert "| RTE | 1,200 | 8.2 | 8 | 12.5 |" in text and "| 50 % | at least 512, % |" in text
+
+
+def test_rates_table_by_hand():
+    def record(score):
+        rows = [{"dataset": "stsb", "objective": name, "validation_score": value} for name, value in score.items()]
+        return {"rows": rows, "seeds": [42]}
+
+    records = {"lr_1e-4": record({"none": 0.4, "dense": 0.3}), "lr_3e-4": record({"none": 0.4, "funnel": 0.2})}
+    text = pretraining.rates_table(records)
+    assert "| objective | 0.0001 | 0.0003 |" in text and "| dense | 0.300 |  |" in text and "none has 0.400" in text

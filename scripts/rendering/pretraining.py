@@ -138,3 +138,21 @@ def tokens_table(records: dict) -> str:
     header = ["objective", "M tokens", "TFLOP", *(name.upper() for name in datasets)]
     header += [f"{targets[name]:.1f} on {name.upper()}" for name in datasets]
     return table(header, lines)
+
+
+def rates_table(records: dict) -> str:
+    """Validation scores by the peak learning rate of pretraining, which the file's name holds."""
+    first = next(iter(records.values()))
+    found: dict[str, dict[float, float]] = {}
+    for name, record in records.items():
+        for row in record["rows"]:
+            if row["dataset"] == "stsb" and row["objective"] not in ("full", "multitask"):
+                found.setdefault(row["objective"], {})[float(name.rpartition("_")[2])] = row["validation_score"]
+    none = next(iter(found.pop("none").values()))
+    rates = sorted({rate for scores in found.values() for rate in scores})
+    lines = [
+        [NAMES.get(objective, objective), *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in rates)]
+        for objective, scores in found.items()
+    ]
+    note = f"STS-B's validation split, seed {first['seeds'][0]}; none has {none:.3f}.\n"
+    return table(["objective", *(f"{rate:g}" for rate in rates)], lines) + "\n" + note

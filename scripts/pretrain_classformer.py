@@ -226,6 +226,8 @@ def main():
     arguments, texts, training = parse_arguments((ModelArguments, TextArguments, PretrainingArguments), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if "none" in arguments.objectives:
+        raise ValueError("none means no pretraining; scripts/study_pretraining.py fine-tunes it beside the others.")
     for objective in arguments.objectives:
         check_objective(objective)
     if arguments.from_scratch and arguments.model_name_or_path is None:

@@ -49,11 +49,14 @@ class StudyArguments:
 
 
 def read_pretrained(folder: Path) -> dict[str, dict[str, Any]]:
-    """Give what every objective's pretraining reported."""
+    """Give what every objective's pretraining reported, and its peak learning rate."""
     paths = {name: folder / name / "pretrain_results.json" for name in (*OBJECTIVES, "multitask")}
     rows = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     if not rows:
         raise ValueError(f"--pretrained {folder} holds no finished objective; run scripts/pretrain_classformer.py.")
+    for name, row in rows.items():
+        recipe = json.loads((folder / name / "settings.json").read_text())["recipe"]
+        row["learning_rate"] = float(recipe["learning_rate"])
     return rows
 
 

@@ -155,6 +155,7 @@ def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags, message",
     [
+        (["--objectives", "none"], "none means no pretraining"),
         (["--objectives", "magic"], "the objective must be one of first_k"),
         (["--gamma", 1, 2], "one factor per layer, got 2 for 3"),
         (["--mlm_probability", 1.5], "--mlm_probability is a share"),
@@ -212,6 +213,7 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
         assert entry["mean"] == pytest.approx(sum(own) / 2 - sum(other) / 2)
         assert entry["interval"][0] <= entry["mean"] <= entry["interval"][1]
     assert record["schedule"] == {"gamma": [1, 2, 1], "eta": 0} and set(record["pretraining"]) == {"dense", "funnel"}
+    assert {row["learning_rate"] for row in record["pretraining"].values()} == {5e-3}
     written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
     assert run(*study)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written

@@ -53,7 +53,12 @@ def test_pretraining_table_says_what_is_above_none():
         "seeds": [1],
         "hardware": {"threads": 1, "device_name": "a processor"},
         "datasets": {"stsb": {"num_examples": {"train": 5, "test": 7}}},
-        "pretraining": {"dense": {"tokens": 2e6, "training_flops": 3e12, "loss_before": 9.0, "loss_after": 6.0}},
+        "pretraining": {
+            "dense": {
+                **{"tokens": 2e6, "training_flops": 3e12, "loss_before": 9.0, "loss_after": 6.0},
+                **{"learning_rate": 1e-4},
+            }
+        },
         "rows": [
             {**row, "dataset": "stsb", "objective": name, "test_score": score}
             for name, score in (("full", 0.9), ("none", 0.5), ("dense", 0.6))
@@ -66,8 +71,8 @@ def test_pretraining_table_says_what_is_above_none():
         ],
     }
     text = pretraining.pretraining_table(record)
-    assert "| dense | 2.00 | 3 | 9 to 6 | 60.0 (10.0 [5.0, 15.0]) | 83.6 | 73.3 |" in text
-    assert "| none |  |  |  | 50.0 | 78.2 | 69.3 |" in text
+    assert "| dense | 2.00 | 3 | 0.0001 | 9 to 6 | 60.0 (10.0 [5.0, 15.0]) | 83.6 | 73.3 |" in text
+    assert "| none |  |  |  |  | 50.0 | 78.2 | 69.3 |" in text
     assert "| dense - none | 10.0 [5.0, 15.0] | above, 1 of 1 seeds | +4.0 |" in pretraining.order_table(record)
     better = [{**entry, "test_score": 0.8} if entry["objective"] == "dense" else entry for entry in record["rows"]]
     more = {**record, "pretraining": {"dense": {"tokens": 4e6, "training_flops": 1e12}}, "rows": better}
@@ -134,10 +139,11 @@ def test_lengths_table_by_hand():
 
 
 def test_rates_table_by_hand():
-    def record(score):
-        rows = [{"dataset": "stsb", "objective": name, "validation_score": value} for name, value in score.items()]
-        return {"rows": rows, "seeds": [42]}
+    def record(rate, objective, score):
+        scores = {"none": 0.4, objective: score}
+        rows = [{"dataset": "stsb", "objective": name, "validation_score": value} for name, value in scores.items()]
+        return {"rows": rows, "seeds": [42], "pretraining": {objective: {"learning_rate": rate}}}
 
-    records = {"lr_1e-4": record({"none": 0.4, "dense": 0.3}), "lr_3e-4": record({"none": 0.4, "funnel": 0.2})}
+    records = {"a": record(1e-4, "dense", 0.3), "b": record(3e-4, "funnel", 0.2)}
     text = pretraining.rates_table(records)
     assert "| objective | 0.0001 | 0.0003 |" in text and "| dense | 0.300 |  |" in text and "none has 0.400" in text

@@ -59,6 +59,7 @@ def pretraining_table(record: dict) -> str:
                 NAMES.get(objective, objective),
                 f"{cost['tokens'] / 1e6:.2f}" if cost else "",
                 f"{cost['training_flops'] / 1e12:.0f}" if cost else "",
+                f"{cost['learning_rate']:g}" if cost else "",
                 f"{cost['loss_before']:.3g} to {cost['loss_after']:.3g}" if cost else "",
                 *(score_cell(record, objective, name) for name in datasets),
                 *(thesis_percent(objective, name) for name in (*datasets, "average")),
@@ -73,13 +74,14 @@ def pretraining_table(record: dict) -> str:
     note = (
         f"{record['model']}, gamma {record['schedule']['gamma']}, eta {record['schedule']['eta']}; {tasks}; mean of "
         f"seeds {', '.join(map(str, record['seeds']))}. In brackets: how far above `none`, with a 95 % interval over "
-        "examples (bootstrap, paired; not over seeds). Loss: cross entropy on validation blocks; of distillation the "
+        "examples (bootstrap, paired; not over seeds). Rate: peak learning rate of pretraining. "
+        "Loss: cross entropy on validation blocks; of distillation the "
         "mean squared difference of states there; of several tasks on train, first and last twentieth, relative to "
         "guessing. The thesis: RoBERTa-base, two reductions by 2, over 100 M tokens, development sets. "
         f"{record['hardware']['threads']} thread, {record['hardware']['device_name']}. Command: "
         f"`{record['command']}`\n"
     )
-    header = ["objective", "M tokens", "TFLOP", "loss", *(f"{name.upper()} here" for name in datasets)]
+    header = ["objective", "M tokens", "TFLOP", "rate", "loss", *(f"{name.upper()} here" for name in datasets)]
     header += [*(f"{name.upper()} thesis" for name in datasets), "thesis' average"]
     return table(header, rows) + "\n" + note
 
@@ -141,14 +143,16 @@ def tokens_table(records: dict) -> str:
 
 
 def rates_table(records: dict) -> str:
-    """Validation scores by the peak learning rate of pretraining, which the file's name holds."""
+    """Validation scores by the peak learning rate of pretraining."""
     first = next(iter(records.values()))
     found: dict[str, dict[float, float]] = {}
-    for name, record in records.items():
+    for record in records.values():
         for row in record["rows"]:
-            if row["dataset"] == "stsb" and row["objective"] not in ("full", "multitask"):
-                found.setdefault(row["objective"], {})[float(name.rpartition("_")[2])] = row["validation_score"]
-    none = next(iter(found.pop("none").values()))
+            objective = row["objective"]
+            if row["dataset"] == "stsb" and objective in record["pretraining"]:
+                rate = record["pretraining"][objective]["learning_rate"]
+                found.setdefault(objective, {})[rate] = row["validation_score"]
+    none = next(row["validation_score"] for row in first["rows"] if row["objective"] == "none")
     rates = sorted({rate for scores in found.values() for rate in scores})
     lines = [
         [NAMES.get(objective, objective), *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in rates)]

@@ -114,7 +114,10 @@ def check_settings(path: Path, settings: dict, is_writer: bool):
             )
     elif is_writer:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n")
+        # at once, since the other processes may be reading
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+        unfinished.replace(path)
 
 
 def leave_process_group():

@@ -49,10 +49,16 @@ def mix_tasks(tasks: Sequence[Task]) -> Dataset:
 
 
 def guessing_loss(task: Task) -> float:
-    """Say what guessing costs: log n(classes), or the variance of the labels."""
-    if task.problem_type == REGRESSION:
-        return float(np.var(task.splits["train"]["labels"]))
-    return math.log(task.num_labels)
+    """Say what guessing costs: log n(classes), or the variance of the labels.
+
+    Raises:
+        ValueError: It costs nothing, since all labels are alike.
+    """
+    is_regression = task.problem_type == REGRESSION
+    loss = float(np.var(task.splits["train"]["labels"])) if is_regression else math.log(task.num_labels)
+    if loss == 0:
+        raise ValueError(f"all labels of {task.name} are alike; there is nothing to learn.")
+    return loss
 
 
 class MultitaskClassformer(ClassformerPreTrainedModel):

@@ -8,6 +8,8 @@ targets. Where targets and outputs meet:
 - `last_k`: output j predicts the j-th of the last M tokens of the text.
 - `gamma_th`: output j predicts the token at the position that it comes from.
 - `dense`: output j predicts the j-th chosen token of the block; of more than M the first M.
+
+  Of a text with padding, M is the number of outputs that come from tokens; the others predict nothing.
 - `funnel`: outputs are repeated up to length L, the full-length states behind the first layer are added, two plain
   layers follow, and every position predicts its token. Where the first layer reduces, the embedding is added instead.
 - `distillation` (ours): output j is to equal the final state that the same model without reductions gives to unmasked
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .configuration_classformer import ClassformerConfig
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 OBJECTIVES = ("first_k", "last_k", "gamma_th", "dense", "funnel", "distillation")
 IGNORED = -100
 NUM_DECODER_LAYERS = 2
+# what only an objective needs
+OWN_PARTS = ("decoder.", "teacher.")
 # draws of what is masked, until a batch has a target
 MAX_ATTEMPTS = 100
 
@@ -64,17 +68,20 @@ def choose_targets(
     Returns:
         Targets, -100 where there is none: (B, M), or (B, L) for those objectives that see every position.
     """
+    if objective in ("funnel", "distillation"):
+        return labels
     kept = kept_positions(config, labels.shape[1])
+    places = torch.arange(len(kept))
+    num_outputs = attention_mask[:, kept].sum(1, keepdim=True)  # those of tokens, (B, 1)
+    targets = labels[:, kept]
     if objective == "first_k":
-        return labels[:, : len(kept)]
+        targets = labels[:, : len(kept)]
     if objective == "last_k":
-        start = (attention_mask.sum(1, keepdim=True) - len(kept)).clamp(min=0)  # (B, 1)
-        return labels.gather(1, start + torch.arange(len(kept)))
-    if objective == "gamma_th":
-        return labels[:, kept]
+        start = attention_mask.sum(1, keepdim=True) - num_outputs  # (B, 1)
+        targets = labels.gather(1, (start + places).clamp(max=labels.shape[1] - 1))
     if objective == "dense":
-        return pack(labels, len(kept))
-    return labels
+        targets = pack(labels, len(kept))
+    return targets.masked_fill(places >= num_outputs, IGNORED)
 
 
 def pack(labels: torch.Tensor, length: int) -> torch.Tensor:
@@ -140,7 +147,7 @@ class ShortenedLanguageModelingCollator:
 
 
 class CountEpochs(TrainerCallback):
-    """Tells a collator the epoch while a model is trained with it, and epoch 0 otherwise."""
+    """Tells a collator the epoch."""
 
     def __init__(self, collator: ShortenedLanguageModelingCollator):
         self.collator = collator
@@ -148,8 +155,18 @@ class CountEpochs(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.epoch = int(state.epoch + 1e-6)  # a whole number but for rounding, or within a resumed epoch
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.collator.epoch = 0
+
+class PretrainingTrainer(Trainer):
+    """Masks the same tokens in every validation."""
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        collator: Any = self.data_collator
+        self.data_collator = copy.copy(collator)
+        self.data_collator.epoch = 0
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
 
 
 def check_objective(objective: str):
@@ -175,7 +192,16 @@ class FunnelClassformerForMaskedLM(ClassformerForMaskedLM):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Predict every token; `labels` are (B, L)."""
+        """Predict every token.
+
+        Args:
+            input_ids: Token ids, (B, L).
+            attention_mask: 1 for tokens and 0 for padding on the right, (B, L).
+            labels: Tokens to predict, -100 elsewhere, (B, L).
+
+        Returns:
+            The loss and logits, (B, L, vocab_size).
+        """
         gamma, eta = self.config.schedule_for(input_ids.shape[1])
         full = self.roberta.embeddings(input_ids=input_ids)  # (B, L, D)
         encoder: Any = self.roberta.encoder
@@ -222,7 +248,16 @@ class DistilledClassformerForMaskedLM(ClassformerForMaskedLM):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Give the mean squared difference of final states over real tokens; `labels` are not read."""
+        """Compare final states with the teacher's, by the mean squared difference over outputs that come from tokens.
+
+        Args:
+            input_ids: Token ids, (B, L).
+            attention_mask: 1 for tokens and 0 for padding on the right, (B, L).
+            labels: Not read.
+
+        Returns:
+            The loss and, as logits, the final states, (B, M, D).
+        """
         student = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, M, D)
         kept = kept_positions(self.config, input_ids.shape[1]).to(input_ids.device)
         with torch.no_grad():
@@ -251,7 +286,8 @@ def build_objective(objective: str, model: ClassformerForMaskedLM) -> Classforme
     if objective not in classes:
         return model
     trained: Any = classes[objective](copy.deepcopy(model.config))
-    trained.load_state_dict(model.state_dict(), strict=False)
+    found = trained.load_state_dict(model.state_dict(), strict=False)
+    assert not found.unexpected_keys and all(key.startswith(OWN_PARTS) for key in found.missing_keys)
     if objective == "distillation":
         trained.teacher.load_state_dict(model.roberta.state_dict())
     return trained.train(model.training)
@@ -262,9 +298,9 @@ def take_backbone(trained: ClassformerForMaskedLM) -> ClassformerForMaskedLM:
     model = ClassformerForMaskedLM(trained.config)
     weights = trained.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    dropped = len(weights) - len(model.state_dict())
+    dropped = [name for name in weights if name.startswith(OWN_PARTS)]
     if dropped:
-        logger.info("%d weights that only the objective needed are left out.", dropped)
+        logger.info("left out, since only the objective needs it: the %s.", dropped[0].partition(".")[0])
     return model.eval()
 
 
@@ -286,6 +322,7 @@ __all__ = [
     "CountEpochs",
     "DistilledClassformerForMaskedLM",
     "FunnelClassformerForMaskedLM",
+    "PretrainingTrainer",
     "ShortenedLanguageModelingCollator",
     "build_objective",
     "choose_targets",

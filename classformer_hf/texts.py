@@ -1,6 +1,5 @@
 """Text to pretrain on: any data set with a column of text, cut into blocks of equal length."""
 
-import logging
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -12,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from .corpus import joined_texts, load_standard_library_task
 from .sources import SPLIT_NAMES, TEXT_BUILDERS, read_splits
 
-logger = logging.getLogger(__name__)
-
-NUM_STREAMED_FOR_VALIDATION = 500
+# texts of a stream's validation split that are read, or of its train split that are held out
+NUM_STREAMED_FOR_VALIDATION = 1000
 # texts of a stream among which the next is drawn
 SHUFFLE_BUFFER = 10_000
 
@@ -35,7 +33,9 @@ class TextArguments:
         default=None, metadata={"help": "Column of text; by default `text` or the only one."}
     )
     block_size: int = field(default=128, metadata={"help": "Tokens of a block, with the first and the last one."})
-    max_train_blocks: int | None = field(default=None, metadata={"help": "Train on the first so many blocks."})
+    max_train_blocks: int | None = field(
+        default=None, metadata={"help": "Train on the first so many blocks; of a stream --max_steps says how many."}
+    )
     max_validation_blocks: int = field(default=200, metadata={"help": "Validate on the first so many blocks."})
     validation_fraction: float = field(
         default=0.05, metadata={"help": "Share of the texts that is held out where there is no validation split."}
@@ -68,6 +68,8 @@ def load_texts(arguments: TextArguments) -> Texts:
     """
     if not 0 < arguments.validation_fraction < 1:
         raise ValueError(f"`validation_fraction` is a share of the texts, got {arguments.validation_fraction}.")
+    if arguments.streaming and arguments.max_train_blocks is not None:
+        raise ValueError("--max_train_blocks is not for a stream; --max_steps says where it ends.")
     if (
         min(arguments.max_validation_blocks, 1 if arguments.max_train_blocks is None else arguments.max_train_blocks)
         < 1
@@ -93,31 +95,44 @@ def load_texts(arguments: TextArguments) -> Texts:
 
 
 def _stream(arguments: TextArguments) -> Texts:
-    """Open the train split as a stream; the first texts are held out for validation."""
+    """Open the train split as an endless stream; without a validation split its first texts are held out."""
     name = str(arguments.dataset_name)
     path = Path(name).expanduser()
     source: dict[str, Any] = {"path": name, "name": arguments.dataset_config_name}
     if path.exists():
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [file for file in files if SPLIT_NAMES.get(file.stem.partition("-")[0]) == "train" or file == path]
-        if not files or files[0].suffix not in TEXT_BUILDERS:
-            raise ValueError(f"{path} has no train file of the kinds {', '.join(TEXT_BUILDERS)}.")
-        source = {"path": TEXT_BUILDERS[files[0].suffix], "data_files": [str(file) for file in files]}
+        source = _list_files(path)
     try:
-        stream = load_dataset(**source, split="train", streaming=True)
-        first = next(iter(stream))
+        splits: Any = load_dataset(**source, streaming=True)
+        first = next(iter(splits["train"]), None) if "train" in splits else None
     except Exception as error:  # of many kinds, from connections to parsers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
+    if first is None:
+        raise ValueError(f"{name} has no train split with texts; found the splits {', '.join(splits)}.")
     column = _find_text_column(name, list(first), arguments.text_column, first)
-    head = [row[column] for row in islice(stream, NUM_STREAMED_FOR_VALIDATION + 1)]
-    held_out = head[:NUM_STREAMED_FOR_VALIDATION]
-    if len(head) == len(held_out):
-        raise ValueError(
-            f"{name} has {len(head)} texts, all of them held out for validation; read it without a stream."
-        )
-    train = stream.skip(NUM_STREAMED_FOR_VALIDATION).shuffle(seed=42, buffer_size=SHUFFLE_BUFFER)
+    train, size = splits["train"], NUM_STREAMED_FOR_VALIDATION
+    held_out = [row[column] for row in islice(splits.get("validation", train), size)]
+    if "validation" not in splits:
+        train = train.skip(size)
+        if next(iter(train), None) is None:
+            raise ValueError(
+                f"{name} has {len(held_out)} texts, all of them held out for validation; read it without a stream."
+            )
+    # repeated, since a resumed training finds its place in one pass only
+    train = train.shuffle(seed=42, buffer_size=SHUFFLE_BUFFER).repeat(None)
     return Texts(path.stem, _rename_text(train, column), Dataset.from_dict({"text": held_out}))
+
+
+def _list_files(path: Path) -> dict[str, Any]:
+    """Say how `load_dataset` reads a folder or a file."""
+    files: dict[str, list[str]] = {}
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        split = "train" if file == path else SPLIT_NAMES.get(file.stem.partition("-")[0])
+        if split in ("train", "validation") and file.suffix in TEXT_BUILDERS:
+            files.setdefault(split, []).append(str(file))
+    if "train" not in files:
+        raise ValueError(f"{path} has no train file of the kinds {', '.join(TEXT_BUILDERS)}.")
+    return {"path": TEXT_BUILDERS[Path(files["train"][0]).suffix], "data_files": files}
 
 
 def _rename_text(texts: Any, column: str) -> Any:

@@ -1,6 +1,6 @@
 r"""Pretrain a Classformer on text, with an objective for shortened sequences (thesis section 5.2.6).
 
-From a checkpoint, on WikiText-2, reduced four times after the third layer:
+From a checkpoint, on WikiText-2, reduced to a quarter by the second and the fourth layer:
 
     python scripts/pretrain_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name wikitext \
         --dataset_config_name wikitext-2-raw-v1 --objectives funnel --gamma 1 2 1 2 1 1 1 1 1 1 1 1 \
@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import IterableDataset
+import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -40,6 +41,7 @@ from classformer_hf.folders import write_golden_output
 from classformer_hf.pretraining import (
     OBJECTIVES,
     CountEpochs,
+    PretrainingTrainer,
     ShortenedLanguageModelingCollator,
     build_objective,
     check_objective,
@@ -62,7 +64,7 @@ class ModelArguments:
     )
     from_scratch: bool = field(default=False, metadata={"help": "Random weights in the checkpoint's shape."})
     gamma: list[int] | None = field(default=None, metadata={"help": "One reduction factor per layer."})
-    eta: int = field(default=0, metadata={"help": "Leading tokens that stay."})
+    eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
     objectives: list[str] = field(
         default_factory=lambda: ["funnel"], metadata={"help": f"What to learn: {', '.join(OBJECTIVES)}."}
     )
@@ -72,7 +74,11 @@ class ModelArguments:
 
 @dataclass
 class PretrainingArguments(ClassformerTrainingArguments):
-    """The recipe of pretraining (Liu et al. 2019, appendix B, with a shorter schedule)."""
+    """The recipe of pretraining.
+
+    Betas, weight decay and shape of the learning rate are RoBERTa's (Liu et al. 2019, table 9); peak and batch size are
+    for far fewer tokens than its 8,000 x 512 at a time, and epsilon and clipping are the Trainer's.
+    """
 
     output_dir: str | None = field(default="runs/pretraining", metadata={"help": "Folder for everything written."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs over which the learning rate decays to 0."})
@@ -108,9 +114,9 @@ class Pretraining:
         if texts.max_train_blocks is not None:
             train = train.take(texts.max_train_blocks)
         self.train = train
-        self.name, self.max_train_blocks = raw.name, texts.max_train_blocks
-        # the text itself may be a stream
-        self.text_fingerprint = zlib.crc32(json.dumps(self.validation["input_ids"][:]).encode())
+        self.is_stream = texts.streaming
+        self.text = [raw.name, texts.dataset_config_name, texts.streaming, texts.block_size, texts.max_train_blocks]
+        self.text += [fingerprint_blocks(self.validation), None if texts.streaming else fingerprint_blocks(train)]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.arguments.model_name_or_path is not None:
@@ -136,10 +142,11 @@ class Pretraining:
         checkpoint = arguments.model_name_or_path
         return {
             "checkpoint": checkpoint_fingerprint(checkpoint) if checkpoint else "small",
-            "text": [self.name, self.text_fingerprint, self.block_size, self.max_train_blocks],
+            "text": self.text,
             "objective": [objective, arguments.mlm_probability, arguments.whole_word_mask, arguments.from_scratch],
             "schedule": [arguments.gamma, arguments.eta],
             "recipe": self.training.describe_recipe(),
+            "batches of validation": self.training.per_device_eval_batch_size,
         }
 
     def run(self, objective: str) -> dict[str, Any]:
@@ -164,7 +171,7 @@ class Pretraining:
             "objective": objective,
             "loss_before": before,
             "loss_after": after,
-            "perplexity": None if objective == "distillation" else math.exp(min(after, 50)),
+            "perplexity": None if objective == "distillation" else math.exp(min(after, 700)),  # of which e is a float
             "tokens": blocks * self.block_size,
             # of this run, where it was resumed
             "seconds": round(seconds, 1),
@@ -181,17 +188,20 @@ class Pretraining:
         return row
 
     def count_blocks(self, trainer: Trainer) -> int:
-        """Give how many blocks were trained on; the last batch of an epoch may be smaller than the others."""
-        num_steps = min(trainer.state.global_step, trainer.state.max_steps)
-        if isinstance(self.train, IterableDataset):
-            return num_steps * self.blocks_per_step
-        num_epochs, rest = divmod(num_steps, math.ceil(len(self.train) / self.blocks_per_step))
-        return num_epochs * len(self.train) + rest * self.blocks_per_step
+        """Give how many blocks were trained on.
 
-    @property
-    def blocks_per_step(self) -> int:
-        arguments = self.training
-        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        The last batch of an epoch may be smaller than the others; several processes fill it up.
+        """
+        num_steps = min(trainer.state.global_step, trainer.state.max_steps)
+        size = self.training.train_batch_size * self.training.world_size
+        blocks_per_step = size * self.training.gradient_accumulation_steps
+        if self.is_stream:
+            return num_steps * blocks_per_step
+        blocks_per_epoch = len(self.train)
+        if self.training.world_size > 1:
+            blocks_per_epoch = math.ceil(blocks_per_epoch / size) * size
+        num_epochs, rest = divmod(num_steps, math.ceil(blocks_per_epoch / blocks_per_step))
+        return num_epochs * blocks_per_epoch + rest * blocks_per_step
 
     def build_trainer(self, objective: str, model: ClassformerForMaskedLM, folder: Path) -> Trainer:
         arguments = copy.copy(self.training)
@@ -200,7 +210,7 @@ class Pretraining:
         collator = ShortenedLanguageModelingCollator(
             self.tokenizer, model.config, objective, self.arguments.mlm_probability, self.arguments.whole_word_mask
         )
-        trainer = Trainer(
+        trainer = PretrainingTrainer(
             model=model,
             args=arguments,
             train_dataset=self.train,
@@ -208,18 +218,28 @@ class Pretraining:
             data_collator=collator,
             callbacks=[StopOnInvalidLoss(), CountEpochs(collator)],
         )
-        show_progress(trainer, self.blocks_per_step * self.block_size)
+        tokens = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        show_progress(trainer, tokens * self.block_size)
         return trainer
 
     def validate(self, trainer: Trainer) -> float:
         """Give the loss on the validation blocks; the same tokens are masked every time."""
-        return trainer.evaluate()["eval_loss"]
+        metrics = trainer.evaluate()
+        if "eval_loss" not in metrics:
+            raise ValueError("no batch of validation is full; lower --per_device_eval_batch_size or do not drop it.")
+        return metrics["eval_loss"]
 
     def count_flops_of_block(self, trainer: Trainer) -> int:
         size = min(4, len(self.validation))
         batch = trainer.data_collator([self.validation[index] for index in range(size)])
         model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
         return count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()}) // size
+
+
+def fingerprint_blocks(blocks: Dataset) -> list[int]:
+    """Give the number of blocks and a checksum of up to 1,000 of them, evenly spaced."""
+    rows = np.linspace(0, len(blocks) - 1, min(len(blocks), 1000)).astype(int)
+    return [len(blocks), zlib.crc32(json.dumps(blocks[rows]["input_ids"]).encode())]
 
 
 def main():
@@ -236,8 +256,14 @@ def main():
         raise ValueError("distillation needs a model that has learned something: --model_name_or_path.")
     if not 0 < arguments.mlm_probability < 1:
         raise ValueError(f"--mlm_probability is a share of the tokens, 0 to 1, got {arguments.mlm_probability}.")
+    if arguments.eta and arguments.gamma is None:
+        raise ValueError("--eta is a part of a schedule: give --gamma too.")
     if texts.streaming and training.max_steps < 1:
         raise ValueError("a stream has no end: --streaming needs --max_steps.")
+    if texts.streaming and training.dataloader_num_workers > 1:
+        raise ValueError("a stream is read by one process: --dataloader_num_workers must be 0 or 1.")
+    if training.max_steps == 0 or training.num_train_epochs <= 0:
+        raise ValueError("there is nothing to train: --max_steps and --num_train_epochs must be more than 0.")
     pretraining = Pretraining(arguments, texts, training)
     rows = []
     for objective in arguments.objectives:

@@ -12,10 +12,10 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import DataCollatorWithPadding, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -75,15 +75,14 @@ def build_trainer(
     return trainer
 
 
-def count_flops(trainer: Trainer, mixed: Any, num_examples: int = 8) -> float:
-    """Count the operations of an example's training step, over some spread over the data."""
-    rows = np.linspace(0, len(mixed) - 1, num_examples).astype(int)
+def count_flops(trainer: Trainer, num_batches: int = 4) -> float:
+    """Count the operations of an example's training step, padding included, over some batches."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
-    costs = []
-    for row in rows:
-        batch = trainer.data_collator([mixed[int(row)]])
-        costs.append(count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()}))
-    return float(np.mean(costs))
+    operations, examples = 0, 0
+    for batch in islice(trainer.get_train_dataloader(), num_batches):
+        operations += count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()})
+        examples += len(batch["labels"])
+    return operations / examples
 
 
 def main():
@@ -92,6 +91,8 @@ def main():
     transformers_logging.disable_progress_bar()
     if training.logging_strategy == "no":
         raise ValueError("--logging_strategy no leaves no loss to report; use steps or epoch.")
+    if training.max_steps == 0 or training.num_train_epochs <= 0:
+        raise ValueError("there is nothing to train: --max_steps and --num_train_epochs must be more than 0.")
     if len(arguments.dataset_names) < 2:
         raise ValueError("--dataset_names needs two tasks at least; scripts/train_classformer.py trains on one.")
     output = Path(str(training.output_dir))
@@ -130,7 +131,7 @@ def main():
         "tokens": round(tokens),
         # of this run, where it was resumed
         "seconds": round(seconds, 1),
-        "training_flops": count_flops(trainer, mixed) * len(mixed) * (trainer.state.epoch or 0),
+        "training_flops": count_flops(trainer) * len(mixed) * (trainer.state.epoch or 0),
     }
     if training.process_index == 0:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)

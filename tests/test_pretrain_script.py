@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,60 @@ def test_two_processes(command, tmp_path):
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"][0]
     assert row["tokens"] == 2 * 6 * 4 * 16
+    assert ClassformerForMaskedLM.from_pretrained(tmp_path / "out" / "first_k").config.gamma == [1, 2, 1]
+
+
+RECORD_BLOCKS = """
+import json, os, runpy, sys
+from classformer_hf.pretraining import ShortenedLanguageModelingCollator as Collator
+collate, folder = Collator.__call__, sys.argv[1]
+def record(self, examples):
+    with open(f"{folder}/blocks-{os.environ['RANK']}", "a") as file:
+        file.writelines(json.dumps([example["input_ids"], self.epoch]) + "\\n" for example in examples)
+    return collate(self, examples)
+Collator.__call__ = record
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_blocks(command, tmp_path):
+    script, corpus = tmp_path / "record.py", tmp_path / "distinct.txt"
+    script.write_text(RECORD_BLOCKS)
+    corpus.write_text("".join(f"{torch.randint(10**12, ()).item()}\n" for _line in range(150)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), str(tmp_path)]
+    flags = [*map(str, command[1:]), "--objectives", "first_k", "--max_steps", "-1", "--num_train_epochs", "2"]
+    flags += ["--dataset_name", str(corpus)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(SCRIPTS / "pretrain_classformer.py"), *flags], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    seen = []
+    for rank in range(2):
+        lines = map(json.loads, (tmp_path / f"blocks-{rank}").read_text().splitlines())
+        seen.append({tuple(ids) for ids, epoch in lines if epoch == 1})
+    tokens = json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"][0]["tokens"]
+    blocks_per_epoch = tokens // 2 // 16
+    assert blocks_per_epoch % (2 * 4) == 0
+    # every block once, but for those that fill the last batch or serve to count operations
+    assert len(seen[0] & seen[1]) < 8 + 4 < min(map(len, seen))
+    assert blocks_per_epoch - 8 < len(seen[0] | seen[1]) <= blocks_per_epoch
+
+
+def test_other_text_is_not_taken_for_a_finished_one(run, command, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for split, words in (("train", "warm"), ("validation", "clever")):
+        (folder / f"{split}.txt").write_text("".join(f"a {words} film number {n} works\n" for n in range(60)))
+    flags = (*command, "--objectives", "dense", "--dataset_name", folder)
+    assert run(*flags)[0] == run(*flags)[0] == 0
+    (folder / "train.txt").write_text("".join(f"a dull film number {n} works\n" for n in range(60)))
+    code, _, words = run(*flags)
+    assert code == 1 and "holds a training with another text" in words
+    code, _, words = run(*flags, "--streaming")
+    assert code == 1 and "holds a training with another text" in words
 
 
 def test_tokens_count_small_batches(run, command, tmp_path):
@@ -131,18 +186,49 @@ def test_texts_that_are_missing_are_left_out(run, command, tmp_path):
     assert code == 1 and "column other of some holds no text, but 0" in words
 
 
-def test_a_stream_is_shuffled_and_a_short_one_refused(run, command, tmp_path, tiny_tokenizer, monkeypatch):
-    path = tmp_path / "numbers.txt"
+def test_a_stream_is_shuffled_and_a_short_one_refused(tmp_path, monkeypatch):
+    path = tmp_path / "train.txt"
     path.write_text("".join(f"number {n}\n" for n in range(200)))
     arguments = texts.TextArguments(dataset_name=str(path), streaming=True)
     with pytest.raises(ValueError, match="has 200 texts, all of them held out"):
         texts.load_texts(arguments)
     monkeypatch.setattr(texts, "NUM_STREAMED_FOR_VALIDATION", 20)
     read = texts.load_texts(arguments)
-    order = [row["text"] for row in read.train]
+    order = [row["text"] for row in islice(read.train, 180)]
     assert sorted(order) == sorted(f"number {n}" for n in range(20, 200)) and order != sorted(order, key=len)
-    assert [row["text"] for row in read.train] == order
+    # it has no end
+    again = [row["text"] for row in islice(read.train, 360)]
+    assert again[:180] == order and sorted(again[180:]) == sorted(order)
     assert read.validation["text"] == [f"number {n}" for n in range(20)]
+    (tmp_path / "validation.txt").write_text("".join(f"other {n}\n" for n in range(30)))
+    read = texts.load_texts(texts.TextArguments(dataset_name=str(tmp_path), streaming=True))
+    assert read.validation["text"] == [f"other {n}" for n in range(20)]
+    assert len({row["text"] for row in islice(read.train, 200)}) == 200
+    path.write_text("")
+    with pytest.raises(ValueError, match="no train split with texts; found the splits train"):
+        texts.load_texts(arguments)
+
+
+@pytest.mark.slow
+def test_a_resumed_stream_equals_an_uninterrupted_one(run, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "NUM_STREAMED_FOR_VALIDATION", 20)
+    flags = ("--objectives", "dense", "--streaming", "--max_steps", 30, "--save_steps", 21, "--output_dir")
+    assert run(*command, *flags, tmp_path / "whole")[0] == 0
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 24:  # within the second pass over the text
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("classformer_hf.pretraining.CountEpochs.on_step_begin", stop)
+        assert run(*command, *flags, tmp_path / "cut")[0] != 0
+    assert (tmp_path / "cut" / "dense" / "checkpoints" / "checkpoint-21").is_dir()
+    assert run(*command, *flags, tmp_path / "cut")[0] == 0
+    whole, cut = (
+        ClassformerForMaskedLM.from_pretrained(tmp_path / name / "dense").state_dict() for name in ("whole", "cut")
+    )
+    for name, weight in whole.items():
+        torch.testing.assert_close(cut[name], weight, atol=1e-6, rtol=1e-5)
 
 
 def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
@@ -164,6 +250,11 @@ def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
         (["--dataset_name", "/nowhere/corpus.txt"], "there is no file or folder"),
         (["--text_column", "body"], "has no column body, only text"),
         (["--streaming", "--max_steps", -1], "--streaming needs --max_steps"),
+        (["--streaming", "--dataloader_num_workers", 2], "--dataloader_num_workers must be 0 or 1"),
+        (["--streaming", "--max_train_blocks", 5], "--max_train_blocks is not for a stream"),
+        (["--max_steps", 0], "there is nothing to train"),
+        (["--max_steps", -1, "--num_train_epochs", 0], "there is nothing to train"),
+        (["--dataloader_drop_last", "True"], "no batch of validation is full"),
         (["--objectives", "distillation", "--from_scratch"], "distillation needs a model that has learned"),
         (["--validation_fraction", 2], "`validation_fraction` is a share"),
     ],
@@ -171,6 +262,12 @@ def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
 def test_bad_input_is_one_sentence(run, command, flags, message):
     code, _, words = run(*command, *flags)
     assert code == 1 and message in words and words.count("\n") <= 1
+
+
+def test_eta_alone_is_refused(run, command):
+    without_gamma = [*command[: command.index("--gamma")], *command[command.index("--block_size") :]]
+    code, _, words = run(*without_gamma, "--eta", 4)
+    assert code == 1 and "give --gamma too" in words
 
 
 def test_blocks_longer_than_the_model_reads_are_refused(run, command, tiny_roberta_folder, tmp_path):
@@ -241,6 +338,13 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
     classifier = load_from_encoder(tmp_path / "out" / "multitask", ClassformerForSequenceClassification, num_labels=3)
     assert classifier.config.gamma == [1, 2, 1]
     assert "is finished" in run(*several)[1]
+    alike = tmp_path / "alike.csv"
+    alike.write_text("sentence,label\n" + "".join(f"film number {n} is a film,0.5\n" for n in range(60)))
+    for flags, message in (
+        (("--dataset_names", other, alike), "all labels of alike are alike"),
+        (("--max_steps", 0), "there is nothing to train"),
+    ):
+        assert message in run(*several, *flags, "--output_dir", tmp_path / "refused")[2]
     assert "needs two tasks" in run(*several, "--dataset_names", other)[2]
     assert "leaves no loss to report" in run(*several, "--logging_strategy", "no")[2]
     code, printed, words = run(

@@ -143,20 +143,23 @@ def tokens_table(records: dict) -> str:
 
 
 def rates_table(records: dict) -> str:
-    """Validation scores by the peak learning rate of pretraining."""
+    """STS-B's validation scores by the peak learning rate of pretraining."""
     first = next(iter(records.values()))
     found: dict[str, dict[float, float]] = {}
     for record in records.values():
-        for row in record["rows"]:
-            objective = row["objective"]
-            if row["dataset"] == "stsb" and objective in record["pretraining"]:
-                rate = record["pretraining"][objective]["learning_rate"]
-                found.setdefault(objective, {})[rate] = row["validation_score"]
-    none = next(row["validation_score"] for row in first["rows"] if row["objective"] == "none")
+        for objective, cost in record["pretraining"].items():
+            found.setdefault(objective, {})[cost["learning_rate"]] = validation_score(record, objective)
     rates = sorted({rate for scores in found.values() for rate in scores})
     lines = [
         [NAMES.get(objective, objective), *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in rates)]
         for objective, scores in found.items()
     ]
-    note = f"STS-B's validation split, seed {first['seeds'][0]}; none has {none:.3f}.\n"
+    seeds = ", ".join(map(str, first["seeds"]))
+    note = f"STS-B's validation split, seed {seeds}; none has {validation_score(first, 'none'):.3f}.\n"
     return table(["objective", *(f"{rate:g}" for rate in rates)], lines) + "\n" + note
+
+
+def validation_score(record: dict, objective: str) -> float:
+    """Give the mean over seeds on STS-B's validation split."""
+    rows = [row for row in record["rows"] if (row["objective"], row["dataset"]) == (objective, "stsb")]
+    return statistics.mean(row["validation_score"] for row in rows)

@@ -15,6 +15,7 @@ from classformer_hf.pretraining import (
     CountEpochs,
     DistilledClassformerForMaskedLM,
     FunnelClassformerForMaskedLM,
+    PretrainingTrainer,
     ShortenedLanguageModelingCollator,
     build_objective,
     choose_targets,
@@ -68,11 +69,12 @@ def test_kept_positions_are_those_of_the_model(config):
 LABELS = torch.tensor([[_, 10, _, 30, 40, _, 60, 70], [_, _, 20, _, 40, _, _, _]])
 MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
 EXPECTED = {
-    "first_k": [[_, 10, _], [_, _, 20]],
-    # the last three of eight tokens, and of five
-    "last_k": [[_, 60, 70], [20, _, 40]],
+    # of the second block the outputs are of positions 0, 1 and, which is padding, 5
+    "first_k": [[_, 10, _], [_, _, _]],
+    # the last three of eight tokens, and the last two of five
+    "last_k": [[_, 60, 70], [_, 40, _]],
     "gamma_th": [[_, 10, _], [_, _, _]],
-    # five are chosen, three fit; two are chosen, one place is left over
+    # five are chosen, three fit; two are chosen and fit
     "dense": [[10, 30, 40], [20, 40, _]],
     "funnel": LABELS.tolist(),
 }
@@ -81,6 +83,15 @@ EXPECTED = {
 @pytest.mark.parametrize("objective", EXPECTED)
 def test_targets_by_hand(config, objective):
     assert choose_targets(LABELS, MASK, objective, config).tolist() == EXPECTED[objective]
+
+
+@pytest.mark.parametrize("objective", ["first_k", "last_k", "gamma_th", "dense"])
+def test_targets_do_not_depend_on_padding(objective):
+    config = ClassformerConfig(**SETTINGS, gamma=[1, 1, 2], eta=0)
+    labels, mask = torch.tensor([[_, 10, 20, 30, 40]]), torch.ones(1, 5, dtype=torch.long)
+    short = choose_targets(labels, mask, objective, config)[0].tolist()
+    long = choose_targets(F.pad(labels, (0, 11), value=_), F.pad(mask, (0, 11)), objective, config)[0].tolist()
+    assert len(short) == 3 and long == short + [_] * 5 and set(short) != {_}
 
 
 def test_a_text_shorter_than_the_output_has_no_targets_beyond_itself(config):
@@ -154,7 +165,7 @@ def test_distillation_by_hand(model, batch):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_training_lowers_the_loss_and_leaves_a_plain_model(model, batch, config, objective, tmp_path):
+def test_training_lowers_the_loss_and_leaves_a_plain_model(model, batch, config, objective, tmp_path, caplog):
     trained = build_objective(objective, model).train()
     inputs = {**batch, "labels": choose_targets(LABELS, MASK, objective, config)}
     optimizer = torch.optim.Adam((p for p in trained.parameters() if p.requires_grad), 3e-3)
@@ -167,11 +178,15 @@ def test_training_lowers_the_loss_and_leaves_a_plain_model(model, batch, config,
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     trained.save_pretrained(tmp_path / "checkpoint")  # tied weights and all
-    backbone = take_backbone(trained)
+    with caplog.at_level("INFO"):
+        backbone = take_backbone(trained)
+    part = {"funnel": "decoder", "distillation": "teacher"}.get(objective)
+    assert caplog.messages == ([f"left out, since only the objective needs it: the {part}."] if part else [])
     assert type(backbone) is ClassformerForMaskedLM
     for name, weight in backbone.state_dict().items():
         assert torch.equal(weight, trained.state_dict()[name])
     assert count_training_flops(trained, inputs) > 0
+    assert all(parameter.grad is None for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -181,20 +196,24 @@ def test_collator_masks_and_places_targets(tiny_tokenizer, config, objective):
     ids = [[first, *torch.randint(5, 250, (30,)).tolist(), last] for _block in range(64)]
     examples = [{"input_ids": one, "special_tokens_mask": [1] + [0] * 30 + [1]} for one in ids]
     batch = ShortenedLanguageModelingCollator(tiny_tokenizer, config, objective)(examples)
-    original, kept = torch.tensor(ids), config.layer_lengths(32)[-1]
+    original = torch.tensor(ids)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (64, 32)
     if objective == "distillation":
         assert torch.equal(batch["input_ids"], original)
         return
-    assert batch["labels"].shape == (64, 32 if objective == "funnel" else kept)
+    # the same blocks are masked alike for every objective
+    funnel = ShortenedLanguageModelingCollator(tiny_tokenizer, config, "funnel")(examples)
+    assert torch.equal(batch["input_ids"], funnel["input_ids"])
+    assert torch.equal(batch["labels"], choose_targets(funnel["labels"], batch["attention_mask"], objective, config))
     is_masked = batch["input_ids"] == tiny_tokenizer.mask_token_id
     is_random = (batch["input_ids"] != original) & ~is_masked
     assert not (is_masked | is_random)[:, [0, -1]].any()
     if objective != "funnel":
         return
     chosen = batch["labels"] != _
-    share = chosen.float().mean().item() * 32 / 30
-    assert 0.12 < share < 0.18
+    more = ShortenedLanguageModelingCollator(tiny_tokenizer, config, objective, mlm_probability=0.4)(examples)["labels"]
+    for labels, expected in ((batch["labels"], 0.15), (more, 0.4)):
+        assert (labels != _).float().mean().item() * 32 / 30 == pytest.approx(expected, rel=0.2)
     # 80 % masked, 10 % random, 10 % as they are
     assert 0.7 < (is_masked & chosen).sum() / chosen.sum() < 0.9
     assert 0.04 < (is_random & chosen).sum() / chosen.sum() < 0.17
@@ -293,15 +312,29 @@ def test_masks_change_from_epoch_to_epoch(tiny_tokenizer, model, tmp_path):
     Trainer(trained, arguments, collate, Dataset.from_list(blocks), callbacks=[CountEpochs(collator)]).train()
     for masks in seen.values():
         assert len(masks) == 3 and masks[0] != masks[1] != masks[2] != masks[0]
-    assert collator.epoch == 0 and collator(blocks[:1])["labels"].tolist() == seen[10][0]
+
+
+def test_validation_is_masked_alike_in_every_epoch(tiny_tokenizer, model, tmp_path):
+    first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
+    blocks = [
+        {"input_ids": [first, *range(start, start + 20), last], "special_tokens_mask": [1] + [0] * 20 + [1]}
+        for start in (10, 40, 70)
+    ]
+    collator = ShortenedLanguageModelingCollator(tiny_tokenizer, model.config, "funnel")
+    arguments = TrainingArguments(str(tmp_path), remove_unused_columns=False, report_to=[], use_cpu=True)
+    trainer = PretrainingTrainer(model, arguments, collator, eval_dataset=Dataset.from_list(blocks))
+    expected = collator(blocks)["labels"]
+    collator.epoch = 2
+    assert torch.equal(next(iter(trainer.get_eval_dataloader()))["labels"], expected)
+    assert trainer.data_collator is collator and not torch.equal(collator(blocks)["labels"], expected)
 
 
 def test_every_batch_has_a_target(tiny_tokenizer, config):
     torch.manual_seed(0)
     collator = ShortenedLanguageModelingCollator(tiny_tokenizer, config, "gamma_th", mlm_probability=0.05)
     first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
-    block = {"input_ids": [first, *range(10, 20), last], "special_tokens_mask": [1] + [0] * 10 + [1]}
-    for _draw in range(20):
+    for start in range(10, 30):
+        block = {"input_ids": [first, *range(start, start + 10), last], "special_tokens_mask": [1] + [0] * 10 + [1]}
         assert (collator([block])["labels"] != _).any()
     special = {"input_ids": [first, last, last, last], "special_tokens_mask": [1] * 4}
     with pytest.raises(ValueError, match="a batch of 1 blocks has no target for gamma_th"):

@@ -75,7 +75,7 @@ def build_trainer(
     return trainer
 
 
-def count_flops(trainer: Trainer, num_batches: int = 4) -> float:
+def count_flops(trainer: Trainer, num_batches: int = 16) -> float:
     """Count the operations of an example's training step, padding included, over some batches."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
     operations, examples = 0, 0

@@ -111,7 +111,7 @@ def order_table(record: dict) -> str:
 def tokens_table(records: dict) -> str:
     """Scores by tokens of pretraining, and the tokens that regain half of what the reductions cost."""
     first = next(iter(records.values()))
-    datasets = list(first["datasets"])
+    datasets = [name for name in first["datasets"] if all(name in record["datasets"] for record in records.values())]
     budgets: dict[str, list[tuple[int, dict]]] = {}
     for record in records.values():
         for objective, cost in record["pretraining"].items():

@@ -106,7 +106,11 @@ def check_settings(path: Path, settings: dict, is_writer: bool):
     """
     if path.exists():
         found = json.loads(path.read_text())
-        changed = [name for name in settings if found.get(name) != settings[name]]
+        changed = [
+            describe_change(name, found.get(name), value)
+            for name, value in settings.items()
+            if found.get(name) != value
+        ]
         if changed:
             raise ValueError(
                 f"{path.parent} holds a training with another {' and '.join(changed)}; use another --output_dir, or "
@@ -118,6 +122,14 @@ def check_settings(path: Path, settings: dict, is_writer: bool):
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(settings, indent=2) + "\n")
         unfinished.replace(path)
+
+
+def describe_change(name: str, old: Any, new: Any) -> str:
+    """Name a setting that changed, with what of it if it has parts."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return name
+    parts = [f"{key} {old.get(key)}, now {value}" for key, value in new.items() if old.get(key) != value]
+    return f"{name} ({'; '.join(parts)})"
 
 
 def leave_process_group():

@@ -142,7 +142,7 @@ class ShortenedLanguageModelingCollator:
                 return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
         raise ValueError(
             f"a batch of {len(examples)} blocks has no target for {self.objective}; use more blocks per batch, longer "
-            "ones or a larger mlm_probability."
+            "ones, a larger mlm_probability or a schedule that leaves more outputs."
         )
 
 

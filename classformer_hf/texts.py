@@ -1,5 +1,6 @@
 """Text to pretrain on: any data set with a column of text, cut into blocks of equal length."""
 
+import logging
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -10,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .corpus import joined_texts, load_standard_library_task
 from .sources import SPLIT_NAMES, TEXT_BUILDERS, read_splits
+
+logger = logging.getLogger(__name__)
 
 # texts of a stream's validation split that are read, or of its train split that are held out
 NUM_STREAMED_FOR_VALIDATION = 1000
@@ -38,7 +41,11 @@ class TextArguments:
     )
     max_validation_blocks: int = field(default=200, metadata={"help": "Validate on the first so many blocks."})
     validation_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the texts that is held out where there is no validation split."}
+        default=0.05,
+        metadata={
+            "help": "Share of the texts that is held out where there is no validation split; of a stream the first "
+            f"{NUM_STREAMED_FOR_VALIDATION:,} texts are."
+        },
     )
     streaming: bool = field(
         default=False, metadata={"help": "Read the train split while training, instead of before; needs --max_steps."}
@@ -103,16 +110,19 @@ def _stream(arguments: TextArguments) -> Texts:
         source = _list_files(path)
     try:
         splits: Any = load_dataset(**source, streaming=True)
-        first = next(iter(splits["train"]), None) if "train" in splits else None
+        if "train" not in splits:
+            raise ValueError(f"it has no train split, only {', '.join(splits)}")
+        first = next(iter(splits["train"]), None)
     except Exception as error:  # of many kinds, from connections to parsers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
     if first is None:
-        raise ValueError(f"{name} has no train split with texts; found the splits {', '.join(splits)}.")
+        raise ValueError(f"the train split of {name} is empty.")
     column = _find_text_column(name, list(first), arguments.text_column, first)
     train, size = splits["train"], NUM_STREAMED_FOR_VALIDATION
     held_out = [row[column] for row in islice(splits.get("validation", train), size)]
     if "validation" not in splits:
+        logger.info("%s has no validation split: its first %d texts are held out for it.", name, size)
         train = train.skip(size)
         if next(iter(train), None) is None:
             raise ValueError(

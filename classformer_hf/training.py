@@ -98,6 +98,8 @@ class ClassformerTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # TrainingArguments would take the loss; the best epoch is the one with the best score of the task
         self.is_best_by_score = self.metric_for_best_model is None
+        # the Trainer warns where there is nothing to pin for
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
 
     def describe_recipe(self) -> dict[str, str]:
@@ -339,6 +341,7 @@ def find_checkpoint(folder: Path) -> str | None:
     while folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
         try:
             json.loads(Path(checkpoint, "trainer_state.json").read_text())  # what the Trainer writes last
+            logger.info("training goes on from %s.", checkpoint)
             return checkpoint
         except (OSError, ValueError):
             shutil.rmtree(checkpoint, ignore_errors=True)

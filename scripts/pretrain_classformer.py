@@ -17,6 +17,7 @@ A large corpus is read as it is needed with --streaming and --max_steps. Two pro
 
 import copy
 import json
+import logging
 import math
 import shutil
 import time
@@ -55,6 +56,8 @@ from classformer_hf.training import (
     find_checkpoint,
     show_progress,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -102,6 +105,7 @@ class Pretraining:
     def __init__(self, arguments: ModelArguments, texts: TextArguments, training: PretrainingArguments):
         self.arguments, self.training = arguments, training
         self.output = Path(str(training.output_dir))
+        self.output.mkdir(parents=True, exist_ok=True)  # if it cannot be, that is said before long work
         self.tokenizer = self.load_tokenizer()
         raw = load_texts(texts)
         self.block_size = texts.block_size
@@ -156,7 +160,12 @@ class Pretraining:
         results = folder / "pretrain_results.json"
         if results.exists():
             return json.loads(results.read_text())
-        model = build_objective(objective, self.load_model())
+        model = self.load_model()
+        if max(model.config.gamma) == 1:
+            if objective == "distillation":
+                raise ValueError("distillation has nothing to learn where no layer reduces; give --gamma.")
+            logger.warning("no layer reduces: %s is pretraining at full length; --gamma shortens.", objective)
+        model = build_objective(objective, model)
         trainer = self.build_trainer(objective, model, folder / "checkpoints")
         before = self.validate(trainer)
         checkpoint = find_checkpoint(folder / "checkpoints")
@@ -278,6 +287,11 @@ def main():
             f"{row['training_flops'] / 1e12:.2f} TFLOP; {pretraining.output / objective}"
         )
     if training.process_index == 0:
+        if len(rows) > 1:
+            print("Losses of different objectives do not compare: each predicts other tokens, or states.")
+        print(
+            f"Next: scripts/train_classformer.py --model_name_or_path {pretraining.output / rows[-1]['objective']} ..."
+        )
         write_record(str(pretraining.output / "pretrain_results.json"), hardware=hardware_fingerprint(), rows=rows)
 
 

@@ -48,15 +48,17 @@ class StudyArguments:
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the scores."})
 
 
-def read_pretrained(folder: Path) -> dict[str, dict[str, Any]]:
-    """Give what every objective's pretraining reported, and its peak learning rate."""
+def read_pretrained(folder: Path, start: str) -> dict[str, dict[str, Any]]:
+    """Give what every objective's pretraining, from a checkpoint, reported, and its peak learning rate."""
     paths = {name: folder / name / "pretrain_results.json" for name in (*OBJECTIVES, "multitask")}
     rows = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     if not rows:
         raise ValueError(f"--pretrained {folder} holds no finished objective; run scripts/pretrain_classformer.py.")
     for name, row in rows.items():
-        recipe = json.loads((folder / name / "settings.json").read_text())["recipe"]
-        row["learning_rate"] = float(recipe["learning_rate"])
+        settings = json.loads((folder / name / "settings.json").read_text())
+        if settings["checkpoint"] != checkpoint_fingerprint(start):
+            raise ValueError(f"{folder / name} was not pretrained from {start}; give what it started from.")
+        row["learning_rate"] = float(settings["recipe"]["learning_rate"])
     return rows
 
 
@@ -79,7 +81,7 @@ class Study:
     def __init__(self, arguments: StudyArguments, training: ClassformerTrainingArguments):
         self.arguments, self.training = arguments, training
         self.output = Path(str(training.output_dir))
-        self.pretrained = read_pretrained(Path(arguments.pretrained))
+        self.pretrained = read_pretrained(Path(arguments.pretrained), arguments.model_name_or_path)
         self.schedule = read_schedule(Path(arguments.pretrained), list(self.pretrained))
         self.fingerprints = {
             name: checkpoint_fingerprint(str(Path(arguments.pretrained) / name)) for name in self.pretrained
@@ -173,6 +175,17 @@ def main():
     for objective, task, seed in tqdm(jobs, desc="fine-tuning", unit="model", disable=training.disable_tqdm):
         rows.append(study.run(objective, task, seed))
         print(f"{task.name} {objective} seed {seed}: test {task.metric_name} {rows[-1]['test_score']:.4f}")
+    differences = [
+        study.compare(objective, reference, task, seeds)
+        for task in tasks
+        for objective, reference in list_comparisons(objectives)
+    ]
+    for entry in differences:
+        low, high = entry["interval"]
+        print(
+            f"{entry['dataset']} {entry['objective']} above {entry['reference']}: {entry['mean']:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}], 95 % over examples"
+        )
     write_record(
         arguments.results_file,
         model=Path(arguments.model_name_or_path).name,
@@ -185,11 +198,7 @@ def main():
             }
             for task in tasks
         },
-        differences=[
-            study.compare(objective, reference, task, seeds)
-            for task in tasks
-            for objective, reference in list_comparisons(objectives)
-        ],
+        differences=differences,
         seeds=list(seeds),
         hardware=hardware_fingerprint(),
         rows=rows,

@@ -141,7 +141,8 @@ def main():
         results.write_text(json.dumps(row, indent=2) + "\n")
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         print(
-            f"{len(tasks)} tasks, {len(mixed):,} examples: loss {losses[0]:.3f} -> {losses[-1]:.3f} of guessing; "
+            f"{len(tasks)} tasks, {len(mixed):,} examples: training loss {losses[0]:.3f} -> {losses[-1]:.3f}, where "
+            f"guessing has 1; "
             f"{row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {output}"
         )
 

@@ -164,6 +164,8 @@ def test_other_text_is_not_taken_for_a_finished_one(run, command, tmp_path):
     (folder / "train.txt").write_text("".join(f"a dull film number {n} works\n" for n in range(60)))
     code, _, words = run(*flags)
     assert code == 1 and "holds a training with another text" in words
+    code, _, words = run(*flags, "--learning_rate", 1e-3)
+    assert code == 1 and "recipe (learning_rate 0.005, now 0.001)" in words
     code, _, words = run(*flags, "--streaming")
     assert code == 1 and "holds a training with another text" in words
 
@@ -205,7 +207,7 @@ def test_a_stream_is_shuffled_and_a_short_one_refused(tmp_path, monkeypatch):
     assert read.validation["text"] == [f"other {n}" for n in range(20)]
     assert len({row["text"] for row in islice(read.train, 200)}) == 200
     path.write_text("")
-    with pytest.raises(ValueError, match="no train split with texts; found the splits train"):
+    with pytest.raises(ValueError, match="the train split of .* is empty"):
         texts.load_texts(arguments)
 
 
@@ -264,10 +266,13 @@ def test_bad_input_is_one_sentence(run, command, flags, message):
     assert code == 1 and message in words and words.count("\n") <= 1
 
 
-def test_eta_alone_is_refused(run, command):
+def test_a_schedule_is_asked_for(run, command, caplog):
     without_gamma = [*command[: command.index("--gamma")], *command[command.index("--block_size") :]]
     code, _, words = run(*without_gamma, "--eta", 4)
     assert code == 1 and "give --gamma too" in words
+    code, _, words = run(*without_gamma, "--objectives", "first_k", "distillation")
+    assert code == 1 and "distillation has nothing to learn" in words
+    assert "first_k is pretraining at full length" in caplog.text
 
 
 def test_blocks_longer_than_the_model_reads_are_refused(run, command, tiny_roberta_folder, tmp_path):
@@ -314,7 +319,9 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
     written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
     assert run(*study)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written
+    assert printed.count("above none: ") == 3 and printed.count("funnel above dense: ") == 1
     assert "holds no finished objective" in run(*study, "--pretrained", tmp_path)[2]
+    assert "was not pretrained from" in run(*study, "--model_name_or_path", tmp_path / "out" / "dense")[2]
     config = tmp_path / "out" / "funnel" / "config.json"
     config.write_text(config.read_text().replace('"eta": 0', '"eta": 1'))
     assert "funnel in" in (words := run(*study)[2]) and "another schedule than dense" in words

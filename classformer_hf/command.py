@@ -128,7 +128,7 @@ def describe_change(name: str, old: Any, new: Any) -> str:
     """Name a setting that changed, with what of it if it has parts."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return name
-    parts = [f"{key} {old.get(key)}, now {value}" for key, value in new.items() if old.get(key) != value]
+    parts = [f"{key} {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     return f"{name} ({'; '.join(parts)})"
 
 

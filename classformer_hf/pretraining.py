@@ -96,7 +96,7 @@ class ShortenedLanguageModelingCollator:
 
     What is masked is drawn anew for every batch, from a seed that the batch and `epoch` give: the same blocks in
     another batch or epoch are masked otherwise, and a resumed run masks as an uninterrupted one. `CountEpochs` keeps
-    `epoch`.
+    `epoch`, of which a stream has one: where it repeats, blocks are masked otherwise as far as batches differ.
 
     Args:
         tokenizer: Of the model.

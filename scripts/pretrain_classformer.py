@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
+from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command, write_record
 from classformer_hf.corpus import load_standard_library_task, train_tokenizer
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
@@ -120,7 +120,7 @@ class Pretraining:
         self.train = train
         self.is_stream = texts.streaming
         self.text = [raw.name, texts.dataset_config_name, texts.streaming, texts.block_size, texts.max_train_blocks]
-        self.text += [fingerprint_blocks(self.validation), None if texts.streaming else fingerprint_blocks(train)]
+        self.text += [fingerprint_blocks(self.validation), fingerprint_blocks(train)]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.arguments.model_name_or_path is not None:
@@ -177,6 +177,7 @@ class Pretraining:
         num_steps = trainer.state.global_step
         blocks = self.count_blocks(trainer)
         row: dict[str, Any] = {
+            "command": describe_command(),
             "objective": objective,
             "loss_before": before,
             "loss_after": after,
@@ -207,7 +208,9 @@ class Pretraining:
         if self.is_stream:
             return num_steps * blocks_per_step
         blocks_per_epoch = len(self.train)
-        if self.training.world_size > 1:
+        if self.training.dataloader_drop_last:
+            blocks_per_epoch = blocks_per_epoch // size * size
+        elif self.training.world_size > 1:
             blocks_per_epoch = math.ceil(blocks_per_epoch / size) * size
         num_epochs, rest = divmod(num_steps, math.ceil(blocks_per_epoch / blocks_per_step))
         return num_epochs * blocks_per_epoch + rest * blocks_per_step
@@ -245,8 +248,10 @@ class Pretraining:
         return count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()}) // size
 
 
-def fingerprint_blocks(blocks: Dataset) -> list[int]:
-    """Give the number of blocks and a checksum of up to 1,000 of them, evenly spaced."""
+def fingerprint_blocks(blocks: Dataset | IterableDataset) -> list[int]:
+    """Give the number of blocks and a checksum of up to 1,000 of them, evenly spaced; of a stream, of the first."""
+    if isinstance(blocks, IterableDataset):
+        return [zlib.crc32(json.dumps(next(iter(blocks))["input_ids"]).encode())]
     rows = np.linspace(0, len(blocks) - 1, min(len(blocks), 1000)).astype(int)
     return [len(blocks), zlib.crc32(json.dumps(blocks[rows]["input_ids"]).encode())]
 

@@ -115,6 +115,9 @@ class Study:
         }
         check_settings(folder / "settings.json", settings, is_writer=True)
         row = fine_tune_and_test(lambda: self.start(objective, task), task, self.tokenizer, self.training, folder, seed)
+        if task.metric_name == "f1":  # which rises with the share of positive predictions alone
+            predictions = np.load(folder / "predictions.npy")
+            row["test_mcc"] = compute_score("matthews_correlation", predictions, task.splits["test"]["labels"])
         return {"objective": objective, **row}
 
     def compare(self, objective: str, reference: str, task: Task, seeds: range) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_pretraining_table_says_what_is_above_none():
         "command": "python scripts/study_pretraining.py",
         "seeds": [1],
         "hardware": {"threads": 1, "device_name": "a processor"},
-        "datasets": {"stsb": {"num_examples": {"train": 5, "test": 7}}},
+        "datasets": {"stsb": {"num_examples": {"train": 5, "test": 7}, "majority_score": 0.0}},
         "pretraining": {
             "dense": {
                 **{"tokens": 2e6, "training_flops": 3e12, "loss_before": 9.0, "loss_after": 6.0},
@@ -60,7 +60,7 @@ def test_pretraining_table_says_what_is_above_none():
             }
         },
         "rows": [
-            {**row, "dataset": "stsb", "objective": name, "test_score": score}
+            {**row, "dataset": "stsb", "objective": name, "test_score": score, "validation_score": score - 0.1}
             for name, score in (("full", 0.9), ("none", 0.5), ("dense", 0.6))
         ],
         "differences": [
@@ -71,15 +71,19 @@ def test_pretraining_table_says_what_is_above_none():
         ],
     }
     text = pretraining.pretraining_table(record)
-    assert "| dense | 2.00 | 3 | 0.0001 | 9 to 6 | 60.0 (10.0 [5.0, 15.0]) | 83.6 | 73.3 |" in text
-    assert "| none |  |  |  |  | 50.0 | 78.2 | 69.3 |" in text
+    assert "| dense | 2.00 | 3 | 0.0001 | 9 to 6 | 60.0 (10.0 [5.0, 15.0]) | 50.0 | 83.6 | 73.3 |" in text
+    assert "| none |  |  |  |  | 50.0 | 40.0 | 78.2 | 69.3 |" in text
     assert "| dense - none | 10.0 [5.0, 15.0] | above, 1 of 1 seeds | +4.0 |" in pretraining.order_table(record)
     better = [{**entry, "test_score": 0.8} if entry["objective"] == "dense" else entry for entry in record["rows"]]
     more = {**record, "pretraining": {"dense": {"tokens": 4e6, "training_flops": 1e12}}, "rows": better}
     more["datasets"] = {**record["datasets"], "mrpc": {}}  # a task of one budget only is left out
     text = pretraining.tokens_table({"a": more, "b": record})
-    # half of the way from 50 to 90
-    assert "| 70.0 on STSB |" in text and text.index("missed") < text.index("reached")
+    assert "| STSB 50.0, none's | STSB 70.0, half way to full |" in text
+    assert "| 60.0 (10.0 [5.0, 15.0]) | reached | missed |" in text and "| reached | reached |" in text
+    other = [{**entry, "seed": 2, "test_score": entry["test_score"] + 0.02} for entry in record["rows"]]
+    two = {**record, "seeds": [1, 2], "rows": [*record["rows"], *other]}
+    # scores of 50 and 52, 60 and 62: sqrt 2 apart, times 4.303 of two degrees of freedom
+    assert "STSB a standard deviation of 1.4, so that means differ from 6.1 points on" in pretraining.order_table(two)
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ def thesis_percent(objective: str, column: str) -> str:
     return f"{THESIS_TABLE_5_6[objective][THESIS_TASKS.index(column)]:g}"
 
 
-def mean_score(record: dict, objective: str, dataset: str) -> float:
-    """Give the mean test score over seeds, in percent."""
+def mean_score(record: dict, objective: str, dataset: str, what: str = "test_score") -> float:
+    """Give the mean over seeds, in percent."""
     rows = [row for row in record["rows"] if (row["objective"], row["dataset"]) == (objective, dataset)]
-    return 100 * statistics.mean(row["test_score"] for row in rows)
+    return 100 * statistics.mean(row[what] for row in rows)
 
 
 def find_difference(record: dict, objective: str, reference: str, dataset: str) -> dict | None:
@@ -48,6 +48,20 @@ def score_cell(record: dict, objective: str, dataset: str) -> str:
     return f"{score} ({difference_cell(above)})" if above else score
 
 
+def score_cells(record: dict, objective: str, dataset: str) -> list[str]:
+    """Give the score on the test split, on the validation split, and the correlation beside an F1."""
+    cells = [score_cell(record, objective, dataset)]
+    cells += [f"{mean_score(record, objective, dataset, what):.1f}" for what in extra_scores(record, dataset)]
+    return cells
+
+
+def extra_scores(record: dict, dataset: str) -> dict[str, str]:
+    """Say which scores beside the one on the test split there are, and what they are called."""
+    row = next(row for row in record["rows"] if row["dataset"] == dataset)
+    names = {"validation_score": "validation", "test_mcc": "Matthews correlation"}
+    return {what: name for what, name in names.items() if what in row}
+
+
 def pretraining_table(record: dict) -> str:
     """What every objective costs and gives after fine-tuning, beside the thesis."""
     datasets, spent = record["datasets"], record["pretraining"]
@@ -61,7 +75,7 @@ def pretraining_table(record: dict) -> str:
                 f"{cost['training_flops'] / 1e12:.0f}" if cost else "",
                 f"{cost['learning_rate']:g}" if cost else "",
                 f"{cost['loss_before']:.3g} to {cost['loss_after']:.3g}" if cost else "",
-                *(score_cell(record, objective, name) for name in datasets),
+                *(cell for name in datasets for cell in score_cells(record, objective, name)),
                 *(thesis_percent(objective, name) for name in (*datasets, "average")),
             ]
         )
@@ -71,9 +85,11 @@ def pretraining_table(record: dict) -> str:
         f"{task['num_examples']['train']})"
         for name, task in datasets.items()
     )
+    majority = ", ".join(f"{name.upper()} {100 * task['majority_score']:.1f}" for name, task in datasets.items())
     note = (
-        f"{record['model']}, gamma {record['schedule']['gamma']}, eta {record['schedule']['eta']}; {tasks}; mean of "
-        f"seeds {', '.join(map(str, record['seeds']))}. In brackets: how far above `none`, with a 95 % interval over "
+        f"{record['model']}, gamma {record['schedule']['gamma']}, eta {record['schedule']['eta']}; {tasks}; the "
+        f"majority class has {majority}; mean of seeds {', '.join(map(str, record['seeds']))}. In "
+        "brackets: how far above `none`, with a 95 % interval over "
         "examples (bootstrap, paired; not over seeds). Rate: peak learning rate of pretraining. "
         "Loss: cross entropy on validation blocks; of distillation the "
         "mean squared difference of states there; of several tasks on train, first and last twentieth, relative to "
@@ -81,13 +97,18 @@ def pretraining_table(record: dict) -> str:
         f"{record['hardware']['threads']} thread, {record['hardware']['device_name']}. Command: "
         f"`{record['command']}`\n"
     )
-    header = ["objective", "M tokens", "TFLOP", "rate", "loss", *(f"{name.upper()} here" for name in datasets)]
+    header = ["objective", "M tokens", "TFLOP", "rate", "loss"]
+    for name in datasets:
+        header += [f"{name.upper()} test", *(f"{name.upper()} {what}" for what in extra_scores(record, name).values())]
     header += [*(f"{name.upper()} thesis" for name in datasets), "thesis' average"]
     return table(header, rows) + "\n" + note
 
 
 def order_table(record: dict) -> str:
-    """Whether each objective is above the one before it in the order of the thesis."""
+    """Whether each objective is above the one before it in the order of the thesis.
+
+    The intervals are over examples; what seeds do is told apart, by the standard deviation between them.
+    """
     pairs = dict.fromkeys((entry["objective"], entry["reference"]) for entry in record["differences"])
     rows = []
     for objective, reference in pairs:
@@ -104,21 +125,42 @@ def order_table(record: dict) -> str:
         here, there = (thesis_percent(name, "average") for name in (objective, reference))
         cells.append(f"{float(here) - float(there):+.1f}" if here and there else "")
         rows.append(cells)
-    columns = [cell for name in record["datasets"] for cell in (f"{name.upper()}, points", "")]
-    return table(["difference", *columns, "thesis' average"], rows)
+    columns = [cell for name in record["datasets"] for cell in (f"{name.upper()}, points", "over examples")]
+    text = table(["difference", *columns, "thesis' average"], rows)
+    if len(record["seeds"]) < 2:
+        return text
+    deviations = ", ".join(seed_deviation(record, name) for name in record["datasets"])
+    return text + f"\nBetween seeds, pooled over the reduced models: {deviations}.\n"
+
+
+def seed_deviation(record: dict, dataset: str) -> str:
+    """Give the standard deviation between seeds, and what difference of means it lets tell apart, by a t-test."""
+    from scipy import stats
+
+    scores: dict[str, list[float]] = {}
+    for row in record["rows"]:
+        if row["dataset"] == dataset and row["objective"] != "full":
+            scores.setdefault(row["objective"], []).append(100 * row["test_score"])
+    num_seeds = len(record["seeds"])
+    deviation = statistics.mean(statistics.variance(values) for values in scores.values()) ** 0.5
+    width = stats.t.ppf(0.975, len(scores) * (num_seeds - 1)) * deviation * (2 / num_seeds) ** 0.5
+    return f"{dataset.upper()} a standard deviation of {deviation:.1f}, so that means differ from {width:.1f} points on"
 
 
 def tokens_table(records: dict) -> str:
-    """Scores by tokens of pretraining, and the tokens that regain half of what the reductions cost."""
+    """Scores by tokens of pretraining, and whether they reach none's, and half of what the reductions cost."""
     first = next(iter(records.values()))
     datasets = [name for name in first["datasets"] if all(name in record["datasets"] for record in records.values())]
     budgets: dict[str, list[tuple[int, dict]]] = {}
     for record in records.values():
         for objective, cost in record["pretraining"].items():
             budgets.setdefault(objective, []).append((cost["tokens"], record))
-    targets = {name: (mean_score(first, "none", name) + mean_score(first, "full", name)) / 2 for name in datasets}
+    targets = {}
+    for name in datasets:
+        none, full = (mean_score(first, objective, name) for objective in ("none", "full"))
+        targets |= {(name, "none's"): none, (name, "half way to full"): (none + full) / 2}
     lines = [
-        ["none", "0", "0", *(f"{mean_score(first, 'none', name):.1f}" for name in datasets), *("" for _ in datasets)]
+        ["none", "0", "0", *(f"{mean_score(first, 'none', name):.1f}" for name in datasets), *("" for _ in targets)]
     ]
     for objective, runs in sorted(budgets.items()):
         if len(runs) == 1:
@@ -126,7 +168,8 @@ def tokens_table(records: dict) -> str:
         runs.sort(key=lambda run: run[0])
         for tokens, record in runs:
             enough = [
-                "reached" if mean_score(record, objective, name) >= targets[name] else "missed" for name in datasets
+                "reached" if mean_score(record, objective, name) >= target else "missed"
+                for (name, _), target in targets.items()
             ]
             lines.append(
                 [
@@ -138,7 +181,7 @@ def tokens_table(records: dict) -> str:
                 ]
             )
     header = ["objective", "M tokens", "TFLOP", *(name.upper() for name in datasets)]
-    header += [f"{targets[name]:.1f} on {name.upper()}" for name in datasets]
+    header += [f"{name.upper()} {target:.1f}, {what}" for (name, what), target in targets.items()]
     return table(header, lines)
 
 
@@ -148,18 +191,15 @@ def rates_table(records: dict) -> str:
     found: dict[str, dict[float, float]] = {}
     for record in records.values():
         for objective, cost in record["pretraining"].items():
-            found.setdefault(objective, {})[cost["learning_rate"]] = validation_score(record, objective)
+            found.setdefault(objective, {})[cost["learning_rate"]] = (
+                mean_score(record, objective, "stsb", "validation_score") / 100
+            )
     rates = sorted({rate for scores in found.values() for rate in scores})
     lines = [
         [NAMES.get(objective, objective), *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in rates)]
         for objective, scores in found.items()
     ]
     seeds = ", ".join(map(str, first["seeds"]))
-    note = f"STS-B's validation split, seed {seeds}; none has {validation_score(first, 'none'):.3f}.\n"
+    none = mean_score(first, "none", "stsb", "validation_score") / 100
+    note = f"STS-B's validation split, seed {seeds}; none has {none:.3f}.\n"
     return table(["objective", *(f"{rate:g}" for rate in rates)], lines) + "\n" + note
-
-
-def validation_score(record: dict, objective: str) -> float:
-    """Give the mean over seeds on STS-B's validation split."""
-    rows = [row for row in record["rows"] if (row["objective"], row["dataset"]) == (objective, "stsb")]
-    return statistics.mean(row["validation_score"] for row in rows)

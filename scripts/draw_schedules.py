@@ -81,7 +81,8 @@ def draw_single(panel: Any, result: TaskResults):
             label=f"{factor}x",
         )
     panel.set(xlabel="layer that reduces", ylabel=f"test {result.task['metric_name']}")
-    panel.legend(fontsize=8)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.legend(fontsize=8, loc="lower right", framealpha=0.6)
 
 
 def draw_constrained(panel: Any, result: TaskResults):

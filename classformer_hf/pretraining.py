@@ -8,12 +8,12 @@ targets. Where targets and outputs meet:
 - `last_k`: output j predicts the j-th of the last M tokens of the text.
 - `gamma_th`: output j predicts the token at the position that it comes from.
 - `dense`: output j predicts the j-th chosen token of the block; of more than M the first M.
-
-  Of a text with padding, M is the number of outputs that come from tokens; the others predict nothing.
 - `funnel`: outputs are repeated up to length L, the full-length states behind the first layer are added, two plain
   layers follow, and every position predicts its token. Where the first layer reduces, the embedding is added instead.
 - `distillation` (ours): output j is to equal the final state that the same model without reductions gives to unmasked
   text at the position that j comes from.
+
+Of a text with padding, M in the first four is the number of outputs that come from tokens; the others predict nothing.
 
 Targets are built by a data collator, so that every shape depends on the block size only. Letters: B blocks, D width.
 """

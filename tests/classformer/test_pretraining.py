@@ -59,6 +59,15 @@ def batch():
     return {"input_ids": torch.where(mask == 1, torch.randint(5, 300, (2, 8)), 1), "attention_mask": mask}
 
 
+@pytest.fixture
+def blocks(tiny_tokenizer):
+    first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
+    return [
+        {"input_ids": [first, *range(start, start + 20), last], "special_tokens_mask": [1] + [0] * 20 + [1]}
+        for start in (10, 40, 70)
+    ]
+
+
 def test_kept_positions_are_those_of_the_model(config):
     assert kept_positions(config, 8).tolist() == [0, 1, 5]
     for num_tokens in (1, 2, 7, 33):
@@ -270,13 +279,8 @@ def test_unknown_objective_is_refused(model, tiny_tokenizer):
         ShortenedLanguageModelingCollator(tiny_tokenizer, model.config, "magic")
 
 
-def test_masks_depend_on_the_batch_and_on_nothing_else(tiny_tokenizer, config):
+def test_masks_depend_on_the_batch_and_on_nothing_else(tiny_tokenizer, blocks, config):
     collator = ShortenedLanguageModelingCollator(tiny_tokenizer, config, "funnel")
-    first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
-    blocks = [
-        {"input_ids": [first, *range(start, start + 20), last], "special_tokens_mask": [1] + [0] * 20 + [1]}
-        for start in (10, 40, 70)
-    ]
     before = torch.get_rng_state()
     one = collator(blocks[:2])
     assert torch.equal(torch.get_rng_state(), before)
@@ -285,12 +289,7 @@ def test_masks_depend_on_the_batch_and_on_nothing_else(tiny_tokenizer, config):
     assert torch.equal(one["labels"], again["labels"]) and not torch.equal(one["labels"][0], other["labels"][0])
 
 
-def test_masks_change_from_epoch_to_epoch(tiny_tokenizer, model, tmp_path):
-    first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
-    blocks = [
-        {"input_ids": [first, *range(start, start + 20), last], "special_tokens_mask": [1] + [0] * 20 + [1]}
-        for start in (10, 40, 70)
-    ]
+def test_masks_change_from_epoch_to_epoch(tiny_tokenizer, blocks, model, tmp_path):
     collator = ShortenedLanguageModelingCollator(tiny_tokenizer, model.config, "funnel")
     seen: dict[int, list] = {}
 
@@ -314,12 +313,7 @@ def test_masks_change_from_epoch_to_epoch(tiny_tokenizer, model, tmp_path):
         assert len(masks) == 3 and masks[0] != masks[1] != masks[2] != masks[0]
 
 
-def test_validation_is_masked_alike_in_every_epoch(tiny_tokenizer, model, tmp_path):
-    first, last = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
-    blocks = [
-        {"input_ids": [first, *range(start, start + 20), last], "special_tokens_mask": [1] + [0] * 20 + [1]}
-        for start in (10, 40, 70)
-    ]
+def test_validation_is_masked_alike_in_every_epoch(tiny_tokenizer, blocks, model, tmp_path):
     collator = ShortenedLanguageModelingCollator(tiny_tokenizer, model.config, "funnel")
     arguments = TrainingArguments(str(tmp_path), remove_unused_columns=False, report_to=[], use_cpu=True)
     trainer = PretrainingTrainer(model, arguments, collator, eval_dataset=Dataset.from_list(blocks))

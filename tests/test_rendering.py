@@ -1,6 +1,7 @@
 """The views behind the documents: what one table says of several records it says of each."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from rendering import performance, pretraining, schedules  # noqa: E402
+from rendering import performance, pretraining, schedules, thesis_searches  # noqa: E402
 
 
 def read(pattern):
@@ -126,7 +127,7 @@ def fixed_schedules():
 
 
 def test_views_of_fixed_schedules_by_hand(fixed_schedules):
-    assert "| RTE | 4x | 80.0 | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
+    assert "| RTE | 4x | 80.0 +- 1.0 | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
     assert "| RTE | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in schedules.constrained_table(
         fixed_schedules
     )
@@ -152,3 +153,87 @@ def test_rates_table_by_hand():
     records = {"a": record(1e-4, "dense", 0.3), "b": record(3e-4, "funnel", 0.2)}
     text = pretraining.rates_table(records)
     assert "| objective | 0.0001 | 0.0003 |" in text and "| dense | 0.300 |  |" in text and "none has 0.400" in text
+
+
+@pytest.fixture
+def searches():
+    def trial(key, origin, score, ratio, status="ok"):
+        return {
+            **{"key": key, "origin": origin, "score": score, "performance": score / 0.8, "status": status},
+            **{"latency_ratio": ratio, "latency_ratio_quartiles": [ratio - 0.1, ratio + 0.1]},
+        }
+
+    trials = [
+        trial("1-1-1_eta0", "reference", 0.8, 1.0),
+        trial("1-2-1_eta0", "seeded", 0.78, 0.9),
+        trial("4-2-1_eta0", "random", 0.4, 0.4),
+        trial("2-1-1_eta0", "model", 0.77, 0.6),
+        {"origin": "model", "status": "failed"},
+    ]
+
+    def search(task, required, chosen):
+        summary = {
+            **{"dataset": task, "required_performance": required, "base_model": "a-model", "metric_name": "accuracy"},
+            **{"num_train_examples": 1000, "num_validation_examples": 50, "input_tokens": {"median": 9}},
+            **{"num_trials": 5, "gamma": [2, 1, 1], "eta": 0, "flops_ratio": 0.625, "majority_score": 0.5},
+            **{"speedup_schedule_only": 1 / chosen["latency_ratio"], "speedup_schedule_only_quartiles": [1.5, 1.9]},
+            **{"speedup_against_stock": 2.0, "score": chosen["score"], "full_score": 0.8},
+            **{"performance": chosen["performance"], "latency_ratio": chosen["latency_ratio"]},
+            "hardware": {"device_name": "a processor"},
+        }
+        return {"command": f"python x {task} {required}", "seed": 42, "summary": summary, "trials": trials}
+
+    def test(full, found, is_issued, bound):
+        models = [
+            {"score": score, "confidence_interval": [score - 0.05, score + 0.05], "metric_name": "accuracy"}
+            for score in (full, found)
+        ]
+        models[1]["certificate"] = {"is_issued": is_issued, "performance_lower_bound": bound}
+        return {"models": models, "num_examples": 200, "majority_score": 0.5}
+
+    return {
+        "thesis_rte_95": search("rte", 0.95, trials[3]),
+        "thesis_rte_95_test": test(0.8, 0.6, False, 0.7),
+        "thesis_rte_99": search("rte", 0.99, trials[0]),
+        "thesis_rte_99_test": test(0.8, 0.8, True, 0.992),
+        "thesis_imdb_95": {**search("imdb", 0.95, trials[3])},
+        "thesis_sst2_95": search("sst2", 0.95, trials[1]),
+        "thesis_sst2_95_test": test(0.5, 0.5, True, None),
+    }
+
+
+def test_views_of_thesis_searches_by_hand(searches):
+    text = thesis_searches.thesis_searches_table(searches)
+    # of the initial set only the seeded trial keeps 95 %: 0.9 / 0.6
+    row = "| RTE | 1,000 | 9 | 95 % | 5 | `2-1-1_eta0` | 62 % | 1.67 [1.50, 1.90] | 2.00 | 1.50 |"
+    assert row in text and text.index("SST2") < text.index("RTE") < text.index("IMDB")
+    assert "| geometric mean | 3 tasks |  | 95 % |  |  |  | 1.46 | 2.00 |  |" in text  # (1 / 0.9 / 0.36) ** (1 / 3)
+    assert all(f"`{record['command']}`" in text for name, record in searches.items() if "test" not in name)
+    text = thesis_searches.protocols_table(searches)
+    assert "| 80.0, 77.0 (50.0) | 96.2 | 200 | 80.0 [75.0, 85.0], 60.0 [55.0, 65.0] (50.0) | 75.0 (missed) |" in text
+    assert "| refused; 70.0 % is certain |" in text and "| 100.0 | issued |" in text and "not measured" in text
+    assert "| mean of 2 |  | 95 % |  |  | 96.9 |  |  | 87.5 |  |" in text  # the task without a test is in neither
+    assert "shows missed: 95 %: 1 of 2; 99 %: 0 of 1" in text
+    text = thesis_searches.averages_table(searches)  # RTE alone has both requirements
+    ours = "80.0 | 80.0 | 60.0 | 100.0 | 75.0"
+    assert f"| RTE | {ours} | 78.7 | 73.7 | 73.7 | 93.6 | 93.6 | 82.4 | 70.6 |" in text
+    assert f"| mean of 1 | {ours} |" in text
+
+
+def test_requirements_table_by_hand(searches):
+    text = thesis_searches.requirements_table(searches["thesis_rte_95"])
+    assert "| 99 % | `1-1-1_eta0` | reference | 0.800 | 100.0 | 1.00 [0.90, 1.10] | 1.00 | 512 | 512 | 1 |" in text
+    assert "| 95 % | `2-1-1_eta0` | model | 0.770 | 96.2 | 0.60 [0.50, 0.70] | 1.67 | 256 | 256 | 1 |" in text
+    assert text.count("`2-1-1_eta0`") == 8  # 50 % are kept by the random one, below every requirement listed
+
+
+def test_searches_are_drawn(run, tmp_path):
+    results = ROOT / "results"
+    figure = tmp_path / "pictures" / "searches.png"
+    code, _, words = run("draw_searches", "--records", results / "thesis_sst2_99.json", "--figure", figure)
+    assert code == 0 and figure.stat().st_size > 10_000, words
+    shutil.copy(results / "thesis_sst2_99.json", tmp_path)  # the search for 95 % is not beside it
+    code, _, words = run("draw_searches", "--records", tmp_path / "thesis_sst2_99.json", "--figure", figure)
+    assert code == 1 and "thesis_sst2_95.json" in words
+    code, _, words = run("draw_searches", "--records", results / "thesis_sst2_95.json", "--figure", figure)
+    assert code == 1 and "_99.json" in words

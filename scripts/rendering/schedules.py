@@ -49,6 +49,12 @@ def mean_score(rows: list[dict], **wanted) -> float | None:
     return 100 * statistics.mean(scores) if scores else None
 
 
+def full_score(rows: list[dict]) -> str:
+    """Give the full model's mean score with the standard error over examples, in percent."""
+    error = 100 * max(row["test_standard_error"] for row in rows if row["family"] == "full")
+    return f"{mean_score(rows, family='full'):.1f} +- {error:.1f}"
+
+
 def single_table(records: dict) -> str:
     """The share of the full model's score that one reduction leaves, by layer and factor."""
     lines, num_layers = [], 0
@@ -60,7 +66,7 @@ def single_table(records: dict) -> str:
             scores = [mean_score(rows, family="single", factor=factor, layer=layer) for layer in range(num_layers - 1)]
             shares = ["" if score is None else f"{100 * score / full:.1f}" for score in scores]
             majority = f"{10000 * task['majority_score'] / full:.1f}"
-            lines.append([name.upper(), f"{factor}x", f"{full:.1f}", *shares, majority])
+            lines.append([name.upper(), f"{factor}x", full_score(rows), *shares, majority])
     header = ["task", "factor", "full score", *(f"layer {layer + 1}, %" for layer in range(num_layers - 1))]
     return table([*header, "majority class, %"], lines) + "\n" + describe(records)
 
@@ -93,12 +99,11 @@ def random_weights_table(records: dict) -> str:
         full, random = mean_score(rows, family="full"), mean_score(rows, family="random_weights")
         if random is None or full is None:
             continue
-        error = 100 * max(row["test_standard_error"] for row in rows if row["family"] == "full")
         thesis = THESIS_TABLE_5_1.get(name, ())
         lines.append(
             [
                 *(name.upper(), task["metric_name"], str(task["num_examples"]["test"])),
-                *(f"{full:.1f} +- {error:.1f}", f"{random:.1f}", f"{100 * task['majority_score']:.1f}"),
+                *(full_score(rows), f"{random:.1f}", f"{100 * task['majority_score']:.1f}"),
                 *(f"{value:g}" for value in thesis[1:]),
                 *([] if thesis else ["", ""]),
             ]

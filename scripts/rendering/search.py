@@ -1,7 +1,5 @@
 """Views of searches, evaluations and what they are worth."""
 
-import math
-
 from .tables import interval, percent, table
 
 TAUS = ("tau_supernet_individual", "tau_ceiling")
@@ -270,57 +268,5 @@ def policy_table(record: dict) -> str:
         f"latency by the table, relative to the full model, {record['hardware']['device_name']}; lengths at "
         f"5/25/50/75/95 %: {quantiles} tokens. "
         f"Command: `{record['command']}`\n"
-    )
-    return table(header, rows) + "\n" + note
-
-
-def best_of(trials: list[dict], required: float) -> dict | None:
-    """Give the fastest trial that keeps the required share of the full model's score."""
-    fit = [trial for trial in trials if trial["status"] == "ok" and trial["performance"] >= required]
-    return min(fit, key=lambda trial: trial["latency_ratio"], default=None)
-
-
-def thesis_searches_table(records: dict) -> str:
-    """Thesis searches of several tasks: what was found for each requirement, and what is left of it on the test split.
-
-    Files: thesis_TASK_95.json and thesis_TASK_95_test.json, and so with 99.
-    """
-    rows, speedups = [], {}
-    for name in sorted(name for name in records if not name.endswith("_test")):
-        record, test = records[name], records.get(f"{name}_test")
-        data = record["summary"]
-        required = data["required_performance"]
-        initial = [trial for trial in record["trials"] if trial["origin"] != "model"]
-        before, after = (best_of(trials, required) for trials in (initial, record["trials"]))
-        gain = "" if before is None or after is None else f"{before['latency_ratio'] / after['latency_ratio']:.2f}x"
-        speedup = interval(data["speedup_schedule_only"], *data["speedup_schedule_only_quartiles"])
-        on_test, kept, verdict = "", "", ""
-        if test is not None:
-            full, found = test["models"]
-            on_test = f"{found['score']:.3f} of {full['score']:.3f} +- {full['standard_error']:.3f}"
-            kept = f"{100 * found['score'] / full['score']:.1f}"
-            verdict = "issued" if found["certificate"]["is_issued"] else "refused"
-        rows.append(
-            [
-                f"{data['dataset']}, {100 * required:g} %",
-                f"`{'-'.join(map(str, data['gamma']))}_eta{data['eta']}`",
-                f"{data['score']:.3f} of {data['full_score']:.3f}",
-                f"{100 * data['performance']:.1f}",
-                *(speedup, f"{data['speedup_against_stock']:.2f}x", gain),
-                *(on_test, kept, verdict, f"{data['majority_score']:.3f}"),
-            ]
-        )
-        speedups.setdefault(required, []).append(data["speedup_schedule_only"])
-    header = ["task", "found", "validation", "% kept", "x full", "x stock", "gain over initial set"]
-    header += ["test", "% kept", "certificate", "majority"]
-    means = [
-        f"{100 * required:g} %: {math.prod(values) ** (1 / len(values)):.2f}x over {len(values)} tasks"
-        for required, values in sorted(speedups.items())
-    ]
-    first = next(record for name, record in records.items() if not name.endswith("_test"))
-    note = (
-        f"Geometric mean of the speed-up by the schedule alone: {'; '.join(means)}. One seed, "
-        f"{first['summary']['hardware']['device_name']}, 1 thread, batch 1, median and quartiles. "
-        f"Command, with other names for the other tasks: `{first['command']}`\n"
     )
     return table(header, rows) + "\n" + note

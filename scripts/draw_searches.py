@@ -1,0 +1,110 @@
+r"""Draw the thesis' searches of several tasks, score against time, one panel per task (thesis figures 5.9 and 5.10).
+
+    python scripts/draw_searches.py --records results/thesis_sst2_99.json results/thesis_mrpc_99.json \
+        --figure docs/images/searches.png
+
+Every record holds all trials of its task; what is fastest for 99 % and 95 % of the full model's score is marked. The
+last panel averages over the tasks: geometric mean of the time, mean of the share that is kept on the validation split
+and, where RECORD_test.json lies beside, on the test split.
+"""
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rendering.thesis_searches import best_of, geometric_mean
+
+from classformer_hf.command import parse_arguments, run_command
+
+REQUIREMENTS = {0.99: "C2", 0.95: "C3"}
+COLUMNS = 4
+
+
+@dataclass
+class DrawArguments:
+    records: list[str] = field(metadata={"help": "JSON files of scripts/search_classformer.py for 99 %, a panel each."})
+    figure: str = field(metadata={"help": "PNG file."})
+
+
+def draw_task(panel: Any, record: dict):
+    """Draw all trials of a task."""
+    data = record["summary"]
+    for label, marker, color, is_from_model in (("initial set", "^", "0.6", False), ("model", "o", "C0", True)):
+        trials = [trial for trial in record["trials"] if trial["status"] == "ok"]
+        points = [trial for trial in trials if (trial["origin"] == "model") == is_from_model]
+        panel.plot(
+            [trial["latency_ratio"] for trial in points],
+            [100 * trial["score"] for trial in points],
+            marker,
+            color=color,
+            label=f"proposed by the {label}" if is_from_model else label,
+        )
+    for required, color in REQUIREMENTS.items():
+        trial = best_of(record["trials"], required)
+        assert trial is not None
+        panel.axhline(100 * required * data["full_score"], color=color, linestyle="--", linewidth=0.8)
+        panel.plot(
+            trial["latency_ratio"], 100 * trial["score"], "*", color=color, markersize=13, label=f"for {required:.0%}"
+        )
+    panel.axhline(100 * data["majority_score"], color="black", linestyle=":", linewidth=0.8, label="majority class")
+    panel.set(
+        title=f"{data['dataset'].upper()} (n = {data['num_validation_examples']})",
+        xlabel="time of a text, relative to the full model",
+        ylabel=f"validation {data['metric_name']}, %",
+    )
+
+
+def draw_average(panel: Any, paths: list[str]):
+    """Draw time and share of the full score, averaged over the tasks."""
+    panel.plot(1, 100, "s", color="black", label="full model")
+    for required, color in REQUIREMENTS.items():
+        records = [Path(path.replace("_99.json", f"_{100 * required:.0f}.json")) for path in paths]
+        found = [json.loads(path.read_text())["summary"] for path in records]
+        time = geometric_mean([data["latency_ratio"] for data in found])
+        kept = statistics.mean(data["performance"] for data in found)
+        panel.plot(time, 100 * kept, "*", color=color, markersize=13, label=f"for {required:.0%}, validation")
+        tests = [path.with_name(f"{path.stem}_test.json") for path in records]
+        if all(path.exists() for path in tests):
+            models = [json.loads(path.read_text())["models"] for path in tests]
+            kept = statistics.mean(last["score"] / full["score"] for full, last in models)
+            panel.plot(time, 100 * kept, "P", color=color, markersize=9, label=f"for {required:.0%}, test")
+    panel.set(
+        title=f"mean of {len(paths)} tasks", xlabel="time, relative to the full model", ylabel="% of the full score"
+    )
+
+
+def main():
+    (arguments,) = parse_arguments((DrawArguments,), __doc__)
+    others = [path for path in arguments.records if not path.endswith("_99.json")]
+    if others:
+        raise ValueError(
+            f"--records takes files named TASK_99.json, with TASK_95.json beside; got {', '.join(others)}."
+        )
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(len(arguments.records) + 1, COLUMNS)
+    rows = -(-(len(arguments.records) + 1) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.7 * rows + 0.5), squeeze=False)
+    used = panels.flat[: len(arguments.records) + 1]
+    for panel in panels.flat[len(used) :]:
+        panel.axis("off")
+    for panel, path in zip(used, arguments.records, strict=False):
+        draw_task(panel, json.loads(Path(path).read_text()))
+    draw_average(used[-1], arguments.records)
+    for panel in used:
+        panel.grid(alpha=0.3)
+    used[-1].legend(fontsize=8)
+    figure.legend(*used[0].get_legend_handles_labels(), loc="lower center", ncols=5)
+    figure.tight_layout(rect=(0, 0.5 / (3.7 * rows + 0.5), 1, 1))
+    Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.figure, dpi=100)
+    print(f"wrote {arguments.figure}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -212,6 +212,8 @@ def test_views_of_thesis_searches_by_hand(searches):
     text = thesis_searches.protocols_table(searches)
     assert "| 80.0, 77.0 (50.0) | 96.2 | 200 | 80.0 [75.0, 85.0], 60.0 [55.0, 65.0] (50.0) | 75.0 (missed) |" in text
     assert "| refused; 70.0 % is certain |" in text and "| 100.0 | issued |" in text and "not measured" in text
+    searches["thesis_sst2_95"]["summary"]["gamma"] = [1, 1, 1]
+    assert "| 100.0 | none needed: the full model |" in thesis_searches.protocols_table(searches)
     assert "| mean of 2 |  | 95 % |  |  | 96.9 |  |  | 87.5 |  |" in text  # the task without a test is in neither
     assert "shows missed: 95 %: 1 of 2; 99 %: 0 of 1" in text
     text = thesis_searches.averages_table(searches)  # RTE alone has both requirements

@@ -116,13 +116,15 @@ def protocols_table(records: dict) -> str:
         certificate = found["certificate"]
         bound = certificate["performance_lower_bound"]
         certain = "nothing" if bound is None or bound <= 0 else f"{percent(bound)} %"
+        verdict = "issued" if certificate["is_issued"] else f"refused; {certain} is certain"
+        is_full = set(data["gamma"]) == {1}
         rows.append(
             [
                 *row,
                 str(test["num_examples"]),
                 f"{scores[0]}, {scores[1]} ({percent(test['majority_score'])})",
                 f"{percent(share)}{'' if share >= required else ' (missed)'}",
-                "issued" if certificate["is_issued"] else f"refused; {certain} is certain",
+                "none needed: the full model" if is_full else verdict,
             ]
         )
     for required, shares in sorted(kept.items()):

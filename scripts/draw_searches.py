@@ -3,9 +3,9 @@ r"""Draw the thesis' searches of several tasks, score against time, one panel pe
     python scripts/draw_searches.py --records results/thesis_sst2_99.json results/thesis_mrpc_99.json \
         --figure docs/images/searches.png
 
-Every record holds all trials of its task; what is fastest for 99 % and 95 % of the full model's score is marked. The
-last panel averages over the tasks: geometric mean of the time, mean of the share that is kept on the validation split
-and, where RECORD_test.json lies beside, on the test split.
+Every record holds all trials of its task, and *_95.json beside it the search for 95 %, of fewer trials; what each found
+is marked. The last panel averages over the tasks: geometric mean of the time, mean of the share that is kept on the
+validation split and, where *_95_test.json and *_99_test.json lie beside, on the test split.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rendering.thesis_searches import best_of, geometric_mean
+from rendering.thesis_searches import geometric_mean
 
 from classformer_hf.command import parse_arguments, run_command
 
@@ -28,8 +28,14 @@ class DrawArguments:
     figure: str = field(metadata={"help": "PNG file."})
 
 
-def draw_task(panel: Any, record: dict):
+def name_record(path: str, required: float) -> Path:
+    """Name the record of the same task for another requirement."""
+    return Path(path.replace("_99.json", f"_{100 * required:.0f}.json"))
+
+
+def draw_task(panel: Any, path: str):
     """Draw all trials of a task."""
+    record = json.loads(Path(path).read_text())
     data = record["summary"]
     for label, marker, color, is_from_model in (("initial set", "^", "0.6", False), ("model", "o", "C0", True)):
         trials = [trial for trial in record["trials"] if trial["status"] == "ok"]
@@ -42,11 +48,10 @@ def draw_task(panel: Any, record: dict):
             label=f"proposed by the {label}" if is_from_model else label,
         )
     for required, color in REQUIREMENTS.items():
-        trial = best_of(record["trials"], required)
-        assert trial is not None
+        found = json.loads(name_record(path, required).read_text())["summary"]
         panel.axhline(100 * required * data["full_score"], color=color, linestyle="--", linewidth=0.8)
         panel.plot(
-            trial["latency_ratio"], 100 * trial["score"], "*", color=color, markersize=13, label=f"for {required:.0%}"
+            found["latency_ratio"], 100 * found["score"], "*", color=color, markersize=13, label=f"for {required:.0%}"
         )
     panel.axhline(100 * data["majority_score"], color="black", linestyle=":", linewidth=0.8, label="majority class")
     panel.set(
@@ -60,7 +65,7 @@ def draw_average(panel: Any, paths: list[str]):
     """Draw time and share of the full score, averaged over the tasks."""
     panel.plot(1, 100, "s", color="black", label="full model")
     for required, color in REQUIREMENTS.items():
-        records = [Path(path.replace("_99.json", f"_{100 * required:.0f}.json")) for path in paths]
+        records = [name_record(path, required) for path in paths]
         found = [json.loads(path.read_text())["summary"] for path in records]
         time = geometric_mean([data["latency_ratio"] for data in found])
         kept = statistics.mean(data["performance"] for data in found)
@@ -94,7 +99,7 @@ def main():
     for panel in panels.flat[len(used) :]:
         panel.axis("off")
     for panel, path in zip(used, arguments.records, strict=False):
-        draw_task(panel, json.loads(Path(path).read_text()))
+        draw_task(panel, path)
     draw_average(used[-1], arguments.records)
     for panel in used:
         panel.grid(alpha=0.3)

@@ -206,7 +206,7 @@ def test_views_of_thesis_searches_by_hand(searches):
     text = thesis_searches.thesis_searches_table(searches)
     # of the initial set only the seeded trial keeps 95 %: 0.9 / 0.6
     row = "| RTE | 1,000 | 9 | 95 % | 5 | `2-1-1_eta0` | 62 % | 1.67 [1.50, 1.90] | 2.00 | 1.50 |"
-    assert row in text and text.index("SST2") < text.index("RTE") < text.index("IMDB")
+    assert row in text and text.index("SST2") < text.index("IMDB") < text.index("RTE")
     assert "| geometric mean | 3 tasks |  | 95 % |  |  |  | 1.46 | 2.00 |  |" in text  # (1 / 0.9 / 0.36) ** (1 / 3)
     assert all(f"`{record['command']}`" in text for name, record in searches.items() if "test" not in name)
     text = thesis_searches.protocols_table(searches)
@@ -225,8 +225,8 @@ def test_views_of_thesis_searches_by_hand(searches):
 def test_requirements_table_by_hand(searches):
     text = thesis_searches.requirements_table(searches["thesis_rte_95"])
     assert "| 99 % | `1-1-1_eta0` | reference | 0.800 | 100.0 | 1.00 [0.90, 1.10] | 1.00 | 512 | 512 | 1 |" in text
-    assert "| 95 % | `2-1-1_eta0` | model | 0.770 | 96.2 | 0.60 [0.50, 0.70] | 1.67 | 256 | 256 | 1 |" in text
-    assert text.count("`2-1-1_eta0`") == 8  # 50 % are kept by the random one, below every requirement listed
+    # the random one keeps 50 %, below every requirement listed
+    assert "| 95 to 60 % | `2-1-1_eta0` | model | 0.770 | 96.2 | 0.60 [0.50, 0.70] | 1.67 | 256 | 256 | 1 |" in text
 
 
 def test_searches_are_drawn(run, tmp_path):

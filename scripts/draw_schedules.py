@@ -134,6 +134,7 @@ def draw_last_layers(results: list[TaskResults], factor: int, path: str):
         majority = 100 * result.task["majority_score"] / result.full
         panel.axhline(majority, color=line[0].get_color(), linestyle=":", linewidth=0.8)
     panel.set(xlabel=f"last layers whose length is reduced by {factor}", ylabel="% of the full model's test score")
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
     save(figure, path)

@@ -24,7 +24,7 @@ COLUMNS = 4
 
 @dataclass
 class DrawArguments:
-    records: list[str] = field(metadata={"help": "JSON files of scripts/search_classformer.py for 99 %, a panel each."})
+    records: list[str] = field(metadata={"help": "JSON files of scripts/search_classformer.py for 99 %%, a panel each."})
     figure: str = field(metadata={"help": "PNG file."})
 
 

@@ -7,10 +7,10 @@ Short texts leave a schedule little to drop. Pairs count together, with their sp
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rendering.figures import open_panels, save_figure
 
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.data import load_tasks, load_tokenizer
@@ -39,26 +39,14 @@ def describe_lengths(lengths: np.ndarray, max_length: int) -> dict[str, Any]:
 
 def draw(lengths: dict[str, np.ndarray], path: str):
     """Draw a histogram per task; each has a scale of its own."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = min(len(lengths), 4)
-    rows = -(-len(lengths) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), squeeze=False)
-    for panel in panels.flat[len(lengths) :]:
-        panel.axis("off")
-    for panel, (name, values) in zip(panels.flat, lengths.items(), strict=False):
+    figure, panels = open_panels(len(lengths), 4, (3.6, 2.9))
+    for panel, (name, values) in zip(panels, lengths.items(), strict=True):
         # bins of whole tokens
         width = max(1, int(np.ceil(np.quantile(values, 0.995) / NUM_BINS)))
         panel.hist(values, bins=np.arange(0.5, NUM_BINS * width + 1, width))
         panel.axvline(np.median(values), color="black", linestyle=":")
         panel.set(title=f"{name.upper()} (n = {len(values):,})", xlabel="tokens", yticks=[])
-    figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    print(f"wrote {path}")
+    save_figure(figure, path)
 
 
 def main():

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rendering.figures import add_legend, open_panels, save_figure
 from rendering.performance import count_layers, name_point
 
 from classformer_hf.command import parse_arguments, run_command
 
+LEGEND_HEIGHT = 0.9
 MARKERS = "osv^<>DPXd*h"
 
 
@@ -66,28 +68,15 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     records = [json.loads(Path(path).read_text()) for path in arguments.records]
     methods = list(
         dict.fromkeys(name_point(point, count_layers(record)) for record in records for point in record["points"])
     )
-    columns = min(len(records), 3)
-    rows = -(-len(records) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.4 * rows + 0.9), squeeze=False)
-    for panel in panels.flat[len(records) :]:
-        panel.axis("off")
-    for panel, record in zip(panels.flat, records, strict=False):
+    figure, panels = open_panels(len(records), 3, (5.2, 4.4), LEGEND_HEIGHT)
+    for panel, record in zip(panels, records, strict=True):
         draw_panel(panel, record, methods)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=min(len(labels), 3 * columns), loc="lower center", fontsize=8)
-    figure.tight_layout(rect=(0, 0.9 / (4.4 * rows + 0.9), 1, 1))
-    Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.figure, dpi=110)
-    print(f"wrote {arguments.figure}")
+    add_legend(figure, panels, columns=3 * min(len(records), 3), font_size=8)
+    save_figure(figure, arguments.figure, LEGEND_HEIGHT)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rendering.figures import open_panels, save_figure
+
 from classformer_hf.command import parse_arguments, run_command
 
 
@@ -101,25 +103,17 @@ def draw_constrained(panel: Any, result: TaskResults):
 
 def draw_panels(results: list[TaskResults], draw: Callable[[Any, TaskResults], None], path: str):
     """Draw a panel per task."""
-    import matplotlib.pyplot as plt
-
-    columns = min(len(results), 3)
-    rows = -(-len(results) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.2 * rows), squeeze=False)
-    for panel in panels.flat[len(results) :]:
-        panel.axis("off")
-    for panel, result in zip(panels.flat, results, strict=False):
+    figure, panels = open_panels(len(results), 3, (5.2, 4.2))
+    for panel, result in zip(panels, results, strict=True):
         draw(panel, result)
         panel.set_title(f"{result.name.upper()} (n = {result.task['num_examples']['test']})")
         panel.grid(alpha=0.3)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_last_layers(results: list[TaskResults], factor: int, path: str):
     """Draw the share of the full score by the number of last layers that are reduced, a line per task."""
-    import matplotlib.pyplot as plt
-
-    figure, panel = plt.subplots(figsize=(7, 4.6))
+    figure, (panel,) = open_panels(1, 1, (7, 4.6))
     for result in results:
         points = result.select("single", factor)
         num_layers = len(result.rows[0]["gamma"])
@@ -137,21 +131,11 @@ def draw_last_layers(results: list[TaskResults], factor: int, path: str):
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
-    save(figure, path)
-
-
-def save(figure: Any, path: str):
-    figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    print(f"wrote {path}")
+    save_figure(figure, path)
 
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
-    import matplotlib
-
-    matplotlib.use("Agg")
     if arguments.single is arguments.last_layers is arguments.constrained is None:
         raise ValueError("nothing to draw: give --single, --last_layers or --constrained.")
     results = read_results(arguments.records)

@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rendering.figures import add_legend, open_panels, save_figure
 from rendering.thesis_searches import geometric_mean
 
 from classformer_hf.command import parse_arguments, run_command
 
 REQUIREMENTS = {0.99: "C2", 0.95: "C3"}
-COLUMNS = 4
+LEGEND_HEIGHT = 0.5
 
 
 @dataclass
 class DrawArguments:
-    records: list[str] = field(metadata={"help": "JSON files of scripts/search_classformer.py for 99 %%, a panel each."})
+    records: list[str] = field(
+        metadata={"help": "JSON files of the searches for 99 %%, a panel each."}
+    )
     figure: str = field(metadata={"help": "PNG file."})
 
 
@@ -87,28 +90,15 @@ def main():
         raise ValueError(
             f"--records takes files named TASK_99.json, with TASK_95.json beside; got {', '.join(others)}."
         )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = min(len(arguments.records) + 1, COLUMNS)
-    rows = -(-(len(arguments.records) + 1) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.7 * rows + 0.5), squeeze=False)
-    used = panels.flat[: len(arguments.records) + 1]
-    for panel in panels.flat[len(used) :]:
-        panel.axis("off")
-    for panel, path in zip(used, arguments.records, strict=False):
+    figure, (*tasks, average) = open_panels(len(arguments.records) + 1, 4, (4.2, 3.7), LEGEND_HEIGHT)
+    for panel, path in zip(tasks, arguments.records, strict=True):
         draw_task(panel, path)
-    draw_average(used[-1], arguments.records)
-    for panel in used:
+    draw_average(average, arguments.records)
+    for panel in (*tasks, average):
         panel.grid(alpha=0.3)
-    used[-1].legend(fontsize=8)
-    figure.legend(*used[0].get_legend_handles_labels(), loc="lower center", ncols=5)
-    figure.tight_layout(rect=(0, 0.5 / (3.7 * rows + 0.5), 1, 1))
-    Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.figure, dpi=100)
-    print(f"wrote {arguments.figure}")
+    average.legend(fontsize=8)
+    add_legend(figure, tasks, columns=5)
+    save_figure(figure, arguments.figure, LEGEND_HEIGHT)
 
 
 if __name__ == "__main__":

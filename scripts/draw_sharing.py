@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rendering.figures import open_panels, save_figure
+
 from classformer_hf.command import parse_arguments, run_command
 
 
@@ -46,18 +48,10 @@ def draw_panel(panel: Any, record: dict):
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    count = len(arguments.records)
-    figure, panels = plt.subplots(1, count, figsize=(4.6 * count, 3.8), squeeze=False)
-    for panel, path in zip(panels[0], arguments.records, strict=True):
+    figure, panels = open_panels(len(arguments.records), 3, (4.6, 3.8))
+    for panel, path in zip(panels, arguments.records, strict=True):
         draw_panel(panel, json.loads(Path(path).read_text()))
-    figure.tight_layout()
-    figure.savefig(arguments.figure, dpi=120)
-    print(f"wrote {arguments.figure}")
+    save_figure(figure, arguments.figure)
 
 
 if __name__ == "__main__":

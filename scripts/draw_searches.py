@@ -25,9 +25,7 @@ LEGEND_HEIGHT = 0.5
 
 @dataclass
 class DrawArguments:
-    records: list[str] = field(
-        metadata={"help": "JSON files of the searches for 99 %%, a panel each."}
-    )
+    records: list[str] = field(metadata={"help": "JSON files of the searches for 99 %%, a panel each."})
     figure: str = field(metadata={"help": "PNG file."})
 
 

@@ -135,7 +135,12 @@ def test_views_of_fixed_schedules_by_hand(fixed_schedules):
     assert "| RTE | accuracy | 7 | 80.0 +- 1.0 | 20.0 | 8.0 | 83.4 | 52.7 |" in text
     # shares rise by as much as the sizes do; lengths 30, 10, 50 have r = 1/2
     text = schedules.prediction_table(fixed_schedules)
-    assert "| training texts | 1.00 | 0.00 | 3 | -0.25" in text and "| mean length | 0.50 | 0.67 | 3 |" in text
+    assert "| score | training texts | 1.00 | 0.00 | 3 | -0.25" in text
+    assert "| score | mean length | 0.50 | 0.67 | 3 |" in text
+    assert "RTE 70 and 67 %; SST2 80 and 78 %; MRPC 90 and 89 %." in text  # (0.7 - 0.1) / 0.9
+    fixed_schedules["a"]["datasets"]["rte"]["majority_score"] = 0.79
+    text = schedules.prediction_table(fixed_schedules)
+    assert "| mean length | 1.00 | 0.00 | 2 |" in text and "majority class: RTE." in text
 
 
 def test_lengths_table_by_hand():

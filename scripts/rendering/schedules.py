@@ -49,10 +49,14 @@ def mean_score(rows: list[dict], **wanted) -> float | None:
     return 100 * statistics.mean(scores) if scores else None
 
 
+def full_error(rows: list[dict]) -> float:
+    """Give the standard error over examples of the full model's score, in percent."""
+    return 100 * max(row["test_standard_error"] for row in rows if row["family"] == "full")
+
+
 def full_score(rows: list[dict]) -> str:
-    """Give the full model's mean score with the standard error over examples, in percent."""
-    error = 100 * max(row["test_standard_error"] for row in rows if row["family"] == "full")
-    return f"{mean_score(rows, family='full'):.1f} +- {error:.1f}"
+    """Give the full model's mean score with its standard error, in percent."""
+    return f"{mean_score(rows, family='full'):.1f} +- {full_error(rows):.1f}"
 
 
 def single_table(records: dict) -> str:
@@ -116,21 +120,31 @@ def prediction_table(records: dict) -> str:
     """Whether training size or length foretell what a reduction by four at the second layer leaves."""
     from scipy import stats
 
-    kept, sizes, lengths, names = [], [], [], []
+    points, at_chance = {}, []
     for name, task, _, rows in iterate_tasks(records):
         full, score = mean_score(rows, family="full"), mean_score(rows, family="single", factor=4, layer=1)
         if full is None or score is None:
             continue
-        kept.append(score / full)
-        sizes.append(task["num_examples"]["train"])
-        lengths.append(task["mean_length"])
-        names.append(name.upper())
+        majority = 100 * task["majority_score"]
+        if full - majority <= 2 * full_error(rows):
+            at_chance.append(name.upper())  # what has learned nothing has nothing to lose
+            continue
+        points[name.upper()] = (
+            *(task["num_examples"]["train"], task["mean_length"]),
+            *(score / full, (score - majority) / (full - majority)),
+        )
+    sizes, lengths, shares, gains = zip(*points.values(), strict=True)
     lines = []
-    for what, values in (("training texts", sizes), ("mean length", lengths)):
-        found, (r, p) = stats.linregress(values, kept), THESIS_PREDICTION[what]
-        lines.append([what, f"{found.rvalue:.2f}", f"{found.pvalue:.2f}", str(len(kept)), f"{r} (p = {p}, n = 7)"])
-    note = f"Share of the full score at 4x in the second layer, over {', '.join(names)}.\n"
-    return table(["against", "r", "p", "n", "thesis"], lines) + "\n" + note
+    for what, kept in (("score", shares), ("score above the majority class", gains)):
+        for against, values in (("training texts", sizes), ("mean length", lengths)):
+            found, (r, p) = stats.linregress(values, kept), THESIS_PREDICTION[against]
+            thesis = f"{r} (p = {p}, n = 7)" if kept is shares else ""
+            lines.append([what, against, f"{found.rvalue:.2f}", f"{found.pvalue:.2f}", str(len(kept)), thesis])
+    each = "; ".join(f"{name} {100 * share:.0f} and {100 * gain:.0f} %" for name, (_, _, share, gain) in points.items())
+    note = f"Kept at 4x in the second layer, of the score and of what it is above the majority class: {each}."
+    if at_chance:
+        note += f" Left out, within two standard errors of the majority class: {', '.join(at_chance)}."
+    return table(["share kept of the", "against", "r", "p", "n", "thesis"], lines) + f"\n{note}\n"
 
 
 def describe(records: dict) -> str:

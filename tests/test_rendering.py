@@ -113,7 +113,7 @@ def fixed_schedules():
             "model": "a-model",
             "command": "python scripts/study_schedules.py",
             "datasets": {name: {**task, "metric_name": "accuracy"}},
-            "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_quartiles": [0.4, 0.6]}}},
+            "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}}},
             "seeds": [42],
             "hardware": {"threads": 1, "device_name": "a processor"},
             "rows": rows,
@@ -128,9 +128,10 @@ def fixed_schedules():
 
 def test_views_of_fixed_schedules_by_hand(fixed_schedules):
     assert "| RTE | 4x | 80.0 +- 1.0 | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
-    assert "| RTE | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in schedules.constrained_table(
-        fixed_schedules
-    )
+    text = schedules.constrained_table(fixed_schedules)
+    assert "| RTE | full model |  | 80.0 +- 1.0 | 100.0 | 1.00 |" in text
+    assert "| RTE | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in text
+    assert "| RTE | majority class |  | 8.0 | 10.0 |  |" in text
     text = schedules.random_weights_table(fixed_schedules)
     assert "| RTE | accuracy | 7 | 80.0 +- 1.0 | 20.0 | 8.0 | 83.4 | 52.7 |" in text
     # shares rise by as much as the sizes do; lengths 30, 10, 50 have r = 1/2

@@ -78,20 +78,30 @@ def single_table(records: dict) -> str:
 def constrained_table(records: dict) -> str:
     """Score and time of the schedules with one parameter."""
     lines = []
-    for name, _, record, rows in iterate_tasks(records):
+    for name, task, record, rows in iterate_tasks(records):
         timed = (record["latency"] or {}).get(name, {})
         full = mean_score(rows, family="full")
+        assert full is not None
+        lines.append([name.upper(), "full model", "", full_score(rows), "100.0", "1.00"])
         for layer in sorted({row["layer"] for row in rows if row["family"] == "constrained"}):
             row = next(row for row in rows if row["family"] == "constrained" and row["layer"] == layer)
             score, latency = mean_score(rows, family="constrained", layer=layer), timed.get(row["schedule"])
-            assert score is not None and full is not None
-            time = interval(latency["ratio"], *latency["ratio_quartiles"]) if latency else "not measured"
+            assert score is not None
+            time = (
+                interval(latency["ratio"], latency["ratio_low"], latency["ratio_high"]) if latency else "not measured"
+            )
             lines.append(
                 [
-                    *(name.upper(), str(layer + 1), f"`{row['schedule']}`", f"{score:.1f}"),
-                    *(f"{100 * score / full:.1f}", time),
+                    name.upper(),
+                    str(layer + 1),
+                    f"`{row['schedule']}`",
+                    f"{score:.1f}",
+                    f"{100 * score / full:.1f}",
+                    time,
                 ]
             )
+        majority = 100 * task["majority_score"]
+        lines.append([name.upper(), "majority class", "", f"{majority:.1f}", f"{100 * majority / full:.1f}", ""])
     header = ["task", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
     return table(header, lines) + "\n" + describe(records)
 

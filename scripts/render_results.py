@@ -53,6 +53,8 @@ def render(text: str, results: Path) -> str:
             record = records if "*" in name else records[Path(name).stem]
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{results / name} cannot be read: {error}.") from error
+        if not records:
+            raise ValueError(f"no file in {results} is named {name}.")
         if view not in VIEWS:
             raise ValueError(f"there is no view {view}, only {sorted(VIEWS)}.")
         try:

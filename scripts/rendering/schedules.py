@@ -49,14 +49,16 @@ def mean_score(rows: list[dict], **wanted) -> float | None:
     return 100 * statistics.mean(scores) if scores else None
 
 
-def full_error(rows: list[dict]) -> float:
-    """Give the standard error over examples of the full model's score, in percent."""
-    return 100 * max(row["test_standard_error"] for row in rows if row["family"] == "full")
+def largest_error(rows: list[dict], family: str) -> float:
+    """Give the standard error over examples of a score, in percent."""
+    return 100 * max(row["test_standard_error"] for row in rows if row["family"] == family)
 
 
-def full_score(rows: list[dict]) -> str:
-    """Give the full model's mean score with its standard error, in percent."""
-    return f"{mean_score(rows, family='full'):.1f} +- {full_error(rows):.1f}"
+def score_interval(rows: list[dict], family: str = "full") -> str:
+    """Give a mean score in percent with its 95 % interval over examples."""
+    score, error = mean_score(rows, family=family), 1.96 * largest_error(rows, family)
+    assert score is not None
+    return interval(score, score - error, score + error, digits=1)
 
 
 def single_table(records: dict) -> str:
@@ -70,7 +72,7 @@ def single_table(records: dict) -> str:
             scores = [mean_score(rows, family="single", factor=factor, layer=layer) for layer in range(num_layers - 1)]
             shares = ["" if score is None else f"{100 * score / full:.1f}" for score in scores]
             majority = f"{10000 * task['majority_score'] / full:.1f}"
-            lines.append([name.upper(), f"{factor}x", full_score(rows), *shares, majority])
+            lines.append([name.upper(), f"{factor}x", score_interval(rows), *shares, majority])
     header = ["task", "factor", "full score", *(f"layer {layer + 1}, %" for layer in range(num_layers - 1))]
     return table([*header, "majority class, %"], lines) + "\n" + describe(records)
 
@@ -79,31 +81,24 @@ def constrained_table(records: dict) -> str:
     """Score and time of the schedules with one parameter."""
     lines = []
     for name, task, record, rows in iterate_tasks(records):
-        timed = (record["latency"] or {}).get(name, {})
-        full = mean_score(rows, family="full")
+        timed, full = (record["latency"] or {}).get(name, {}), mean_score(rows, family="full")
+        schedules = {row["layer"]: row["schedule"] for row in rows if row["family"] == "constrained"}
+        if not schedules:
+            continue
         assert full is not None
-        lines.append([name.upper(), "full model", "", full_score(rows), "100.0", "1.00"])
-        for layer in sorted({row["layer"] for row in rows if row["family"] == "constrained"}):
-            row = next(row for row in rows if row["family"] == "constrained" and row["layer"] == layer)
-            score, latency = mean_score(rows, family="constrained", layer=layer), timed.get(row["schedule"])
+        lines.append([name.upper(), "full model", "", score_interval(rows), "100.0", "1.00"])
+        for layer, schedule in sorted(schedules.items()):
+            score, latency = mean_score(rows, family="constrained", layer=layer), timed.get(schedule)
             assert score is not None
             time = (
                 interval(latency["ratio"], latency["ratio_low"], latency["ratio_high"]) if latency else "not measured"
             )
-            lines.append(
-                [
-                    name.upper(),
-                    str(layer + 1),
-                    f"`{row['schedule']}`",
-                    f"{score:.1f}",
-                    f"{100 * score / full:.1f}",
-                    time,
-                ]
-            )
+            line = [name.upper(), str(layer + 1), f"`{schedule}`", f"{score:.1f}", f"{100 * score / full:.1f}", time]
+            lines.append(line)
         majority = 100 * task["majority_score"]
         lines.append([name.upper(), "majority class", "", f"{majority:.1f}", f"{100 * majority / full:.1f}", ""])
     header = ["task", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
-    return table(header, lines) + "\n" + describe(records)
+    return table(header, lines) + "\nIn brackets of a time: its quartiles over rounds. " + describe(records)
 
 
 def random_weights_table(records: dict) -> str:
@@ -117,7 +112,8 @@ def random_weights_table(records: dict) -> str:
         lines.append(
             [
                 *(name.upper(), task["metric_name"], str(task["num_examples"]["test"])),
-                *(full_score(rows), f"{random:.1f}", f"{100 * task['majority_score']:.1f}"),
+                *(score_interval(rows), score_interval(rows, "random_weights")),
+                f"{100 * task['majority_score']:.1f}",
                 *(f"{value:g}" for value in thesis[1:]),
                 *([] if thesis else ["", ""]),
             ]
@@ -136,36 +132,43 @@ def prediction_table(records: dict) -> str:
         if full is None or score is None:
             continue
         majority = 100 * task["majority_score"]
-        if full - majority <= 2 * full_error(rows):
+        if full - majority <= 2 * largest_error(rows, "full"):
             at_chance.append(name.upper())  # what has learned nothing has nothing to lose
             continue
         points[name.upper()] = (
             *(task["num_examples"]["train"], task["mean_length"]),
             *(score / full, (score - majority) / (full - majority)),
         )
+    if len(points) < 3:
+        return "Not measured: a regression needs three tasks.\n"
     sizes, lengths, shares, gains = zip(*points.values(), strict=True)
     lines = []
     for what, kept in (("score", shares), ("score above the majority class", gains)):
         for against, values in (("training texts", sizes), ("mean length", lengths)):
-            found, (r, p) = stats.linregress(values, kept), THESIS_PREDICTION[against]
-            thesis = f"{r} (p = {p}, n = 7)" if kept is shares else ""
-            lines.append([what, against, f"{found.rvalue:.2f}", f"{found.pvalue:.2f}", str(len(kept)), thesis])
+            fit, ranks = stats.linregress(values, kept), stats.spearmanr(values, kept)
+            numbers = [f"{value:.2f}" for value in (fit.rvalue, fit.pvalue, ranks.statistic, ranks.pvalue)]
+            r, p = THESIS_PREDICTION[against]
+            lines.append([what, against, str(len(kept)), *numbers, f"{r} (p = {p})" if kept is shares else ""])
     each = "; ".join(f"{name} {100 * share:.0f} and {100 * gain:.0f} %" for name, (_, _, share, gain) in points.items())
     note = f"Kept at 4x in the second layer, of the score and of what it is above the majority class: {each}."
     if at_chance:
         note += f" Left out, within two standard errors of the majority class: {', '.join(at_chance)}."
-    return table(["share kept of the", "against", "r", "p", "n", "thesis"], lines) + f"\n{note}\n"
+    header = ["share kept of the", "against", "n", "r", "p", "rank correlation", "p", "thesis, r"]
+    return table(header, lines) + f"\n{note} " + describe(records)
 
 
 def describe(records: dict) -> str:
     """Say how the scores came about."""
-    first = next(iter(records.values()))
+    models = sorted({record["model"] for record in records.values()})
+    devices = sorted({record["hardware"]["device_name"] for record in records.values()})
+    seeds = sorted({seed for record in records.values() for seed in record["seeds"]})
     trained = ", ".join(
         f"{name.upper()} {task['num_examples']['train']:,} training and {task['num_examples']['test']:,} test examples"
         for name, task, _, _ in iterate_tasks(records)
     )
+    commands = "; ".join(f"`{record['command']}`" for record in records.values())
     return (
-        f"{first['model']}; {trained}; test split, seeds {', '.join(map(str, first['seeds']))}; "
-        f"{first['hardware']['threads']} thread, {first['hardware']['device_name']}. Command, with other names for the "
-        f"other tasks: `{first['command']}`\n"
+        f"{', '.join(models)}; {trained}; test split, seed {', '.join(map(str, seeds))}; scores in percent, 95 % "
+        f"intervals over test examples in brackets; {', '.join(devices)}, 1 thread.\n\n"
+        f"<details><summary>Commands</summary>\n\n{commands}\n\n</details>\n"
     )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -254,3 +255,35 @@ def test_searches_are_drawn(run, tmp_path):
     assert code == 1 and "thesis_sst2_95.json" in words
     code, _, words = run("draw_searches", "--records", results / "thesis_sst2_95.json", "--figure", figure)
     assert code == 1 and "_99.json" in words
+
+
+def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
+    for name in [name for name in searches if name.startswith("thesis_rte")]:
+        (tmp_path / f"{name}.json").write_text(json.dumps(searches[name]))
+    script = runpy.run_path(str(ROOT / "scripts" / "draw_searches.py"), run_name="drawing")
+    path = str(tmp_path / "thesis_rte_99.json")
+    _, (task, average) = script["open_panels"](2, 2, (3, 3))
+    script["draw_task"](task, path)
+    script["draw_average"](average, [path])
+
+    def points(panel):
+        lines = panel.get_lines()
+        return {line.get_label(): tuple(map(tuple, line.get_xydata().round(3).tolist())) for line in lines}
+
+    found = points(task)
+    assert found["for 95%"] == ((0.6, 77.0),) and found["for 99%"] == ((1.0, 80.0),)
+    assert found["proposed by the model"] == ((0.6, 77.0),) and len(found["initial set"]) == 3
+    assert found["majority class"] == ((0.0, 50.0), (1.0, 50.0))
+    found = points(average)
+    assert found["for 95%, validation"] == ((0.6, 96.25),) and found["for 95%, test"] == ((0.6, 75.0),)
+    assert found["for 99%, test"] == ((1.0, 100.0),)
+
+    script = runpy.run_path(str(ROOT / "scripts" / "draw_schedules.py"), run_name="drawing")
+    fixed_schedules["a"]["latency"]["rte"]["1-1-1_eta0"] = {"ratio": 1.0}
+    (tmp_path / "study.json").write_text(json.dumps(fixed_schedules["a"]))
+    (result,) = script["read_results"]([str(tmp_path / "study.json")])
+    _, (panel,) = script["open_panels"](1, 1, (3, 3))
+    script["draw_constrained"](panel, result)
+    assert {((0.5, 0.72),), ((1.0, 0.8),), ((0.0, 0.08), (1.0, 0.08))} <= {
+        tuple(map(tuple, line.get_xydata().round(3).tolist())) for line in panel.get_lines()
+    }

@@ -220,6 +220,7 @@ def test_views_of_thesis_searches_by_hand(searches):
     assert row in text and text.index("SST2") < text.index("IMDB") < text.index("RTE")
     assert "all tasks | 3 tasks |  |  |  | 95 % |  |  |  | 1.46 | 2.00 |" in text  # (1 / 0.9 / 0.36) ** (1 / 3)
     assert "that keep it on test | 1 tasks |  |  |  | 99 % |  |  |  | 1.00 | 2.00 |" in text
+    assert text.count("that keep it on test") == 1  # for 95 % one fails, one is at chance, one was not tested
     assert "| 1.11 [1.50, 1.90] | 2.00 | 1.50 | yes, at chance |" in text  # SST-2's 0.5 is the majority class'
     assert all(f"`{record['command']}`" in text for name, record in searches.items() if "test" not in name)
     text = thesis_searches.protocols_table(searches)
@@ -236,6 +237,15 @@ def test_views_of_thesis_searches_by_hand(searches):
     assert "| mean of 1 |  |  | 80.0 | 80.0 | 60.0 | 100.0 | 75.0 |" in text
     assert "| RTE | 83.4 | 73.7 | 73.7 | 88.4 | 88.4 | 82.4 | 70.6 |" in text  # against the author's own model
     assert "| COLA | not measured |" in text
+
+
+def test_noise_of_the_full_models_time_is_no_gain():
+    def trial(origin, ratio, performance=1.0):
+        return {"origin": origin, "status": "ok", "latency_ratio": ratio, "performance": performance}
+
+    trials = [trial("reference", 1.02), trial("random", 0.5, 0.9), trial("model", 1.0)]
+    assert thesis_searches.gain_over_initial(trials, 0.99) == 1.0
+    assert thesis_searches.gain_over_initial([*trials, trial("model", 0.25, 0.9)], 0.9) == 2.0
 
 
 def test_requirements_table_by_hand(searches):

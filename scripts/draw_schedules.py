@@ -91,6 +91,8 @@ def draw_constrained(panel: Any, result: TaskResults):
     """Draw score against time, each point named by its first layer."""
     if not result.latency:
         raise ValueError(f"{result.name} has no times; run the study with --latency_rounds.")
+    if not result.select("constrained"):
+        raise ValueError(f"{result.name} has no schedules to draw; run the study with --families constrained.")
     points = result.select("constrained") | result.select("full")
     for layer, rows in points.items():
         ratio = result.latency[rows[0]["schedule"]]["ratio"]

@@ -297,3 +297,7 @@ def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
     assert {((0.5, 0.72),), ((1.0, 0.8),), ((0.0, 0.08), (1.0, 0.08))} <= {
         tuple(map(tuple, line.get_xydata().round(3).tolist())) for line in panel.get_lines()
     }
+    fixed_schedules["a"]["rows"] = [row for row in fixed_schedules["a"]["rows"] if row["family"] != "constrained"]
+    (tmp_path / "study.json").write_text(json.dumps(fixed_schedules["a"]))
+    with pytest.raises(ValueError, match="rte has no schedules to draw"):
+        script["draw_constrained"](panel, script["read_results"]([str(tmp_path / "study.json")])[0])

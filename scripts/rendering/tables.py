@@ -1,5 +1,7 @@
 """What all views write with."""
 
+from collections.abc import Iterable
+
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
@@ -12,3 +14,9 @@ def interval(middle: float, low: float, high: float, digits: int = 2) -> str:
 
 def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
+
+
+def list_commands(records: Iterable[dict]) -> str:
+    """Give the command of every record, folded."""
+    commands = "; ".join(f"`{record['command']}`" for record in records)
+    return f"<details><summary>Commands</summary>\n\n{commands}\n\n</details>\n"

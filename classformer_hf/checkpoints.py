@@ -154,10 +154,15 @@ def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) ->
 
 
 def checkpoint_fingerprint(name_or_path: str) -> str:
-    """Tell checkpoints apart: by content for a folder, by commit for a Hub name."""
+    """Tell checkpoints apart: by content for a folder, by commit for a Hub name.
+
+    Raises:
+        OSError: There is no such folder, and the Hub has no such model or cannot be reached.
+        ValueError: The model on the Hub cannot become a Classformer.
+    """
     folder = Path(name_or_path)
     if not folder.is_dir():
-        return f"{name_or_path}@{AutoConfig.from_pretrained(name_or_path)._commit_hash}"
+        return f"{name_or_path}@{_read_config(name_or_path)._commit_hash}"
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
         digest.update(path.read_bytes())
@@ -240,7 +245,7 @@ def _translate_config(
     try:
         return ClassformerConfig(**values)
     except (StrictDataclassError, ValueError) as error:
-        raise ValueError(f"overrides must make a valid ClassformerConfig: {error.__cause__ or error}") from error
+        raise ValueError(str(error.__cause__ or error)) from error
 
 
 def _translate_labels(source: PreTrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,10 @@ Grey: the front, on which no other point is both faster and better. Bars: a stan
 schedules on fewer layers than the model has.
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from rendering.figures import add_legend, open_panels, save_figure
+from rendering.figures import add_legend, open_panels, read_record, save_figure
 from rendering.performance import count_layers, name_point
 
 from classformer_hf.command import parse_arguments, run_command
@@ -68,7 +66,7 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
-    records = [json.loads(Path(path).read_text()) for path in arguments.records]
+    records = [read_record(path, "compare_peers.py") for path in arguments.records]
     methods = list(
         dict.fromkeys(name_point(point, count_layers(record)) for record in records for point in record["points"])
     )

@@ -8,13 +8,12 @@ is marked. The last panel averages over the tasks: geometric mean of the time, m
 validation split and, where *_95_test.json and *_99_test.json lie beside, on the test split.
 """
 
-import json
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rendering.figures import add_legend, open_panels, save_figure
+from rendering.figures import add_legend, open_panels, read_record, save_figure
 from rendering.thesis_searches import geometric_mean
 
 from classformer_hf.command import parse_arguments, run_command
@@ -34,9 +33,13 @@ def name_record(path: str, required: float) -> Path:
     return Path(path.replace("_99.json", f"_{100 * required:.0f}.json"))
 
 
+def read_search(path: str | Path) -> dict[str, Any]:
+    return read_record(path, "search_classformer.py")
+
+
 def draw_task(panel: Any, path: str):
     """Draw all trials of a task."""
-    record = json.loads(Path(path).read_text())
+    record = read_search(path)
     data = record["summary"]
     for label, marker, color, is_from_model in (("initial set", "^", "0.6", False), ("model", "o", "C0", True)):
         trials = [trial for trial in record["trials"] if trial["status"] == "ok"]
@@ -49,8 +52,9 @@ def draw_task(panel: Any, path: str):
             label=f"proposed by the {label}" if is_from_model else label,
         )
     for required, color in REQUIREMENTS.items():
-        found = json.loads(name_record(path, required).read_text())["summary"]
-        panel.axhline(100 * required * data["full_score"], color=color, linestyle="--", linewidth=0.8)
+        found = read_search(name_record(path, required))["summary"]
+        floor = 100 * required * data["full_score"]
+        panel.axhline(floor, color=color, linestyle="--", linewidth=0.8, label=f"{required:.0%} of the full score")
         panel.plot(
             found["latency_ratio"], 100 * found["score"], "*", color=color, markersize=13, label=f"for {required:.0%}"
         )
@@ -67,13 +71,13 @@ def draw_average(panel: Any, paths: list[str]):
     panel.plot(1, 100, "s", color="black", label="full model")
     for required, color in REQUIREMENTS.items():
         records = [name_record(path, required) for path in paths]
-        found = [json.loads(path.read_text())["summary"] for path in records]
+        found = [read_search(path)["summary"] for path in records]
         time = geometric_mean([data["latency_ratio"] for data in found])
         kept = statistics.mean(data["performance"] for data in found)
         panel.plot(time, 100 * kept, "*", color=color, markersize=13, label=f"for {required:.0%}, validation")
         tests = [path.with_name(f"{path.stem}_test.json") for path in records]
         if all(path.exists() for path in tests):
-            models = [json.loads(path.read_text())["models"] for path in tests]
+            models = [read_record(path, "evaluate_model.py")["models"] for path in tests]
             kept = statistics.mean(last["score"] / full["score"] for full, last in models)
             panel.plot(time, 100 * kept, "P", color=color, markersize=9, label=f"for {required:.0%}, test")
     panel.set(

@@ -4,12 +4,10 @@ r"""Draw the studies of sharing: accuracy by what is left of the weights or chan
         --figure docs/images/sharing.png
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from rendering.figures import open_panels, save_figure
+from rendering.figures import open_panels, read_record, save_figure
 
 from classformer_hf.command import parse_arguments, run_command
 
@@ -50,7 +48,7 @@ def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
     figure, panels = open_panels(len(arguments.records), 3, (4.6, 3.8))
     for panel, path in zip(panels, arguments.records, strict=True):
-        draw_panel(panel, json.loads(Path(path).read_text()))
+        draw_panel(panel, read_record(path, "study_sharing.py"))
     save_figure(figure, arguments.figure)
 
 

@@ -156,14 +156,15 @@ class Pretraining:
     def run(self, objective: str) -> dict[str, Any]:
         """Train for one objective and save the backbone; a finished one is read."""
         folder = self.output / objective
+        model = self.load_model()  # before the folder is begun, which a wrong schedule must not claim
+        is_full = max(model.config.gamma) == 1
+        if is_full and objective == "distillation":
+            raise ValueError("distillation has nothing to learn where no layer reduces; give --gamma.")
         check_settings(folder / "settings.json", self.settings(objective), self.training.process_index == 0)
         results = folder / "pretrain_results.json"
         if results.exists():
             return json.loads(results.read_text())
-        model = self.load_model()
-        if max(model.config.gamma) == 1:
-            if objective == "distillation":
-                raise ValueError("distillation has nothing to learn where no layer reduces; give --gamma.")
+        if is_full:
             logger.warning("no layer reduces: %s is pretraining at full length; --gamma shortens.", objective)
         model = build_objective(objective, model)
         trainer = self.build_trainer(objective, model, folder / "checkpoints")

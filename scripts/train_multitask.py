@@ -106,15 +106,17 @@ def main():
         "schedule": schedule,
         "recipe": training.describe_recipe(),
     }
+    mixed = mix_tasks(tasks)
+    set_seed(training.seed)
+    encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
+    # before the folder is begun, which a wrong schedule must not claim
+    model = MultitaskClassformer.from_encoder(encoder, tasks)
     check_settings(output / "settings.json", settings, training.process_index == 0)
     results = output / "pretrain_results.json"
     if results.exists():
         print(f"{output} is finished.")
         return
-    mixed = mix_tasks(tasks)
-    set_seed(training.seed)
-    encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
-    trainer = build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, tokenizer, training)
+    trainer = build_trainer(model, mixed, tokenizer, training)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=find_checkpoint(output / "checkpoints"))
     seconds = time.perf_counter() - started

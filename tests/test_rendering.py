@@ -129,18 +129,21 @@ def fixed_schedules():
 
 
 def test_views_of_fixed_schedules_by_hand(fixed_schedules):
-    assert "| RTE | 4x | 80.0 [78.0, 82.0] | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
+    assert "| RTE | accuracy | 4x | 80.0 [78.0, 82.0] | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
+    assert "layer 1 (n = 3), % | layer 2 (n = 2), %" in schedules.single_table(fixed_schedules)
     text = schedules.constrained_table(fixed_schedules)
-    assert "| RTE | full model |  | 80.0 [78.0, 82.0] | 100.0 | 1.00 |" in text
-    assert "| RTE | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in text
-    assert "| RTE | majority class |  | 8.0 | 10.0 |  |" in text
+    assert "| RTE | accuracy | full model |  | 80.0 [78.0, 82.0] | 100.0 | 1.00 |" in text
+    assert "| RTE | accuracy | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in text
+    assert "| RTE | accuracy | majority class |  | 8.0 | 10.0 |  |" in text
     text = schedules.random_weights_table(fixed_schedules)
     assert "| RTE | accuracy | 7 | 80.0 [78.0, 82.0] | 20.0 [18.0, 22.0] | 8.0 | 83.4 | 52.7 |" in text
     # shares rise by as much as the sizes do; lengths 30, 10, 50 have r = 1/2
     text = schedules.prediction_table(fixed_schedules)
     assert "| score | training texts | 3 | 1.00 | 0.00 | 1.00 | 0.00 | -0.25 (p = 0.59) |" in text
     assert "| score | mean length | 3 | 0.50 | 0.67 | 0.50 | 0.67 |" in text
-    assert "RTE 70 and 67 %; SST2 80 and 78 %; MRPC 90 and 89 %." in text  # (0.7 - 0.1) / 0.9
+    assert (
+        "RTE 70 and 67 % (30 tokens); SST2 80 and 78 % (10 tokens); MRPC 90 and 89 % (50 tokens)." in text
+    )  # (0.7 - 0.1) / 0.9
     assert text.count("`python scripts/study_schedules.py --dataset_names") == 3
     fixed_schedules["d"] = copy.deepcopy(fixed_schedules["a"])
     fixed_schedules["d"]["datasets"]["rte"]["majority_score"] = 0.79
@@ -191,7 +194,12 @@ def searches():
             **{"performance": chosen["performance"], "latency_ratio": chosen["latency_ratio"]},
             "hardware": {"device_name": "a processor"},
         }
-        return {"command": f"python x {task} {required}", "seed": 42, "summary": summary, "trials": trials}
+        return {
+            "command": f"python scripts/search_classformer.py {task} {required}",
+            "seed": 42,
+            "summary": summary,
+            "trials": trials,
+        }
 
     def test(full, found, is_issued, bound):
         models = [
@@ -199,7 +207,8 @@ def searches():
             for score in (full, found)
         ]
         models[1]["certificate"] = {"is_issued": is_issued, "performance_lower_bound": bound}
-        return {"models": models, "num_examples": 200, "majority_score": 0.5}
+        command = f"python scripts/evaluate_model.py at {full} and {found}"
+        return {"command": command, "models": models, "num_examples": 200, "majority_score": 0.5}
 
     return {
         "thesis_rte_95": search("rte", 0.95, trials[3]),
@@ -237,6 +246,9 @@ def test_views_of_thesis_searches_by_hand(searches):
     assert "| mean of 1 |  |  | 80.0 | 80.0 | 60.0 | 100.0 | 75.0 |" in text
     assert "| RTE | 83.4 | 73.7 | 73.7 | 88.4 | 88.4 | 82.4 | 70.6 |" in text  # against the author's own model
     assert "| COLA | not measured |" in text
+    for view in (text, thesis_searches.protocols_table(searches)):
+        assert "a-model, seed 42, a processor, 1 thread." in view
+        assert view.count("`python scripts/evaluate_model.py") == 3
 
 
 def test_noise_of_the_full_models_time_is_no_gain():
@@ -250,6 +262,7 @@ def test_noise_of_the_full_models_time_is_no_gain():
 
 def test_requirements_table_by_hand(searches):
     text = thesis_searches.requirements_table(searches["thesis_rte_95"])
+    assert "a-model, seed 42, a processor, 1 thread" in text
     assert "| 99 % | `1-1-1_eta0` | reference | 0.800 | 100.0 | 1.00 [0.90, 1.10] | 1.00 | 512 | 512 | 1 |" in text
     # the random one keeps 50 %, below every requirement listed
     assert "| 95 to 60 % | `2-1-1_eta0` | model | 0.770 | 96.2 | 0.60 [0.50, 0.70] | 1.67 | 256 | 256 | 1 |" in text
@@ -265,6 +278,33 @@ def test_searches_are_drawn(run, tmp_path):
     assert code == 1 and "thesis_sst2_95.json" in words
     code, _, words = run("draw_searches", "--records", results / "thesis_sst2_95.json", "--figure", figure)
     assert code == 1 and "_99.json" in words
+
+
+def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
+    (tmp_path / "a_99.json").write_text("{}")
+    (tmp_path / "torn_99.json").write_text('{"command": ')
+    for path, message in (
+        ("a_99.json", "a_99.json is not a record of scripts/search_classformer.py"),
+        ("torn_99.json", "torn_99.json is not JSON"),
+        ("no_99.json", "no_99.json cannot be read: No such file"),
+    ):
+        code, _, words = run("draw_searches", "--records", tmp_path / path, "--figure", tmp_path / "x.png")
+        assert code == 1 and message in words
+    study, searched = tmp_path / "study.json", ROOT / "results" / "thesis_sst2_99.json"
+    study.write_text(json.dumps(fixed_schedules["a"]))
+    for flags, message in (
+        (("--records", searched, "--single"), "is not a record of scripts/study_schedules.py"),
+        (("--records", study, study, "--single"), "--records has rte twice"),
+        (("--records", study, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
+    ):
+        code, _, words = run("draw_schedules", *flags, tmp_path / "x.png")
+        assert code == 1 and message in words
+    fixed_schedules["a"]["rows"] = [row for row in fixed_schedules["a"]["rows"] if row["family"] == "full"]
+    study.write_text(json.dumps(fixed_schedules["a"]))
+    for flag, family in (("--single", "single"), ("--last_layers", "single"), ("--constrained", "constrained")):
+        code, _, words = run("draw_schedules", "--records", study, flag, tmp_path / "x.png")
+        assert code == 1 and f"run the study with --families {family}" in words
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
@@ -294,10 +334,11 @@ def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
     (result,) = script["read_results"]([str(tmp_path / "study.json")])
     _, (panel,) = script["open_panels"](1, 1, (3, 3))
     script["draw_constrained"](panel, result)
-    assert {((0.5, 0.72),), ((1.0, 0.8),), ((0.0, 0.08), (1.0, 0.08))} <= {
+    assert {((0.5, 72.0),), ((1.0, 80.0),), ((0.0, 8.0), (1.0, 8.0))} <= {
         tuple(map(tuple, line.get_xydata().round(3).tolist())) for line in panel.get_lines()
     }
-    fixed_schedules["a"]["rows"] = [row for row in fixed_schedules["a"]["rows"] if row["family"] != "constrained"]
-    (tmp_path / "study.json").write_text(json.dumps(fixed_schedules["a"]))
-    with pytest.raises(ValueError, match="rte has no schedules to draw"):
-        script["draw_constrained"](panel, script["read_results"]([str(tmp_path / "study.json")])[0])
+    _, (panel,) = script["open_panels"](1, 1, (3, 3))
+    script["draw_single"](panel, result)
+    (bars,) = panel.containers
+    assert bars.get_label() == "4x" and bars[0].get_xydata().round(3).tolist() == [[1.0, 40.0], [2.0, 56.0]]
+    assert points(panel)["no reduction"] == ((0.0, 80.0), (1.0, 80.0))

@@ -313,6 +313,7 @@ def test_training_says_what_is_wrong(run, tiny_roberta_two_labels, tiny_text_fil
     )
     assert code == 1
     assert re.search(message, words)
+    assert not list(tmp_path.glob("seed-*")), "the corrected command would be refused as another training"
 
 
 def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, tiny_text_file, tmp_path):

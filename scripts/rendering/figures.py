@@ -1,8 +1,30 @@
 """What all pictures of several panels begin and end with."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+
+def read_record(path: str | Path, script: str) -> dict[str, Any]:
+    """Read the JSON file that a script left.
+
+    Args:
+        path: The file.
+        script: Name of the script, as in `study_schedules.py`.
+
+    Raises:
+        ValueError: There is no such file, it is not JSON, or another script left it.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"the record {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"the record {path} is not JSON: {error}.") from error
+    if not isinstance(record, dict) or f"/{script} " not in f"{record.get('command')} ":
+        raise ValueError(f"{path} is not a record of scripts/{script}; give what its --results_file names.")
+    return record
 
 
 def open_panels(

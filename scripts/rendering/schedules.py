@@ -54,14 +54,14 @@ def mean_score(rows: list[dict], **wanted) -> float | None:
     return 100 * statistics.mean(scores) if scores else None
 
 
-def largest_error(rows: list[dict], family: str) -> float:
-    """Give the standard error over examples of a score, in percent."""
-    return 100 * max(row["test_standard_error"] for row in rows if row["family"] == family)
+def largest_error(rows: list[dict], **wanted) -> float:
+    """Give the standard error over examples of a variant's score, in percent; of several seeds, the largest."""
+    return 100 * max(row["test_standard_error"] for row in rows if wanted.items() <= row.items())
 
 
 def score_interval(rows: list[dict], family: str = "full") -> str:
     """Give a mean score in percent with its 95 % interval over examples."""
-    score, error = mean_score(rows, family=family), 1.96 * largest_error(rows, family)
+    score, error = mean_score(rows, family=family), 1.96 * largest_error(rows, family=family)
     assert score is not None
     return interval(score, score - error, score + error, digits=1)
 
@@ -77,9 +77,10 @@ def single_table(records: dict) -> str:
             scores = [mean_score(rows, family="single", factor=factor, layer=layer) for layer in range(num_layers - 1)]
             shares = ["" if score is None else f"{100 * score / full:.1f}" for score in scores]
             majority = f"{10000 * task['majority_score'] / full:.1f}"
-            lines.append([name.upper(), f"{factor}x", score_interval(rows), *shares, majority])
-    header = ["task", "factor", "full score", *(f"layer {layer + 1}, %" for layer in range(num_layers - 1))]
-    return table([*header, "majority class, %"], lines) + "\n" + describe(records)
+            lines.append([name.upper(), task["metric_name"], f"{factor}x", score_interval(rows), *shares, majority])
+    layers = (f"layer {layer + 1} (n = {num_layers - layer}), %" for layer in range(num_layers - 1))
+    header = ["task", "metric", "factor", "full score", *layers]
+    return table([*header, "majority class, %"], lines) + "\nn: last layers that are shorter. " + describe(records)
 
 
 def constrained_table(records: dict) -> str:
@@ -90,18 +91,19 @@ def constrained_table(records: dict) -> str:
         timed, full = (record["latency"] or {}).get(name, {}), mean_score(rows, family="full")
         schedules = {row["layer"]: row["schedule"] for row in rows if row["family"] == "constrained"}
         assert full is not None
-        lines.append([name.upper(), "full model", "", score_interval(rows), "100.0", "1.00"])
+        of = [name.upper(), task["metric_name"]]
+        lines.append([*of, "full model", "", score_interval(rows), "100.0", "1.00"])
         for layer, schedule in sorted(schedules.items()):
             score, latency = mean_score(rows, family="constrained", layer=layer), timed.get(schedule)
             assert score is not None
             time = (
                 interval(latency["ratio"], latency["ratio_low"], latency["ratio_high"]) if latency else "not measured"
             )
-            line = [name.upper(), str(layer + 1), f"`{schedule}`", f"{score:.1f}", f"{100 * score / full:.1f}", time]
-            lines.append(line)
+            kept = f"{100 * score / full:.1f}"
+            lines.append([*of, str(layer + 1), f"`{schedule}`", f"{score:.1f}", kept, time])
         majority = 100 * task["majority_score"]
-        lines.append([name.upper(), "majority class", "", f"{majority:.1f}", f"{100 * majority / full:.1f}", ""])
-    header = ["task", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
+        lines.append([*of, "majority class", "", f"{majority:.1f}", f"{100 * majority / full:.1f}", ""])
+    header = ["task", "metric", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
     return table(header, lines) + "\nIn brackets of a time: its quartiles over rounds. " + describe(records)
 
 
@@ -134,7 +136,7 @@ def prediction_table(records: dict) -> str:
         if full is None or score is None:
             continue
         majority = 100 * task["majority_score"]
-        if full - majority <= 2 * largest_error(rows, "full"):
+        if full - majority <= 2 * largest_error(rows, family="full"):
             at_chance.append(name.upper())  # what has learned nothing has nothing to lose
             continue
         points[name.upper()] = (
@@ -151,8 +153,12 @@ def prediction_table(records: dict) -> str:
             numbers = [f"{value:.2f}" for value in (fit.rvalue, fit.pvalue, ranks.statistic, ranks.pvalue)]
             r, p = THESIS_PREDICTION[against]
             lines.append([what, against, str(len(kept)), *numbers, f"{r} (p = {p})" if kept is shares else ""])
-    each = "; ".join(f"{name} {100 * share:.0f} and {100 * gain:.0f} %" for name, (_, _, share, gain) in points.items())
-    note = f"Kept at 4x in the second layer, of the score and of what it is above the majority class: {each}."
+    each = "; ".join(
+        f"{name} {100 * share:.0f} and {100 * gain:.0f} % ({length:.0f} tokens)"
+        for name, (_, length, share, gain) in points.items()
+    )
+    note = "Kept at 4x in the second layer, of the score and of what it is above the majority class, and mean length "
+    note += f"after cutting: {each}."
     if at_chance:
         note += f" Left out, within two standard errors of the majority class: {', '.join(at_chance)}."
     header = ["share kept of the", "against", "n", "r", "p", "rank correlation", "p", "thesis, r"]

@@ -235,13 +235,18 @@ def cross_table(record: dict) -> str:
             one = record["ratios"][target["name"]][other]
             cells.append(interval(*(1 / one[key] for key in ("ratio", "high", "low"))))
         seconds = f"{target['answer_seconds']:.0f}" if target["is_reused"] else "trained"
-        rows.append([target["name"], f"`{target['winner']}`", seconds, *cells])
+        texts = f"{min(target['lengths'])} to {max(target['lengths'])}"
+        about = [f"{target['threads']}, {target['dtype']}, {texts}", f"`{target['winner']}`"]
+        rows.append([target["name"], *about, percent(target["performance"]), seconds, *cells])
     note = (
         f"Speed-up over the full model on that target, median and quartiles of {record['rounds']} rounds in which all "
-        "winners took turns; answered: seconds from the latency table to the candidates, before their fine-tuning. "
+        "winners took turns. Tokens: of the texts that are timed. Kept: of the full model's score on the validation "
+        "split. Answered: seconds from the latency table to the candidates, before their fine-tuning; trained: the "
+        "search whose weights the others reuse. "
         f"{record['hardware']['device_name']}. Command: `{record['command']}`\n"
     )
-    return table(["winner for", "schedule", "answered, s", *(f"timed on {name}" for name in names)], rows) + "\n" + note
+    header = ["winner for", "threads, dtype, tokens", "schedule", "kept, %", "answered, s"]
+    return table([*header, *(f"timed on {name}" for name in names)], rows) + "\n" + note
 
 
 def policy_table(record: dict) -> str:

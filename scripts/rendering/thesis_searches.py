@@ -118,16 +118,27 @@ def thesis_searches_table(records: dict) -> str:
 def describe(records: dict) -> str:
     """Say how the searches came about."""
     searches = list(iterate_searches(records))
-    models = sorted({record["summary"]["base_model"] for _, _, record, _ in searches})
-    devices = sorted({record["summary"]["hardware"]["device_name"] for _, _, record, _ in searches})
-    seeds = sorted({record["seed"] for _, _, record, _ in searches})
     half = dict.fromkeys(task.upper() for task, _, record, _ in searches if "--bf16" in record["command"])
     mixed = f" Trained and validated with bfloat16 autocast: {', '.join(half)}." if half else ""
     return (
-        f"{', '.join(models)}, seed {', '.join(map(str, seeds))}, {', '.join(devices)}, 1 thread, batch 1, timed in "
+        f"{describe_setup([record for _, _, record, _ in searches])}, batch 1, timed in "
         f"float32, median and quartiles of the rounds. Scores: percent, with 95 % intervals over test examples.{mixed}"
         f"\n\n{list_commands(record for _, _, record, _ in searches)}"
     )
+
+
+def describe_setup(searches: list[dict]) -> str:
+    """Name models, seeds and processors of searches."""
+    models = sorted({record["summary"]["base_model"] for record in searches})
+    devices = sorted({record["summary"]["hardware"]["device_name"] for record in searches})
+    seeds = sorted({record["seed"] for record in searches})
+    return f"{', '.join(models)}, seed {', '.join(map(str, seeds))}, {', '.join(devices)}, 1 thread"
+
+
+def describe_tests(records: dict) -> str:
+    """Say how the scores on the test split came about."""
+    tested = [(record, test) for _, _, record, test in iterate_searches(records) if test is not None]
+    return f"{describe_setup([record for record, _ in tested])}.\n\n{list_commands(test for _, test in tested)}"
 
 
 def protocols_table(records: dict) -> str:
@@ -176,9 +187,9 @@ def protocols_table(records: dict) -> str:
     note = (
         "Validation: the split that every trial was scored on. Test: no search saw it; with 95 % intervals of the "
         "scores. The certificate wants 95 % confidence. Point estimate below the requirement on the test split: "
-        f"{counts}.\n"
+        f"{counts}. "
     )
-    return table(header, rows) + "\n" + note
+    return table(header, rows) + "\n" + note + describe_tests(records)
 
 
 def averages_table(records: dict) -> str:
@@ -219,9 +230,9 @@ def averages_table(records: dict) -> str:
     )
     note = (
         "Ours: all-MiniLM-L6-v2 on data that no search saw, percent with 95 % intervals. The thesis: the author's own "
-        "RoBERTa-base on the development sets that his searches used; means over these tasks, computed here.\n"
+        "RoBERTa-base on the development sets that his searches used; means over these tasks, computed here. "
     )
-    return f"{first}\n{second}\n{note}"
+    return f"{first}\n{second}\n{note}{describe_tests(records)}"
 
 
 def share_kept(scores: list[float]) -> list[float]:
@@ -254,7 +265,7 @@ def requirements_table(record: dict) -> str:
     header += [f"layer {layer + 1}" for layer in range(len(data["gamma"]))]
     note = (
         f"{data['dataset'].upper()}, validation {data['metric_name']}, n = {data['num_validation_examples']}, "
-        f"{data['num_train_examples']:,} training examples, seed {record['seed']}; the full model has "
+        f"{data['num_train_examples']:,} training examples; {describe_setup([record])}; the full model has "
         f"{data['full_score']:.3f}, the majority class {data['majority_score']:.3f}; {data['num_trials']} trials. "
         f"Layers: tokens that leave it, of 512. Command: `{record['command']}`\n"
     )

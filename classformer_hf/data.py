@@ -31,7 +31,7 @@ class TaskArguments:
         metadata={
             "help": "GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte), name on the Hub, folder with train, "
             "validation and test files, or one file (parquet, csv, json, jsonl); write ./mrpc for a folder that is "
-            "named like a task. Without it: the embedded demo task, whose columns are fixed."
+            "named like a task. Without it, or as standard_library: the embedded demo task, whose columns are fixed."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
@@ -130,7 +130,7 @@ def load_task(arguments: TaskArguments) -> Task:
             be found; a label does not occur in train; the metric does not fit; or an argument is out of range.
     """
     _check_arguments(arguments)
-    if arguments.dataset_name is None:
+    if arguments.dataset_name in (None, "standard_library"):
         # the demo task imports Task from here
         from .corpus import load_standard_library_task
 

@@ -22,7 +22,9 @@ NUM_BINS = 40
 @dataclass
 class DrawArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint whose tokenizer counts."})
-    dataset_names: list[str] = field(metadata={"help": "Tasks: GLUE names, folders or files."})
+    dataset_names: list[str] = field(
+        metadata={"help": "Tasks: GLUE names, folders, files or standard_library (embedded)."}
+    )
     figure: str = field(metadata={"help": "PNG file."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for mean and quantiles."})
     max_length: int = field(default=512, metadata={"help": "Longer texts are cut to so many tokens."})

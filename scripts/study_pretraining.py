@@ -41,7 +41,9 @@ ORDER = ("none", "last_k", "first_k", "dense", "funnel", "distillation")
 class StudyArguments:
     model_name_or_path: str = field(metadata={"help": "The checkpoint that pretraining started from."})
     pretrained: str = field(metadata={"help": "Output folder of scripts/pretrain_classformer.py."})
-    dataset_names: list[str] = field(metadata={"help": "Tasks: GLUE names, folders or files."})
+    dataset_names: list[str] = field(
+        metadata={"help": "Tasks: GLUE names, folders, files or standard_library (embedded)."}
+    )
     max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
     num_seeds: int = field(default=2, metadata={"help": "Fine-tunings of each, with --seed, --seed + 1, ..."})

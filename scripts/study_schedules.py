@@ -43,7 +43,9 @@ WARMUP = 2
 @dataclass
 class StudyArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint to start from."})
-    dataset_names: list[str] = field(metadata={"help": "Tasks: GLUE names, folders or files."})
+    dataset_names: list[str] = field(
+        metadata={"help": "Tasks: GLUE names, folders, files or standard_library (embedded)."}
+    )
     families: list[str] = field(
         default_factory=lambda: ["single"], metadata={"help": f"What to fine-tune: {', '.join(FAMILIES)}."}
     )

@@ -38,7 +38,9 @@ from classformer_hf.training import (
 @dataclass
 class MultitaskArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint to start from."})
-    dataset_names: list[str] = field(metadata={"help": "Tasks: GLUE names, folders or files."})
+    dataset_names: list[str] = field(
+        metadata={"help": "Tasks: GLUE names, folders, files or standard_library (embedded)."}
+    )
     gamma: list[int] | None = field(default=None, metadata={"help": "One reduction factor per layer."})
     eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
     max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})

@@ -299,6 +299,7 @@ def test_without_a_data_set_it_is_the_demo_task(tmp_path, monkeypatch):
     task = load_task(TaskArguments(max_train_samples=2, metric_name="macro_f1"))
     assert len(task.splits["train"]) == 2
     assert task.metric_name == "macro_f1"
+    assert load_task(TaskArguments(dataset_name="standard_library")).name == demo.name
 
 
 def test_without_test_keeps_the_rest(tmp_path, bert_tokenizer):

@@ -157,12 +157,12 @@ def checkpoint_fingerprint(name_or_path: str) -> str:
     """Tell checkpoints apart: by content for a folder, by commit for a Hub name.
 
     Raises:
-        OSError: There is no such folder, and the Hub has no such model or cannot be reached.
-        ValueError: The model on the Hub cannot become a Classformer.
+        OSError: There is no such checkpoint, or the Hub cannot be reached.
+        ValueError: The checkpoint cannot become a Classformer.
     """
-    folder = Path(name_or_path)
+    folder, config = Path(name_or_path), _read_config(name_or_path)
     if not folder.is_dir():
-        return f"{name_or_path}@{_read_config(name_or_path)._commit_hash}"
+        return f"{name_or_path}@{config._commit_hash}"
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
         digest.update(path.read_bytes())

@@ -94,17 +94,19 @@ def write_record(path: str | None, **content: Any):
 
 
 def check_settings(path: Path, settings: dict, is_writer: bool):
-    """Refuse to go on with what other settings have begun.
+    """Refuse to go on with what other settings have begun; where they left nothing, the running command takes over.
 
     Args:
-        path: Record of the settings; written if there is none.
+        path: Record of the settings, in the folder that is theirs; written if there is none.
         settings: Those of the running command.
         is_writer: Whether this process, of several, writes.
 
     Raises:
-        ValueError: The record names other settings.
+        ValueError: The record names other settings, and there are files beside it.
     """
-    if path.exists():
+    # by the stem, since another process may be writing
+    has_begun = any(file.is_file() for file in path.parent.rglob("*") if file.stem != path.stem)
+    if has_begun and path.exists():
         found = json.loads(path.read_text())
         changed = [
             describe_change(name, found.get(name), value)

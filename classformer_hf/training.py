@@ -102,6 +102,15 @@ class ClassformerTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
 
+    def require_training(self):
+        """Refuse a recipe that trains nothing.
+
+        Raises:
+            ValueError: There is no step to make.
+        """
+        if self.max_steps == 0 or self.num_train_epochs <= 0:
+            raise ValueError("there is nothing to train: --max_steps and --num_train_epochs must be more than 0.")
+
     def describe_recipe(self) -> dict[str, str]:
         """List the settings that change what a training gives, so that only the same one is resumed."""
         return {name: str(getattr(self, name)) for name in RECIPE}
@@ -201,7 +210,8 @@ def build_trainer(
         A Trainer that stops early, keeps the best epoch and refuses to go on after a NaN loss.
 
     Raises:
-        ValueError: The tokenizer pads on the left, or the model has another number of labels than the task.
+        ValueError: The tokenizer pads on the left, the model has another number of labels than the task, or the best
+            epoch is to be chosen by what is not measured.
     """
     if tokenizer.padding_side != "right":
         raise ValueError('Classformer reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
@@ -213,6 +223,10 @@ def build_trainer(
     if arguments.is_best_by_score:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
         arguments.greater_is_better = True
+    elif str(arguments.metric_for_best_model).removeprefix("eval_") not in ("loss", task.metric_name):
+        raise ValueError(
+            f"--metric_for_best_model must be loss or {task.metric_name}, got {arguments.metric_for_best_model}."
+        )
     callbacks: list[TrainerCallback] = [StopOnInvalidLoss()]
     if arguments.early_stopping_patience and arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))

@@ -37,8 +37,8 @@ class TaskResults:
     record: dict[str, Any]
     rows: list[dict[str, Any]]
 
-    def collect(self, family: str, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give the layers that a factor was tried at, scores and their standard errors, in percent.
+    def select(self, family: str) -> list[dict[str, Any]]:
+        """Give the rows of a family.
 
         Raises:
             ValueError: There are none.
@@ -46,7 +46,15 @@ class TaskResults:
         found = [row for row in self.rows if row["family"] == family]
         if not found:
             raise ValueError(f"{self.name} has no schedules to draw; run the study with --families {family}.")
-        layers = sorted({row["layer"] for row in found if row["factor"] == factor})
+        return found
+
+    def collect(self, family: str, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Give the layers that a factor was tried at, scores and their standard errors, in percent.
+
+        Raises:
+            ValueError: The factor, or the family, was not run.
+        """
+        layers = sorted({row["layer"] for row in self.select(family) if row["factor"] == factor})
         if not layers:
             measured = ", ".join(map(str, self.factors))
             raise ValueError(f"{self.name} has no reductions by {factor}; --last_layers_factor can be {measured}.")
@@ -57,7 +65,7 @@ class TaskResults:
 
     @property
     def factors(self) -> list[int]:
-        return sorted({row["factor"] for row in self.rows if row["family"] == "single"})
+        return sorted({row["factor"] for row in self.select("single")})
 
     @property
     def full(self) -> float:
@@ -89,7 +97,7 @@ def draw_single(panel: Any, result: TaskResults):
     """Draw the score by the layer that reduces, a line per factor."""
     panel.axhline(result.full, color="black", label="no reduction")
     panel.axhline(result.majority, color="0.6", linestyle=":", label="majority class")
-    for factor in result.factors or [2]:
+    for factor in result.factors:
         layers, scores, errors = result.collect("single", factor)
         panel.errorbar(layers + 1, scores, yerr=errors, marker="o", capsize=2, label=f"{factor}x")
     panel.set(xlabel="layer that reduces", ylabel=f"test {result.task['metric_name']}, %")

@@ -33,15 +33,39 @@ def name_record(path: str, required: float) -> Path:
     return Path(path.replace("_99.json", f"_{100 * required:.0f}.json"))
 
 
-def read_search(path: str | Path) -> dict[str, Any]:
-    return read_record(path, "search_classformer.py")
+def read_search(path: str | Path, required: float) -> dict[str, Any]:
+    """Read the record of a search.
+
+    Raises:
+        ValueError: It is none, or of another requirement.
+    """
+    record = read_record(path, "search_classformer.py")
+    found = record["summary"]["required_performance"]
+    if found != required:
+        raise ValueError(f"{path} is a search for {found:.0%}, not for {required:.0%} as its name says.")
+    return record
+
+
+def read_test(path: Path) -> list[dict[str, Any]]:
+    """Read what was scored on a test split: the full model and what was found.
+
+    Raises:
+        ValueError: These are not the two models.
+    """
+    models = read_record(path, "evaluate_model.py")["models"]
+    if len(models) != 2:
+        raise ValueError(f"{path} has {len(models)} models instead of the full one and the one that was found.")
+    return models
 
 
 def draw_task(panel: Any, path: str):
     """Draw all trials of a task."""
-    record = read_search(path)
+    record = read_search(path, 0.99)
     data = record["summary"]
-    for label, marker, color, is_from_model in (("initial set", "^", "0.6", False), ("model", "o", "C0", True)):
+    for label, marker, color, is_from_model in (
+        ("initial set", "^", "0.6", False),
+        ("Gaussian process", "o", "C0", True),
+    ):
         trials = [trial for trial in record["trials"] if trial["status"] == "ok"]
         points = [trial for trial in trials if (trial["origin"] == "model") == is_from_model]
         panel.plot(
@@ -49,10 +73,10 @@ def draw_task(panel: Any, path: str):
             [100 * trial["score"] for trial in points],
             marker,
             color=color,
-            label=f"proposed by the {label}" if is_from_model else label,
+            label=label,
         )
     for required, color in REQUIREMENTS.items():
-        found = read_search(name_record(path, required))["summary"]
+        found = read_search(name_record(path, required), required)["summary"]
         floor = 100 * required * data["full_score"]
         panel.axhline(floor, color=color, linestyle="--", linewidth=0.8, label=f"{required:.0%} of the full score")
         panel.plot(
@@ -71,13 +95,13 @@ def draw_average(panel: Any, paths: list[str]):
     panel.plot(1, 100, "s", color="black", label="full model")
     for required, color in REQUIREMENTS.items():
         records = [name_record(path, required) for path in paths]
-        found = [read_search(path)["summary"] for path in records]
+        found = [read_search(path, required)["summary"] for path in records]
         time = geometric_mean([data["latency_ratio"] for data in found])
         kept = statistics.mean(data["performance"] for data in found)
         panel.plot(time, 100 * kept, "*", color=color, markersize=13, label=f"for {required:.0%}, validation")
         tests = [path.with_name(f"{path.stem}_test.json") for path in records]
         if all(path.exists() for path in tests):
-            models = [read_record(path, "evaluate_model.py")["models"] for path in tests]
+            models = [read_test(path) for path in tests]
             kept = statistics.mean(last["score"] / full["score"] for full, last in models)
             panel.plot(time, 100 * kept, "P", color=color, markersize=9, label=f"for {required:.0%}, test")
     panel.set(
@@ -92,6 +116,10 @@ def main():
         raise ValueError(
             f"--records takes files named TASK_99.json, with TASK_95.json beside; got {', '.join(others)}."
         )
+    names = [read_search(path, 0.99)["summary"]["dataset"] for path in arguments.records]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--records has {', '.join(twice)} twice; give one record of a task.")
     figure, (*tasks, average) = open_panels(len(arguments.records) + 1, 4, (4.2, 3.7), LEGEND_HEIGHT)
     for panel, path in zip(tasks, arguments.records, strict=True):
         draw_task(panel, path)

@@ -156,15 +156,14 @@ class Pretraining:
     def run(self, objective: str) -> dict[str, Any]:
         """Train for one objective and save the backbone; a finished one is read."""
         folder = self.output / objective
-        model = self.load_model()  # before the folder is begun, which a wrong schedule must not claim
-        is_full = max(model.config.gamma) == 1
-        if is_full and objective == "distillation":
-            raise ValueError("distillation has nothing to learn where no layer reduces; give --gamma.")
         check_settings(folder / "settings.json", self.settings(objective), self.training.process_index == 0)
         results = folder / "pretrain_results.json"
         if results.exists():
             return json.loads(results.read_text())
-        if is_full:
+        model = self.load_model()
+        if max(model.config.gamma) == 1:
+            if objective == "distillation":
+                raise ValueError("distillation has nothing to learn where no layer reduces; give --gamma.")
             logger.warning("no layer reduces: %s is pretraining at full length; --gamma shortens.", objective)
         model = build_objective(objective, model)
         trainer = self.build_trainer(objective, model, folder / "checkpoints")
@@ -277,8 +276,7 @@ def main():
         raise ValueError("a stream has no end: --streaming needs --max_steps.")
     if texts.streaming and training.dataloader_num_workers > 1:
         raise ValueError("a stream is read by one process: --dataloader_num_workers must be 0 or 1.")
-    if training.max_steps == 0 or training.num_train_epochs <= 0:
-        raise ValueError("there is nothing to train: --max_steps and --num_train_epochs must be more than 0.")
+    training.require_training()
     pretraining = Pretraining(arguments, texts, training)
     rows = []
     for objective in arguments.objectives:

@@ -68,8 +68,6 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
         ValueError: The folder holds another training.
     """
     folder = Path(training.output_dir) / f"seed-{seed}"
-    set_seed(seed)
-    model = AVAEModel(build_config(arguments, task))
     settings = {
         "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
         "dataset": task.fingerprint,
@@ -80,6 +78,8 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     results = folder / "train_results.json"
     if results.exists():
         return json.loads(results.read_text())
+    set_seed(seed)
+    model = AVAEModel(build_config(arguments, task))
     run = copy.copy(training)
     run.output_dir, run.seed = str(folder / "checkpoints"), seed
     run.restore_callback_states_from_checkpoint = False

@@ -67,9 +67,6 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
     """
     folder = Path(training.output_dir) / f"seed-{seed}"
     schedule = read_schedule(model_arguments)
-    set_seed(seed)
-    # before the folder is begun, which a wrong schedule must not claim
-    model = load_from_encoder(model_arguments.model_name_or_path, **task.head_config, **schedule)
     settings = {
         "checkpoint": checkpoint_fingerprint(model_arguments.model_name_or_path),
         "dataset": task.fingerprint,
@@ -83,6 +80,12 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
     arguments = copy.copy(training)
     arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
     arguments.restore_callback_states_from_checkpoint = True
+    set_seed(seed)
+    model = load_from_encoder(
+        model_arguments.model_name_or_path,
+        **task.head_config,
+        **schedule,
+    )
     tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
     if training.process_index == 0:
@@ -114,6 +117,7 @@ def main():
     transformers_logging.disable_progress_bar()
     if model_arguments.num_seeds < 1:
         raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
+    training.require_training()
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)

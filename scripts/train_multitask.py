@@ -93,8 +93,7 @@ def main():
     transformers_logging.disable_progress_bar()
     if training.logging_strategy == "no":
         raise ValueError("--logging_strategy no leaves no loss to report; use steps or epoch.")
-    if training.max_steps == 0 or training.num_train_epochs <= 0:
-        raise ValueError("there is nothing to train: --max_steps and --num_train_epochs must be more than 0.")
+    training.require_training()
     if len(arguments.dataset_names) < 2:
         raise ValueError("--dataset_names needs two tasks at least; scripts/train_classformer.py trains on one.")
     output = Path(str(training.output_dir))
@@ -108,17 +107,15 @@ def main():
         "schedule": schedule,
         "recipe": training.describe_recipe(),
     }
-    mixed = mix_tasks(tasks)
-    set_seed(training.seed)
-    encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
-    # before the folder is begun, which a wrong schedule must not claim
-    model = MultitaskClassformer.from_encoder(encoder, tasks)
     check_settings(output / "settings.json", settings, training.process_index == 0)
     results = output / "pretrain_results.json"
     if results.exists():
         print(f"{output} is finished.")
         return
-    trainer = build_trainer(model, mixed, tokenizer, training)
+    mixed = mix_tasks(tasks)
+    set_seed(training.seed)
+    encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
+    trainer = build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, tokenizer, training)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=find_checkpoint(output / "checkpoints"))
     seconds = time.perf_counter() - started

@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+from classformer_hf.command import check_settings
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
 
@@ -304,6 +306,8 @@ def test_training_takes_a_found_architecture_and_seeds(
         (["--config_name", "no_such_folder"], "there is no no_such_folder; --config_name is a folder or a config.json"),
         (["--config_name", "x", "--gamma", "1", "2", "1"], "give --config_name or --gamma, not both"),
         (["--gamma", "1", "2"], "2 for 3 layers"),
+        (["--num_train_epochs", "0"], "there is nothing to train"),
+        (["--metric_for_best_model", "foo"], "--metric_for_best_model must be loss or accuracy, got foo"),
     ],
 )
 def test_training_says_what_is_wrong(run, tiny_roberta_two_labels, tiny_text_file, tmp_path, flags, message):
@@ -313,7 +317,21 @@ def test_training_says_what_is_wrong(run, tiny_roberta_two_labels, tiny_text_fil
     )
     assert code == 1
     assert re.search(message, words)
-    assert not list(tmp_path.glob("seed-*")), "the corrected command would be refused as another training"
+
+
+def test_settings_that_left_nothing_are_taken_over(tmp_path):
+    path = tmp_path / "seed-42" / "settings.json"
+    check_settings(path, {"recipe": 1}, is_writer=True)
+    (path.parent / "checkpoints").mkdir()
+    check_settings(path, {"recipe": 2}, is_writer=False)  # another process of the same command
+    assert json.loads(path.read_text()) == {"recipe": 1}
+    check_settings(path, {"recipe": 2}, is_writer=True)
+    assert json.loads(path.read_text()) == {"recipe": 2}
+    (path.parent / "checkpoints" / "trainer_state.json").write_text("{}")
+    check_settings(path, {"recipe": 2}, is_writer=True)
+    with pytest.raises(ValueError, match="seed-42 holds a training with another recipe"):
+        check_settings(path, {"recipe": 1}, is_writer=True)
+    assert json.loads(path.read_text()) == {"recipe": 2}
 
 
 def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, tiny_text_file, tmp_path):

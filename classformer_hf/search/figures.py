@@ -66,6 +66,16 @@ def speedup_against_stock(trial: Trial) -> float | None:
     return None if stock is None else stock / trial.latency_ratio
 
 
+def speedup_against_stock_range(trial: Trial) -> tuple[float, float] | None:
+    """Give the range of `speedup_against_stock` over the quartiles of both times; `None` where one has none.
+
+    From the lower quartile of plain RoBERTa's time by the upper one of the trial's, to the reverse: wider than the
+    quartiles of the quotient, whose rounds are not kept.
+    """
+    stock, quartiles = trial.measurement.get("latency", {}).get("stock"), latency_quartiles(trial)
+    return stock and quartiles and (stock["ratio_low"] / quartiles[1], stock["ratio_high"] / quartiles[0])
+
+
 def draw_pareto(path: Path, result: SearchResult, majority_score: float, search: SearchResult | None = None):
     """Draw the share of the full model's score against relative latency: all trials, front, requirement, floor, choice.
 

@@ -13,7 +13,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..command import describe_command
 from ..configuration_classformer import ClassformerConfig
 from ..publishing import latency_results
-from .figures import draw_pareto, latency_quartiles, latency_source, layer_lengths, speedup_against_stock
+from .figures import (
+    draw_pareto,
+    latency_quartiles,
+    latency_source,
+    layer_lengths,
+    speedup_against_stock,
+    speedup_against_stock_range,
+)
 from .page import EXAMPLE_LENGTH, write_report
 from .study import SearchResult, pareto_front
 
@@ -79,6 +86,7 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         f"layer_lengths_for_{EXAMPLE_LENGTH}_tokens": layer_lengths(best.schedule, EXAMPLE_LENGTH),
         "score": best.score,
         "full_score": result.reference.score,
+        "full_standard_error": result.reference.measurement.get("standard_error"),
         "performance": result.performance(best),
         "latency_ratio": best.latency_ratio,
         "latency_ratio_quartiles": quartiles and list(quartiles),
@@ -88,6 +96,7 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         "speedup_schedule_only": 1 / best.latency_ratio,
         "speedup_schedule_only_quartiles": quartiles and [1 / quartiles[1], 1 / quartiles[0]],
         "speedup_against_stock": speedup_against_stock(best),
+        "speedup_against_stock_range": speedup_against_stock_range(best),
         "flops_ratio": best.measurement.get("flops_ratio"),
         "num_trials": len(result.trials),
         "num_failed_trials": sum(not trial.is_ok for trial in result.trials),
@@ -111,7 +120,11 @@ def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], 
                 "latency_source": latency_source(trial),
                 "speedup_schedule_only": 1 / trial.latency_ratio,
                 "speedup_against_stock": speedup_against_stock(trial),
-                **{name: trial.measurement.get(name) for name in ("score_as_is", "flops_ratio", "num_epochs")},
+                "speedup_against_stock_range": speedup_against_stock_range(trial),
+                **{
+                    name: trial.measurement.get(name)
+                    for name in ("standard_error", "score_as_is", "flops_ratio", "num_epochs")
+                },
             }
         rows.append(row)
     record = {"command": describe_command(), "seed": seed, "summary": summary(result, about), "trials": rows}

@@ -22,8 +22,9 @@ def read_record(path: str | Path, script: str) -> dict[str, Any]:
         raise ValueError(f"the record {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"the record {path} is not JSON: {error}.") from error
-    if not isinstance(record, dict) or f"/{script} " not in f"{record.get('command')} ":
-        raise ValueError(f"{path} is not a record of scripts/{script}; give what its --results_file names.")
+    command = str(record.get("command")).split() if isinstance(record, dict) else []
+    if [Path(word).name for word in command[1:2]] != [script]:
+        raise ValueError(f"{path} is not a record of scripts/{script}; give the JSON file that it wrote.")
     return record
 
 

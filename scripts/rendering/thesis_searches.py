@@ -87,30 +87,58 @@ def thesis_searches_table(records: dict) -> str:
     rows, found = [], {}
     for task, required, record, test in iterate_searches(records):
         data = record["summary"]
-        values = (data["speedup_schedule_only"], data["speedup_against_stock"])
+        values, stock = (
+            (data["speedup_schedule_only"], data["speedup_against_stock"]),
+            data.get("speedup_against_stock_range"),
+        )
         kept = "not measured" if test is None else judge(test, required)
         found.setdefault((required, "all tasks"), []).append(values)
         if kept == "yes":
             found.setdefault((required, "tasks that keep it on test"), []).append(values)
         rows.append(
             [
-                *(task.upper(), f"{data['num_train_examples']:,}", f"{data['input_tokens']['median']:.0f}"),
+                *(
+                    task.upper(),
+                    data["metric_name"],
+                    f"{data['num_train_examples']:,}",
+                    f"{data['input_tokens']['median']:.0f}",
+                ),
                 "not measured" if test is None else score_interval(test["models"][0]),
                 "" if test is None else f"{percent(test['majority_score'])}, {test['num_examples']:,}",
                 *(f"{percent(required, 0)} %", str(data["num_trials"])),
                 f"`{'-'.join(map(str, data['gamma']))}_eta{data['eta']}`",
                 f"{percent(data['flops_ratio'], 0)} %",
                 interval(values[0], *data["speedup_schedule_only_quartiles"]),
-                f"{values[1]:.2f}",
+                interval(values[1], *stock) if stock else f"{values[1]:.2f}",
                 f"{gain_over_initial(record['trials'], required):.2f}",
                 kept,
             ]
         )
     for (required, which), values in sorted(found.items()):
         means = [f"{geometric_mean(list(column)):.2f}" for column in zip(*values, strict=True)]
-        name = [f"geometric mean, {which}", f"{len(values)} tasks", "", "", "", f"{percent(required, 0)} %", "", "", ""]
+        name = [
+            f"geometric mean, {which}",
+            "",
+            f"{len(values)} tasks",
+            "",
+            "",
+            "",
+            f"{percent(required, 0)} %",
+            "",
+            "",
+            "",
+        ]
         rows.append([*name, *means, "", ""])
-    header = ["task", "trained on", "median tokens", "full model on test", "majority class, n", "keep", "trials"]
+    header = [
+        "task",
+        "metric",
+        "trained on",
+        "median tokens",
+        "full model on test",
+        "majority class, n",
+        "keep",
+        "trials",
+    ]
     header += ["found", "operations", "x full", "x stock", "x initial set", "kept on test"]
     return table(header, rows) + "\n" + describe(records)
 
@@ -121,18 +149,25 @@ def describe(records: dict) -> str:
     half = dict.fromkeys(task.upper() for task, _, record, _ in searches if "--bf16" in record["command"])
     mixed = f" Trained and validated with bfloat16 autocast: {', '.join(half)}." if half else ""
     return (
-        f"{describe_setup([record for _, _, record, _ in searches])}, batch 1, timed in "
-        f"float32, median and quartiles of the rounds. Scores: percent, with 95 % intervals over test examples.{mixed}"
-        f"\n\n{list_commands(record for _, _, record, _ in searches)}"
+        f"{describe_setup([record for _, _, record, _ in searches])}, batch 1, timed in float32, median and quartiles "
+        "of the rounds; of x stock, whose rounds are not kept, the range over the quartiles of both times. Tokens: of "
+        f"the validation texts. Scores: percent, with 95 % intervals over test examples.{mixed}\n\n"
+        f"{list_commands(record for _, _, record, _ in searches)}"
     )
 
 
 def describe_setup(searches: list[dict]) -> str:
     """Name models, seeds and processors of searches."""
     models = sorted({record["summary"]["base_model"] for record in searches})
-    devices = sorted({record["summary"]["hardware"]["device_name"] for record in searches})
+    machines = sorted({describe_machine(record["summary"]["hardware"]) for record in searches})
     seeds = sorted({record["seed"] for record in searches})
-    return f"{', '.join(models)}, seed {', '.join(map(str, seeds))}, {', '.join(devices)}, 1 thread"
+    return f"{', '.join(models)}, seed {', '.join(map(str, seeds))}, {', '.join(machines)}"
+
+
+def describe_machine(hardware: dict) -> str:
+    """Name a processor, what it computes with, and the threads."""
+    threads = hardware["threads"]
+    return f"{hardware['device_name']} ({hardware['cpu_capability']}), {threads} thread{'s' if threads > 1 else ''}"
 
 
 def describe_tests(records: dict) -> str:
@@ -207,18 +242,19 @@ def averages_table(records: dict) -> str:
     mean = f"mean of {len(ours)}"
     kept = ["kept at 99 %, %", "kept at 95 %, %"]
     first = table(
-        ["task", "n", "majority class", "ours, full", "for 99 %", "for 95 %", *kept],
+        ["task", "metric", "n", "majority class", "ours, full", "for 99 %", "for 95 %", *kept],
         [
             *(
                 [
-                    *(task.upper(), f"{test['num_examples']:,}", percent(test["majority_score"])),
+                    *(task.upper(), models[0]["metric_name"], f"{test['num_examples']:,}"),
+                    percent(test["majority_score"]),
                     *map(score_interval, models),
                     *(f"{value:.1f}" for value in values[3:]),
                 ]
                 for task, (test, models, values) in ours.items()
             ),
-            [mean, "", "", *mean_columns([values for _, _, values in ours.values()])],
-            *([task.upper(), "not measured", *[""] * 6] for task in missing),
+            [mean, "", "", "", *mean_columns([values for _, _, values in ours.values()])],
+            *([task.upper(), "not measured", *[""] * 7] for task in missing),
         ],
     )
     second = table(
@@ -230,7 +266,8 @@ def averages_table(records: dict) -> str:
     )
     note = (
         "Ours: all-MiniLM-L6-v2 on data that no search saw, percent with 95 % intervals. The thesis: the author's own "
-        "RoBERTa-base on the development sets that his searches used; means over these tasks, computed here. "
+        "RoBERTa-base on the development sets that his searches used; means over these tasks, computed "
+        "here; they mix metrics, as the thesis' do. "
     )
     return f"{first}\n{second}\n{note}{describe_tests(records)}"
 
@@ -242,6 +279,11 @@ def share_kept(scores: list[float]) -> list[float]:
 
 def mean_columns(rows: list[list[float]]) -> list[str]:
     return [f"{statistics.mean(column):.1f}" for column in zip(*rows, strict=True)]
+
+
+def around(score: float, standard_error: float) -> tuple[float, float, float]:
+    """Give a score with its 95 % interval."""
+    return score, score - 1.96 * standard_error, score + 1.96 * standard_error
 
 
 def requirements_table(record: dict) -> str:
@@ -256,17 +298,19 @@ def requirements_table(record: dict) -> str:
         ratio = interval(trial["latency_ratio"], *trial["latency_ratio_quartiles"])
         rows.append(
             [
-                *(f"{keep} %", f"`{trial['key']}`", trial["origin"], f"{trial['score']:.3f}"),
+                *(f"{keep} %", f"`{trial['key']}`", trial["origin"]),
+                interval(*around(trial["score"], trial["standard_error"]), digits=3),
                 *(percent(trial["performance"]), ratio, f"{1 / trial['latency_ratio']:.2f}", *map(str, lengths)),
             ]
         )
     data = record["summary"]
+    full = interval(*around(data["full_score"], data["full_standard_error"]), digits=3)
     header = ["keep", "fastest", "proposed by", "score", "kept, %", "time", "x full"]
     header += [f"layer {layer + 1}" for layer in range(len(data["gamma"]))]
     note = (
-        f"{data['dataset'].upper()}, validation {data['metric_name']}, n = {data['num_validation_examples']}, "
-        f"{data['num_train_examples']:,} training examples; {describe_setup([record])}; the full model has "
-        f"{data['full_score']:.3f}, the majority class {data['majority_score']:.3f}; {data['num_trials']} trials. "
-        f"Layers: tokens that leave it, of 512. Command: `{record['command']}`\n"
+        f"{data['dataset'].upper()}, validation {data['metric_name']} with 95 % intervals, n = "
+        f"{data['num_validation_examples']}, {data['num_train_examples']:,} training examples; "
+        f"{describe_setup([record])}; the full model has {full}, the majority class {data['majority_score']:.3f}; "
+        f"{data['num_trials']} trials. Layers: tokens that leave it, of 512. Command: `{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note

@@ -72,7 +72,10 @@ def make_trial(number: int, schedule: Schedule, origin: str, generator: np.rando
         "num_epochs": 2.0,
         "train_seconds": 95.0 + number,
         "stock_latency_ratio": 1.09,
-        "latency": {"candidate": {"ratio": ratio, "ratio_low": ratio - 0.012, "ratio_high": ratio + 0.015, **times}},
+        "latency": {
+            "candidate": {"ratio": ratio, "ratio_low": ratio - 0.012, "ratio_high": ratio + 0.015, **times},
+            "stock": {"ratio": 1.09, "ratio_low": 1.07, "ratio_high": 1.1},
+        },
         "flops_ratio": 0.9 * ratio,
         "hardware": HARDWARE,
     }
@@ -336,8 +339,8 @@ def test_summary_of_predicted_latency(predicted):
     data = summary(predicted, ABOUT)
     assert data["latency_source"] == "table"
     unknown = ["latency_ratio_quartiles", "latency_p50_milliseconds", "latency_p90_milliseconds", "flops_ratio"]
-    unknown += ["speedup_schedule_only_quartiles", "speedup_against_stock"]
-    assert [data[name] for name in unknown] == [None] * 6
+    unknown += ["speedup_schedule_only_quartiles", "speedup_against_stock", "speedup_against_stock_range"]
+    assert [data[name] for name in unknown] == [None] * 7
     assert data["speedup_schedule_only"] == pytest.approx(1 / predicted.best.latency_ratio)
     assert [bucket["max_tokens"] for bucket in data["length_buckets"]] == [32, 64]
     assert data["length_buckets"][0]["gamma"] == [1, 1, 1, 2, 1, 1]
@@ -351,6 +354,10 @@ def test_summary_of_measured_latency(fine_tuned):
     assert data["latency_source"] == "direct" and data["length_buckets"] == []
     assert data["latency_ratio_quartiles"] == [candidate["ratio_low"], candidate["ratio_high"]]
     assert data["speedup_against_stock"] == pytest.approx(1.09 / result.best.latency_ratio)
+    low, high = data["speedup_against_stock_range"]
+    assert low * candidate["ratio_high"] == pytest.approx(1.07)
+    assert high * candidate["ratio_low"] == pytest.approx(1.1)
+    assert data["full_standard_error"] == result.reference.measurement["standard_error"]
 
 
 def test_table_shows_what_is_unknown(predicted):

@@ -104,7 +104,8 @@ def constrained_table(records: dict) -> str:
         majority = 100 * task["majority_score"]
         lines.append([*of, "majority class", "", f"{majority:.1f}", f"{100 * majority / full:.1f}", ""])
     header = ["task", "metric", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
-    return table(header, lines) + "\nIn brackets of a time: its quartiles over rounds. " + describe(records)
+    note = "Times: a text of the test split at a time, float32; in brackets quartiles over the rounds. "
+    return table(header, lines) + "\n" + note + describe(records)
 
 
 def random_weights_table(records: dict) -> str:
@@ -150,7 +151,7 @@ def prediction_table(records: dict) -> str:
     for what, kept in (("score", shares), ("score above the majority class", gains)):
         for against, values in (("training texts", sizes), ("mean length", lengths)):
             fit, ranks = stats.linregress(values, kept), stats.spearmanr(values, kept)
-            numbers = [f"{value:.2f}" for value in (fit.rvalue, fit.pvalue, ranks.statistic, ranks.pvalue)]
+            numbers = [f"{fit.rvalue:.2f}", p_value(fit.pvalue), f"{ranks.statistic:.2f}", p_value(ranks.pvalue)]
             r, p = THESIS_PREDICTION[against]
             lines.append([what, against, str(len(kept)), *numbers, f"{r} (p = {p})" if kept is shares else ""])
     each = "; ".join(
@@ -163,6 +164,10 @@ def prediction_table(records: dict) -> str:
         note += f" Left out, within two standard errors of the majority class: {', '.join(at_chance)}."
     header = ["share kept of the", "against", "n", "r", "p", "rank correlation", "p", "thesis, r"]
     return table(header, lines) + f"\n{note} " + describe(records)
+
+
+def p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def describe(records: dict) -> str:

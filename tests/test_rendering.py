@@ -117,7 +117,7 @@ def fixed_schedules():
             "datasets": {name: {**task, "metric_name": "accuracy"}},
             "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}}},
             "seeds": [42],
-            "hardware": {"threads": 1, "device_name": "a processor"},
+            "hardware": {"threads": 1, "device_name": "a processor", "cpu_capability": "AVX2"},
             "rows": rows,
         }
 
@@ -132,6 +132,7 @@ def test_views_of_fixed_schedules_by_hand(fixed_schedules):
     assert "| RTE | accuracy | 4x | 80.0 [78.0, 82.0] | 50.0 | 70.0 | 10.0 |" in schedules.single_table(fixed_schedules)
     text = schedules.single_table(fixed_schedules)
     assert "layer 1 (n = 3), % | layer 2 (n = 2), %" in text and "n: last layers that are shorter." in text
+    assert "; a processor (AVX2), 1 thread.\n" in text
     text = schedules.constrained_table(fixed_schedules)
     assert "| RTE | accuracy | full model |  | 80.0 [78.0, 82.0] | 100.0 | 1.00 |" in text
     assert "| RTE | accuracy | 1 | `2-2-1_eta0` | 72.0 | 90.0 | 0.50 [0.40, 0.60] |" in text

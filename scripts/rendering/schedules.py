@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
-from .tables import interval, list_commands, percent, table
+from .tables import describe_machine, interval, list_commands, percent, table
 
 # RoBERTa-base on development sets, table 5.1: the author's run, random weights
 THESIS_TABLE_5_1 = {
@@ -173,7 +173,7 @@ def p_value(value: float) -> str:
 def describe(records: dict) -> str:
     """Say how the scores came about."""
     models = sorted({record["model"] for record in records.values()})
-    devices = sorted({record["hardware"]["device_name"] for record in records.values()})
+    machines = sorted({describe_machine(record["hardware"]) for record in records.values()})
     seeds = sorted({seed for record in records.values() for seed in record["seeds"]})
     trained = ", ".join(
         f"{name.upper()} {task['num_examples']['train']:,} training and {task['num_examples']['test']:,} test examples"
@@ -181,6 +181,6 @@ def describe(records: dict) -> str:
     )
     return (
         f"{', '.join(models)}; {trained}; test split, seed {', '.join(map(str, seeds))}; scores in percent, 95 % "
-        f"intervals over test examples in brackets; {', '.join(devices)}, 1 thread.\n\n"
+        f"intervals over test examples in brackets; {' and '.join(machines)}.\n\n"
         f"{list_commands(records.values())}"
     )

@@ -16,6 +16,12 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 
 
+def describe_machine(hardware: dict) -> str:
+    """Name a processor, what it computes with, and the threads."""
+    threads = hardware["threads"]
+    return f"{hardware['device_name']} ({hardware['cpu_capability']}), {threads} thread{'s' if threads > 1 else ''}"
+
+
 def list_commands(records: Iterable[dict]) -> str:
     """Give the command of every record, folded."""
     commands = "; ".join(f"`{record['command']}`" for record in records)

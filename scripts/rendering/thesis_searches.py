@@ -12,7 +12,7 @@ from classformer_hf.search.figures import layer_lengths
 from classformer_hf.search.space import Schedule
 
 from .schedules import THESIS_TABLE_5_1
-from .tables import interval, list_commands, percent, table
+from .tables import describe_machine, interval, list_commands, percent, table
 
 # found for 99 % and for 95 % of RoBERTa-base on development sets, in percent
 THESIS_TABLE_5_4 = {
@@ -161,13 +161,7 @@ def describe_setup(searches: list[dict]) -> str:
     models = sorted({record["summary"]["base_model"] for record in searches})
     machines = sorted({describe_machine(record["summary"]["hardware"]) for record in searches})
     seeds = sorted({record["seed"] for record in searches})
-    return f"{', '.join(models)}, seed {', '.join(map(str, seeds))}, {', '.join(machines)}"
-
-
-def describe_machine(hardware: dict) -> str:
-    """Name a processor, what it computes with, and the threads."""
-    threads = hardware["threads"]
-    return f"{hardware['device_name']} ({hardware['cpu_capability']}), {threads} thread{'s' if threads > 1 else ''}"
+    return f"{', '.join(models)}, seed {', '.join(map(str, seeds))}, {' and '.join(machines)}"
 
 
 def describe_tests(records: dict) -> str:

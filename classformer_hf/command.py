@@ -45,7 +45,7 @@ def parse_arguments(
         One instance per dataclass.
 
     Raises:
-        ValueError: The recipe cannot be read or names an unknown argument.
+        ValueError: The recipe cannot be read or names an unknown argument, or `results_file` is a folder.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
@@ -72,6 +72,10 @@ def parse_arguments(
         flags = [option for action in parser._actions for option in action.option_strings]
         similar = difflib.get_close_matches(unused[0].partition("=")[0], flags, n=1)
         parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
+    for values in parsed:
+        record = getattr(values, "results_file", None)
+        if record is not None and Path(record).is_dir():  # which would only show after all work
+            raise ValueError(f"--results_file is a file to write, and {record} is a folder.")
     return tuple(parsed)
 
 

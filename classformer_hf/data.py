@@ -178,8 +178,15 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
 def load_tasks(
     names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, max_train_samples: int | None = None
 ) -> list[Task]:
-    """Load and tokenise several tasks with what is inferred of each; see [`load_task`] and [`tokenize`]."""
-    found = (load_task(TaskArguments(dataset_name=name, max_train_samples=max_train_samples)) for name in names)
+    """Load and tokenise several tasks with what is inferred of each; see [`load_task`] and [`tokenize`].
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    found = [load_task(TaskArguments(dataset_name=name, max_train_samples=max_train_samples)) for name in names]
+    twice = sorted({task.name for task in found if [other.name for other in found].count(task.name) > 1})
+    if twice:
+        raise ValueError(f"two data sets are called {', '.join(twice)}, and names tell them apart; rename one.")
     return [tokenize(task, tokenizer, max_length) for task in found]
 
 

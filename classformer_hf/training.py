@@ -111,6 +111,19 @@ class ClassformerTrainingArguments(TrainingArguments):
         if self.max_steps == 0 or self.num_train_epochs <= 0:
             raise ValueError("there is nothing to train: --max_steps and --num_train_epochs must be more than 0.")
 
+    def check_best_metric(self, metric_name: str):
+        """Refuse to choose the best epoch by what is not measured.
+
+        Args:
+            metric_name: Of the task.
+
+        Raises:
+            ValueError: It is neither that nor the loss.
+        """
+        given = self.metric_for_best_model
+        if not self.is_best_by_score and str(given).removeprefix("eval_") not in ("loss", metric_name):
+            raise ValueError(f"--metric_for_best_model must be loss or {metric_name}, got {given}.")
+
     def describe_recipe(self) -> dict[str, str]:
         """List the settings that change what a training gives, so that only the same one is resumed."""
         return {name: str(getattr(self, name)) for name in RECIPE}
@@ -220,13 +233,10 @@ def build_trainer(
             f"the model has {model.config.num_labels} labels and the task {task.num_labels} ({task.label_names}); "
             f"load it with num_labels={task.num_labels}."
         )
+    arguments.check_best_metric(task.metric_name)
     if arguments.is_best_by_score:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
         arguments.greater_is_better = True
-    elif str(arguments.metric_for_best_model).removeprefix("eval_") not in ("loss", task.metric_name):
-        raise ValueError(
-            f"--metric_for_best_model must be loss or {task.metric_name}, got {arguments.metric_for_best_model}."
-        )
     callbacks: list[TrainerCallback] = [StopOnInvalidLoss()]
     if arguments.early_stopping_patience and arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))

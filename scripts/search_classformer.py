@@ -176,8 +176,9 @@ def check_arguments(search: SearchArguments):
     SearchSpace(1, 1, search.gamma_options, search.eta_options, max_reduction=search.max_reduction)
     if torch.device(search.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {search.device} was asked for, but torch finds no GPU; use --device cpu.")
-    if search.workers < 1 or search.num_winners < 1:
-        raise ValueError(f"--workers and --num_winners must be at least 1, got {search.workers}, {search.num_winners}.")
+    for name in ("workers", "num_winners", "latency_rounds", "latency_threads"):
+        if getattr(search, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(search, name)}.")
     needs_supernet = [name for name in ("reuse", "length_buckets") if getattr(search, name)]
     if search.evaluation == "finetune" and needs_supernet:
         raise ValueError(f"--{needs_supernet[0]} needs --evaluation supernet.")
@@ -199,6 +200,7 @@ def check_arguments(search: SearchArguments):
 def load_inputs(search: SearchArguments, arguments: TaskArguments, training: ClassformerTrainingArguments):
     """Load the task without its test split, tokenised, and name the checkpoint."""
     task = load_task(arguments).without_test()
+    training.check_best_metric(task.metric_name)
     checkpoint = search.model_name_or_path
     if checkpoint is None:
         if arguments.dataset_name is not None:

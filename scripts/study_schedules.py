@@ -80,10 +80,12 @@ def list_variants(arguments: StudyArguments, num_layers: int, max_tokens: int) -
         raise ValueError(f"--families has unknown {', '.join(unknown)}; there are {', '.join(FAMILIES)}.")
     if min(arguments.factors) < 2:
         raise ValueError(f"--factors must be at least 2, got {arguments.factors}.")
+    if arguments.latency_rounds < 0 or arguments.num_inputs < 1:
+        raise ValueError("--latency_rounds must be at least 0 and --num_inputs at least 1.")
     full = Schedule((1,) * num_layers)
     variants = [Variant("full", full)]
     if "single" in arguments.families:
-        for factor in arguments.factors:
+        for factor in sorted(set(arguments.factors)):
             for layer in range(num_layers - 1):
                 gamma = tuple(factor if index == layer else 1 for index in range(num_layers))
                 variants.append(Variant("single", Schedule(gamma), layer, factor))

@@ -404,6 +404,8 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     assert "nothing to draw" in run("draw_schedules", "--records", tmp_path / "study.json")[2]
     assert "must be at least 2" in run(*study, "--factors", 1)[2]
     assert "unknown triple" in run(*study, "--families", "triple")[2]
+    assert "--latency_rounds must be at least 0" in run(*study, "--latency_rounds", -1)[2]
+    assert "two data sets are called reviews" in run(*study, "--dataset_names", tiny_text_file, tiny_text_file)[2]
     assert "--num_seeds must be at least 1" in run(*study, "--num_seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))

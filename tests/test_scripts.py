@@ -231,6 +231,9 @@ def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_la
         (["--metric_name", "bleu"], "accuracy.*bleu|bleu.*accuracy"),
         (["--model_name_or_path", "no_such_folder"], "there is no folder `no_such_folder` with a tokenizer"),
         (["--max_length", "1000"], "at most the tokenizer's `model_max_length` of 64, got 1000"),
+        (["--latency_rounds", "0"], "--latency_rounds must be at least 1, got 0"),
+        (["--metric_for_best_model", "banana"], "--metric_for_best_model must be loss or accuracy, got banana"),
+        (["--results_file", str(SCRIPTS)], "--results_file is a file to write, and .*scripts is a folder"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
 )
@@ -240,6 +243,7 @@ def test_search_says_what_is_wrong(run, tmp_path, tiny_roberta_two_labels, tiny_
     assert code == 1
     assert words.startswith("error: ") and words.count("\n") == 0
     assert re.search(message, words)
+    assert not (tmp_path / "run" / "trials.jsonl").exists()
 
 
 def test_missing_gpu_is_said_before_anything_is_trained(

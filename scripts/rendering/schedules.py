@@ -162,7 +162,7 @@ def prediction_table(records: dict) -> str:
     note += f"after cutting: {each}."
     if at_chance:
         note += f" Left out, within two standard errors of the majority class: {', '.join(at_chance)}."
-    header = ["share kept of the", "against", "n", "r", "p", "rank correlation", "p", "thesis, r"]
+    header = ["share kept of the", "against", "n", "Pearson's r", "its p", "Spearman's", "its p", "thesis, r"]
     return table(header, lines) + f"\n{note} " + describe(records)
 
 

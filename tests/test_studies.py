@@ -242,5 +242,6 @@ def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
         assert 0 < row["roofline_ms"] and row["products_ms"] < row["measured_ms"]
     shares = record["profiles"]["plain RoBERTa"]["shares"]
     assert sum(shares.values()) == pytest.approx(1) and shares["matrix products of linear layers"] > 0.05
-    assert shares["attention"] > 0 and shares["layer norm"] > 0 and shares["views and the rest"] < 0.5
+    # every kind of work is found, however little of the time of so small a model it takes on a busy machine
+    assert all(shares[name] > 0 for name in ("attention", "GELU", "layer norm", "residual sums"))
     assert "a schedule is named like" in run(*command, "--schedules", "fast")[2]

@@ -103,6 +103,8 @@ class Hub:
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_XET": "0" if self.store.with_xet else "1",
+            # as many tries as ever, but a server that died is given up in seconds instead of minutes
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "200ms",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
-from .tables import describe_machine, interval, list_commands, percent, table
+from .tables import around, describe_machine, interval, list_commands, percent, table
 
 # RoBERTa-base on development sets, table 5.1: the author's run, random weights
 THESIS_TABLE_5_1 = {
@@ -61,9 +61,9 @@ def largest_error(rows: list[dict], **wanted) -> float:
 
 def score_interval(rows: list[dict], family: str = "full") -> str:
     """Give a mean score in percent with its 95 % interval over examples."""
-    score, error = mean_score(rows, family=family), 1.96 * largest_error(rows, family=family)
+    score = mean_score(rows, family=family)
     assert score is not None
-    return interval(score, score - error, score + error, digits=1)
+    return interval(*around(score, largest_error(rows, family=family)), digits=1)
 
 
 def single_table(records: dict) -> str:

@@ -12,6 +12,11 @@ def interval(middle: float, low: float, high: float, digits: int = 2) -> str:
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def around(score: float, standard_error: float) -> tuple[float, float, float]:
+    """Give a score with its 95 % interval."""
+    return score, score - 1.96 * standard_error, score + 1.96 * standard_error
+
+
 def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import ModelCard
 
 from .elsewhere import OUR_PACKAGES, compare_output, compute_output, make_inputs
@@ -67,9 +68,11 @@ def write_golden_output(model: Any, folder: Path):
     """Store what a model gives for fixed inputs beside its weights, so that anybody can tell whether they arrived.
 
     Args:
-        model: The one that was saved.
+        model: The one that was saved; what a training wrapped around it, as mixed precision, is taken off.
         folder: Where.
     """
+    # whoever loads the folder has the weights, and neither autocast nor a compiled graph
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False)
     inputs = make_inputs(model.config)
     tensors = {f"inputs.{name}": value for name, value in inputs.items()}
     store_golden_output({**tensors, "output": compute_output(model, inputs)}, folder)

@@ -16,6 +16,7 @@ import torch
 from transformers import RobertaModel
 
 from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder, texts
+from classformer_hf.folders import check_golden_output
 from classformer_hf.search.space import Schedule
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -112,7 +113,9 @@ def test_two_processes(command, tmp_path):
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"][0]
     assert row["tokens"] == 2 * 6 * 4 * 16
-    assert ClassformerForMaskedLM.from_pretrained(tmp_path / "out" / "first_k").config.gamma == [1, 2, 1]
+    model = ClassformerForMaskedLM.from_pretrained(tmp_path / "out" / "first_k")
+    assert model.config.gamma == [1, 2, 1]
+    check_golden_output(model, tmp_path / "out" / "first_k")
 
 
 RECORD_BLOCKS = """

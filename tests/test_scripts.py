@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from classformer_hf.command import check_settings
+from classformer_hf.folders import check_golden_output
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
@@ -179,7 +180,8 @@ def test_two_processes_search_and_train_like_one(tmp_path, tiny_roberta_two_labe
         [*launch, str(SCRIPTS / "train_classformer.py"), *map(str, flags)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "final" / "seed-42" / "model.safetensors").exists()
+    final = tmp_path / "final" / "seed-42"
+    check_golden_output(AutoModelForSequenceClassification.from_pretrained(final), final)
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import resolve_revision
+from huggingface_hub.errors import RevisionResolutionError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -156,13 +157,22 @@ def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) ->
 def checkpoint_fingerprint(name_or_path: str) -> str:
     """Tell checkpoints apart: by content for a folder, by commit for a Hub name.
 
+    Without a connection a Hub name stands for the commit that is in the cache, as it does when the weights are loaded.
+
     Raises:
         OSError: There is no such checkpoint, or the Hub cannot be reached.
         ValueError: The checkpoint cannot become a Classformer.
     """
-    folder, config = Path(name_or_path), _read_config(name_or_path)
+    folder = Path(name_or_path)
+    _read_config(name_or_path)
     if not folder.is_dir():
-        return f"{name_or_path}@{config._commit_hash}"
+        try:
+            return f"{name_or_path}@{resolve_revision(name_or_path).resolved}"
+        except RevisionResolutionError as error:
+            raise OSError(
+                f"the commit of `{name_or_path}` is not known, because the Hub cannot be reached and the cache does "
+                "not say; connect once, or give a folder."
+            ) from error
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
         digest.update(path.read_bytes())

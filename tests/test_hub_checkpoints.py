@@ -1,0 +1,108 @@
+"""Checkpoints under Hub names: what every training starts from, resumes with, and says when it cannot be had."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SCRIPTS
+
+NAME = "FacebookAI/roberta-base"
+
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+
+HfApi().create_repo("FacebookAI/roberta-base", exist_ok=True)
+HfApi().upload_folder(repo_id="FacebookAI/roberta-base", folder_path=sys.argv[1], ignore_patterns="*.md")
+"""
+FINGERPRINTS = """
+import json, sys
+from huggingface_hub import HfApi, constants
+from classformer_hf.checkpoints import checkpoint_fingerprint
+
+name, found = "FacebookAI/roberta-base", []
+HfApi().create_repo(name)
+for file in ("config.json", "model.safetensors"):
+    commit = HfApi().upload_file(repo_id=name, path_in_repo=file, path_or_fileobj=f"{sys.argv[1]}/{file}").oid
+    found.append([f"{name}@{commit}", checkpoint_fingerprint(name), checkpoint_fingerprint(name)])
+constants.HF_HUB_OFFLINE = True
+found[-1].append(checkpoint_fingerprint(name))
+print(json.dumps(found))
+"""
+CHANGE = """
+from huggingface_hub import HfApi
+
+HfApi().upload_file(repo_id="FacebookAI/roberta-base", path_in_repo="note.txt", path_or_fileobj=b"a new commit")
+"""
+RUN = """
+import json, os, runpy, sys
+
+folder, commands = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, folder)
+found = []
+for name, *flags in commands:
+    sys.argv = [f"{folder}/{name}.py", *flags]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as exit_:
+        found.append(exit_.code or 0)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def facebook(hub):
+    """Let somebody else publish the checkpoint."""
+    hub.users["FacebookAI"] = "hf_FacebookAI"
+    return {"token": "hf_FacebookAI"}
+
+
+def test_fingerprint_of_a_hub_name_is_its_commit(client, facebook, tiny_roberta_folder):
+    first, second = json.loads(client(FINGERPRINTS, tiny_roberta_folder, **facebook).splitlines()[-1])
+    # asked twice, and from the cache
+    assert len(set(first)) == len(set(second)) == 1 and first != second
+
+
+def list_commands(output: Path, data: Path, other: Path, text: Path) -> list[list[str]]:
+    """Give every training, from a checkpoint under a Hub name, with the folder it fills."""
+    common = ("--model_name_or_path", NAME, "--use_cpu", "--disable_tqdm", "True", "--save_strategy", "no")
+    common += ("--load_best_model_at_end", "False", "--eval_strategy", "no", "--max_steps", 2)
+    task = ("--dataset_name", data, "--max_length", 32)
+    gamma = ("--gamma", 1, 2, 1)
+    search = ("--max_trials", 2, "--latency_rounds", 1, "--strategy", "thesis", "--force")
+    commands = [
+        ["search_classformer", *task, *search],
+        ["train_classformer", *task, *gamma],
+        ["pretrain_classformer", "--dataset_name", text, *gamma, "--block_size", 16, "--max_validation_blocks", 4],
+        ["train_multitask", "--dataset_names", data, other, "--max_length", 32, *gamma, "--logging_steps", 1],
+        ["compare_peers", *task, "--schedules", "1-2-1_eta0", "--latency_rounds", 1, "--num_inputs", 2],
+    ]
+    for command in commands:
+        command += [*common, "--output_dir", output / command[0]]
+    return [list(map(str, command)) for command in commands]
+
+
+@pytest.mark.slow
+def test_every_training_starts_and_resumes_from_a_hub_name(
+    hub, client, facebook, tmp_path, tiny_roberta_two_labels, tiny_text_file
+):
+    other, text = tmp_path / "other.csv", tmp_path / "text.txt"
+    other.write_text("sentence,label\n" + "".join(f"film number {n} is a film,{n % 3}\n" for n in range(60)))
+    text.write_text("a warm and clever film that works in every scene\n" * 60)
+    commands = list_commands(tmp_path / "runs", tiny_text_file, other, text)
+
+    def run_all(**environment):
+        return json.loads(client(RUN, SCRIPTS, json.dumps(commands), **environment).splitlines()[-1])
+
+    client(UPLOAD, tiny_roberta_two_labels, **facebook)
+    assert run_all() == [0] * len(commands)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    assert {path.relative_to(tmp_path / "runs").parts[0] for path in written} == {name for name, *_ in commands}
+    # nothing is trained again, neither with the Hub nor with what is left of it in the cache
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+        assert run_all(**environment) == [0] * len(commands)
+        assert {path: path.stat().st_mtime_ns for path in written} == written
+    client(CHANGE, **facebook)
+    for (name, *_), code in zip(commands, run_all(), strict=True):
+        assert "another model" in str(code) if name == "compare_peers" else "checkpoint" in str(code), (name, code)

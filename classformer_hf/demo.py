@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForSeque
 
 from .corpus import train_tokenizer
 from .data import Task, tokenize
+from .folders import follow_umask
 from .training import ClassformerTrainingArguments, fine_tune
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
     if arguments.process_index == 0:
         tokenizer.save_pretrained(staging)
         model.save_pretrained(staging)
+        follow_umask(staging)
         staging.rename(folder)
     PartialState().wait_for_everyone()
 

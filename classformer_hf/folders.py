@@ -6,6 +6,7 @@ Nothing here runs code of a folder.
 import ast
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -62,6 +63,29 @@ def digest(path: Path) -> str:
 
 def find_weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
+
+
+def save_folder(model: Any, folder: Path, processor: Any):
+    """Save a trained model with what prepares its inputs, and its output for fixed ones.
+
+    Args:
+        model: Any model of transformers.
+        folder: Where.
+        processor: Its tokenizer or image processor.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_golden_output(model, folder)
+    follow_umask(folder)
+
+
+def follow_umask(folder: Path):
+    """Give tensor files the rights that other new files get; safetensors lets nobody but their owner read them."""
+    # it can only be read by setting it, and what another thread makes meanwhile must not be too open
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
 
 
 def write_golden_output(model: Any, folder: Path):
@@ -332,7 +356,9 @@ __all__ = [
     "find_notes",
     "find_outside_links",
     "find_strange_code",
+    "follow_umask",
     "list_files",
+    "save_folder",
     "store_golden_output",
     "write_golden_output",
 ]

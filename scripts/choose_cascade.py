@@ -24,7 +24,7 @@ from classformer_hf.checkpoints import reconfigure
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import save_folder
 from classformer_hf.labels import SINGLE_LABEL
 from classformer_hf.latency import LatencyTable, build_latency_table, count_steps
 from classformer_hf.metrics import compute_score
@@ -160,9 +160,7 @@ class Chooser:
     def save(self, model: Any, required: float):
         """Write the cascade as a model folder."""
         folder = Path(self.arguments.output_dir) / f"{100 * required:g}"
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        write_golden_output(model, folder)
+        save_folder(model, folder, self.tokenizer)
 
 
 def print_row(row: dict):

@@ -32,6 +32,7 @@ from classformer_hf.checkpoints import checkpoint_fingerprint, reconfigure
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.folders import save_folder
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.search import Schedule
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
@@ -126,8 +127,7 @@ class Comparison:
             torch.save(model.state_dict(), folder / "weights.tmp")
             (folder / "weights.tmp").replace(weights)
             if isinstance(model, ClassformerForSequenceClassification):
-                model.save_pretrained(folder / "model")
-                self.tokenizer.save_pretrained(folder / "model")
+                save_folder(model, folder / "model", self.tokenizer)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for split in ("validation", "test"):
             references = np.asarray(self.task.splits[split]["labels"])

@@ -38,7 +38,7 @@ from classformer_hf.corpus import load_standard_library_task, train_tokenizer
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
 from classformer_hf.demo import describe_demo_model
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import save_folder
 from classformer_hf.pretraining import (
     OBJECTIVES,
     CountEpochs,
@@ -190,9 +190,7 @@ class Pretraining:
         }
         if self.training.process_index == 0:
             backbone = take_backbone(trainer.accelerator.unwrap_model(trainer.model))
-            backbone.save_pretrained(folder)
-            write_golden_output(backbone, folder)
-            self.tokenizer.save_pretrained(folder)
+            save_folder(backbone, folder, self.tokenizer)
             results.write_text(json.dumps(row, indent=2) + "\n")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return row

@@ -29,6 +29,7 @@ from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_ta
 from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_model, summarise_terms, train
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.folders import save_folder
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 BOTH = ["rotation", "translation"]
@@ -103,8 +104,7 @@ def train_variant(study, variant: Variant, task: ShapeTask, task_arguments, trai
     trainer = build_trainer(model, *splits, run, folder / "poses", [StopOnInvalidLoss()])
     started = time.process_time()
     trained = train(trainer, find_checkpoint(Path(run.output_dir)))
-    model.save_pretrained(folder)
-    task.processor.save_pretrained(folder)
+    save_folder(model, folder, task.processor)
     row = {"history": trained.history, "cpu_seconds": round(time.process_time() - started, 1)}
     facts.write_text(json.dumps(row) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

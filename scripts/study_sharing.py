@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 import vision_hf
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.folders import save_folder
 from vision_hf.cost import count_flops, forward_call, measure_ratios
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
 from vision_hf.training import ImageTrainingArguments, build_classifier, build_trainer, train
@@ -107,8 +108,7 @@ def run_variant(config, task: ImageTask, task_arguments: ImageTaskArguments, tra
     processor = build_image_processor(task_arguments, 32)
     trainer = build_trainer(model, task.without_test(), processor, task_arguments, training)
     trained = train(trainer)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_folder(model, folder, processor)
     test = transform_splits(task, processor, task_arguments)["test"]
     scores: dict[str, float] = trainer.evaluate(test, metric_key_prefix="test")
     depthwise = sum(p.numel() for name, p in model.named_parameters() if "depthwise.weight" in name)

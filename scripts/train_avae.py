@@ -22,7 +22,7 @@ from avae_hf import AVAEConfig, AVAEModel
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
 from classformer_hf.command import check_settings, parse_arguments, run_command
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import save_folder
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 
@@ -88,9 +88,7 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     trained = train(trainer, find_checkpoint(Path(run.output_dir)))
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
-        model.save_pretrained(folder)
-        write_golden_output(model, folder)
-        task.processor.save_pretrained(folder)
+        save_folder(model, folder, task.processor)
         facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
         facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
         write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)

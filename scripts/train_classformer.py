@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import save_folder
 from classformer_hf.publishing import add_results
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 
@@ -89,9 +89,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
     tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
     if training.process_index == 0:
-        model.save_pretrained(folder)
-        write_golden_output(model, folder)
-        tokenizer.save_pretrained(folder)
+        save_folder(model, folder, tokenizer)
         result = EvalResult(
             task_type="text-classification",
             dataset_type=task.name,

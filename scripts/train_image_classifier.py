@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import save_folder
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
 from vision_hf.training import (
@@ -166,9 +166,7 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     trained = train(build_trainer(model, task, processor, task_arguments, run))
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
-        model.save_pretrained(folder)
-        write_golden_output(model, folder)
-        processor.save_pretrained(folder)
+        save_folder(model, folder, processor)
         facts = {"num_epochs": run.num_train_epochs, "seed": seed, "base_model": name_of(arguments.model_name_or_path)}
         write_card(folder, model, trained, task, **facts)
         results.write_text(json.dumps(row) + "\n")

@@ -24,7 +24,7 @@ from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tasks, load_tokenizer
-from classformer_hf.folders import write_golden_output
+from classformer_hf.folders import save_folder
 from classformer_hf.multitask import MultitaskClassformer, mix_tasks
 from classformer_hf.pretraining import count_training_flops
 from classformer_hf.training import (
@@ -136,9 +136,7 @@ def main():
     }
     if training.process_index == 0:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        trained.roberta.save_pretrained(output)
-        write_golden_output(trained.roberta, output)
-        tokenizer.save_pretrained(output)
+        save_folder(trained.roberta, output, tokenizer)
         results.write_text(json.dumps(row, indent=2) + "\n")
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         print(

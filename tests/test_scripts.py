@@ -49,6 +49,7 @@ def test_search_leaves_a_whole_folder(searched):
         *("config.json", "model.safetensors", "configuration_classformer.py", "modeling_classformer.py"),
         *("tokenizer_config.json", "search.json", "trials.jsonl", "pareto.png", "README.md"),
     }
+    assert (output / "best" / "model.safetensors").stat().st_mode == (output / "best" / "config.json").stat().st_mode
     assert not (output / "current_trial").exists()
     data = json.loads((output / "best" / "search.json").read_text())
     assert data["num_trials"] == 3

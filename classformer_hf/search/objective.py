@@ -27,7 +27,7 @@ from transformers import (
 from ..checkpoints import checkpoint_fingerprint, load_from_encoder
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
-from ..folders import write_golden_output
+from ..folders import save_folder
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
 from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
@@ -199,9 +199,7 @@ class FineTuneObjective:
             predictions = predictions_from_logits(self.task.problem_type, logits)
             score = compute_score(self.task.metric_name, predictions, np.asarray(references))
         folder = self.model_folder(schedule)
-        trained.save_pretrained(folder)
-        write_golden_output(trained, folder)
-        self.tokenizer.save_pretrained(folder)
+        save_folder(trained, folder, self.tokenizer)
         np.save(folder / PREDICTIONS, predictions)
         return {
             "score": score,

@@ -24,6 +24,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
+from ..folders import follow_umask
 from ..latency import LatencyTable
 from .journal import Journal, JournalLock, Trial, check_identity
 from .objective import FineTuneObjective, on_main_process
@@ -352,6 +353,7 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         extract_model_from_parallel(model, keep_fp32_wrapper=False).save_pretrained(partial)
         objective.tokenizer.save_pretrained(partial)
+        follow_umask(partial)
         (partial / "supernet.json").write_text(json.dumps(record, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

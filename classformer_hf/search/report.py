@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
 from ..configuration_classformer import ClassformerConfig
+from ..folders import follow_umask
 from ..publishing import latency_results
 from .figures import (
     draw_pareto,
@@ -163,6 +164,7 @@ def write_result_folder(
     staging = output.with_name(output.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(model_folder, staging)
+    follow_umask(staging)
     certificate = output / "certificate.json"
     if certificate.exists() and _has_same_weights(output, staging):
         shutil.copy(certificate, staging)

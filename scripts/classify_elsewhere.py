@@ -8,12 +8,10 @@ project's packages, so what loads is the code inside the folder. The last step o
     python scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 --align turned.png
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.elsewhere import run_elsewhere
 
 DEFAULT_TEXTS = (
@@ -28,8 +26,9 @@ DEFAULT_TEXTS = (
 
 @dataclass
 class ElsewhereArguments:
-    """What to classify; the model folder is the positional argument."""
-
+    folder: str = field(
+        metadata={"help": "Saved model folder, with its tokenizer and code; also as first argument, without the flag."}
+    )
     texts: list[str] = field(
         default_factory=lambda: list(DEFAULT_TEXTS),
         metadata={"help": "Texts to classify; two short Python functions by default."},
@@ -42,28 +41,34 @@ class ElsewhereArguments:
 
 
 def find_folder(name: str) -> Path:
-    """Return the absolute path of a model folder or stop with one sentence."""
+    """Return the absolute path of a model folder.
+
+    Raises:
+        ValueError: It is none.
+    """
     folder = Path(name).resolve()
     if not folder.is_dir():
-        sys.exit(f"`folder` must be a saved model folder, but {folder} does not exist; train or search one first.")
+        raise ValueError(f"`folder` must be a saved model folder, but {folder} does not exist; train or search one.")
     if not (folder / "config.json").is_file():
-        sys.exit(f"`folder` must be a saved model folder, but {folder} has no config.json.")
+        raise ValueError(f"`folder` must be a saved model folder, but {folder} has no config.json; name another.")
     return folder
 
 
 def find_images(names: list[str]) -> list[str]:
-    """Return the absolute paths of images or stop with one sentence."""
+    """Return the absolute paths of images.
+
+    Raises:
+        ValueError: One is missing.
+    """
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
-        sys.exit(f"`--images` and `--align` must be image files, but {missing[0]} does not exist.")
+        raise ValueError(f"--images and --align take image files, but {missing[0]} does not exist; check the path.")
     return [str(Path(name).resolve()) for name in names]
 
 
 def main() -> None:
-    parser = HfArgumentParser(ElsewhereArguments, description=__doc__)
-    parser.add_argument("folder", help="Saved model folder, with its tokenizer and code.")
-    arguments, positional = parser.parse_args_into_dataclasses()
-    folder = find_folder(positional.folder)
+    (arguments,) = parse_arguments((ElsewhereArguments,), __doc__, positional="folder")
+    folder = find_folder(arguments.folder)
     job, task = "classify", {}
     if arguments.align is not None:
         job, inputs, shown = "align", find_images(arguments.align), arguments.align
@@ -76,11 +81,11 @@ def main() -> None:
     try:
         results = run_elsewhere(job, folder, inputs=inputs, **task)
     except RuntimeError as error:
-        sys.exit(f"{folder} does not load or run without this project's packages: {error}")
+        raise ValueError(f"{folder} does not load or run without this project's packages: {error}") from error
     print(f"Loaded {folder} in a fresh process, from an empty directory and without this project's packages:")
     for opening, result in zip(shown, results, strict=True):
         print(f"  {result['label']:<18} {result['score']:.2f}  {opening[:80]}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,0 +1,207 @@
+"""The commands of documents, records and helps: found by a shell, and read by the parser of the script they name.
+
+Bash runs what is printed, with programs that only write down what they are asked, so that its quotes, functions,
+variables and braces mean here what they mean to a reader.
+"""
+
+import contextlib
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+SHELLS, PROSE = ("bash", "sh"), ("", "text", "json")
+# what stands for something else in a printed command
+PLACEHOLDERS = {
+    "FOLDER": ["runs/mrpc/best"],
+    "FULL": ["runs/mrpc/full"],
+    "NAME": ["mrpc"],
+    "OBJECTIVE": ["funnel"],
+    "RATE": ["1e-4"],
+    "...": ["--model_name_or_path", "FacebookAI/roberta-base", "--dataset_name", "mrpc", "--output_dir", "runs/mrpc"],
+}
+PROGRAMS = ("python", "make", "hf", "dask", "torchrun")
+OTHERS = ("accelerate", "basename", "cmp", "grep")
+RECORDER = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$RECORD"; printf \'\\n\' >> "$RECORD"\n'
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RENDERED = re.compile(r"<!-- results: .*?<!-- end -->", re.DOTALL)
+SCRIPT = re.compile(r"scripts/(\w+)\.py")
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A piece of a document that somebody would run.
+
+    Args:
+        kind: "shell" or "python".
+        code: What to run.
+        output: What the document shows of its answer.
+    """
+
+    kind: str
+    code: str
+    output: str = ""
+
+
+def find_snippets(text: str) -> list[Snippet]:
+    """List the blocks, console samples and commands within sentences of a document, in its order.
+
+    Commands of rendered results are left out; the records hold them.
+
+    Raises:
+        ValueError: A script is named in a block whose language nobody here runs.
+    """
+    found, end, text = [], 0, RENDERED.sub("", text)
+    for match in BLOCK.finditer(text):
+        found += _find_in_prose(text[end : match.start()])
+        language, code = match.groups()
+        if language in SHELLS:
+            found.append(Snippet("shell", code))
+        elif language == "python":
+            found.append(Snippet("python", code))
+        elif re.search(r"^\$ ", code, re.MULTILINE):
+            found += _read_console(code)
+        elif language in PROSE and not SCRIPT.search(re.sub("`[^`]+`", "", code)):
+            found += _find_in_prose(code)
+        else:
+            raise ValueError(f"a block of {language or 'no language'} names a script; mark it as bash, sh or python.")
+        end = match.end()
+    return found + _find_in_prose(text[end:])
+
+
+def _find_in_prose(text: str) -> list[Snippet]:
+    """What stands in backticks and is more than a name."""
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    starts = re.compile(r"(\w+=\S+ )*(\S*python (-m|scripts/)|scripts/\w+\.py |make [a-z]|hf [a-z]|torchrun |dask )")
+    return [Snippet("shell", re.sub(r"^scripts/", "python scripts/", span)) for span in spans if starts.match(span)]
+
+
+def _read_console(code: str) -> list[Snippet]:
+    """Split a console sample at its prompts; what follows a command is its output."""
+    parts = re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]
+    return [Snippet("shell", *re.split(r"(?<!\\)\n", part, maxsplit=1)) for part in parts]
+
+
+def find_examples(docstring: str) -> list[Snippet]:
+    """List the commands of a script's help, which are indented."""
+    lines = re.findall(r"^    \S*(?:python|torchrun) (?:.*\\\n)*.*$", docstring, re.MULTILINE)
+    return [Snippet("shell", textwrap.dedent(line)) for line in lines]
+
+
+def list_commands(shell_code: str, folder: Path) -> list[list[str]]:
+    """Let bash say which commands it would run; each comes with its program, without that one's folder.
+
+    Args:
+        shell_code: What is printed.
+        folder: An empty folder, in which the code runs.
+
+    Raises:
+        ValueError: Bash does not understand the code or meets a program that is not known here.
+    """
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    programs, record = folder / ".venv" / "bin", folder / "record"
+    programs.mkdir(parents=True, exist_ok=True)
+    for name in (*PROGRAMS, *OTHERS):
+        (programs / name).write_text(RECORDER)
+        (programs / name).chmod(0o755)
+    for name in ("results", "recipes", "scripts"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    record.write_text("")
+    process = subprocess.run(
+        ["/bin/bash", "-c", f"kill() {{ :; }}\nsleep() {{ wait; }}\n{shell_code}\nwait"],
+        cwd=folder,
+        env={"PATH": str(programs), "RECORD": str(record)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if process.stderr:
+        raise ValueError(f"bash does not understand {shell_code!r}: {process.stderr.strip()}")
+    # a command in the background may come late
+    return [line.split("\0") for line in record.read_text().split("\0\n")[:-1]]
+
+
+def fill_in(arguments: list[str]) -> list[str]:
+    """Replace the placeholders of a printed command."""
+    return [value for argument in arguments for value in PLACEHOLDERS.get(argument, [argument])]
+
+
+def find_problem(command: list[str]) -> str:
+    """Say what is wrong with a command: of a script what its parser says; empty if nothing is."""
+    program, *arguments = command
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return "" if set(arguments) <= set(targets) else f"make has no target {' '.join(arguments)}"
+    if program == "torchrun":
+        script = next((index for index, argument in enumerate(arguments) if SCRIPT.fullmatch(argument)), None)
+        return "torchrun without a script" if script is None else find_problem(["python", *arguments[script:]])
+    if program != "python":
+        return ""
+    if arguments[:1] == ["-m"]:
+        return "" if importlib.util.find_spec(arguments[1]) else f"there is no module {arguments[1]}"
+    name = SCRIPT.fullmatch(arguments[0]) if arguments else None
+    if name is None or not (SCRIPTS / f"{name[1]}.py").is_file():
+        return f"there is no script {' '.join(arguments[:1])}"
+    try:
+        parse(name[1], fill_in(arguments[1:]))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class Parsed(BaseException):
+    """Ends a script behind its parser."""
+
+
+def parse(name: str, arguments: list[str]) -> dict[str, Any]:
+    """Let a script read its arguments and do nothing else.
+
+    Returns:
+        All values.
+
+    Raises:
+        ValueError: It refuses them.
+    """
+    module, words, values = load_script(name), io.StringIO(), {}
+
+    def stop(*types, **keywords):
+        for parsed in parse_arguments(*types, **keywords):
+            values.update(vars(parsed))
+        raise Parsed
+
+    parse_arguments = module.parse_arguments
+    with (
+        patch.object(module, "parse_arguments", stop),
+        patch.object(sys, "argv", [f"scripts/{name}.py", *arguments]),
+        contextlib.redirect_stderr(words),
+        contextlib.chdir(ROOT),
+    ):
+        try:
+            module.main()
+        except Parsed:
+            return values
+        except SystemExit as error:
+            raise ValueError(words.getvalue().strip() or str(error)) from error
+    raise ValueError(f"scripts/{name}.py did not read its arguments")
+
+
+@cache
+def load_script(name: str):
+    """Import a script under a name of its own, beside what lies in its folder."""
+    specification = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    # a dataclass looks its module up
+    sys.modules[specification.name] = module
+    with patch.object(sys, "path", [str(SCRIPTS), *sys.path]):
+        specification.loader.exec_module(module)
+    return module

@@ -1,0 +1,109 @@
+"""Every printed or stored command is one that its script takes today."""
+
+import ast
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.documents import ROOT, SCRIPT, SCRIPTS, find_examples, find_problem, find_snippets, list_commands, parse
+
+DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+
+def find_problems(snippets, folder: Path) -> list[str]:
+    """Name every command that its program would refuse, and every script that is named and never run."""
+    found = []
+    for snippet in snippets:
+        if snippet.kind != "shell":
+            continue
+        try:
+            commands = list_commands(snippet.code, folder)
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        problems = {" ".join(command): find_problem(command) for command in commands}
+        found += [f"{command}: {problem}" for command, problem in problems.items() if problem]
+        ran = {name for command in commands for argument in command for name in SCRIPT.findall(argument)}
+        found += [f"scripts/{name}.py is named and not run" for name in set(SCRIPT.findall(snippet.code)) - ran]
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_documents_are_understood(document, tmp_path):
+    assert find_problems(find_snippets((ROOT / document).read_text()), tmp_path) == []
+
+
+def test_wrong_commands_are_caught(tmp_path):
+    text = (
+        "`scripts/publish.py` and `python scripts/publish.py FOLDER --repo_id a/b\n--licence mit` and `make nothing`\n"
+        "```bash\nrun() { .venv/bin/python scripts/evaluate_model.py $1 --use_cpu; }  # a note\n"
+        "for name in a b; do run $name; done | grep x\nfalse && python scripts/benchmark_latency.py a\n"
+        "python scripts/evaluate_model.py FOLDER --dataset_name NAME --revision \\\n    v1\n```\n"
+        "```\n$ python scripts/missing.py\nsome output\n$ unheard-of\n```\n"
+        "```json\n{}\n```\nnot a command: scripts/publish.py\n"
+    )
+    found = find_problems(find_snippets(text), tmp_path)
+    expected = [
+        *("unknown --licence mit; did you mean --license?", "make has no target nothing"),
+        *("a --use_cpu: error: unknown --use_cpu", "b --use_cpu: error: unknown --use_cpu"),
+        *("scripts/benchmark_latency.py is named and not run", "there is no script scripts/missing.py"),
+        "unheard-of: command not found",
+    ]
+    assert len(found) == len(expected) and all(map(str.__contains__, found, expected)), found
+    with pytest.raises(ValueError, match="a block of zsh names a script"):
+        find_snippets("```zsh\npython scripts/publish.py a\n```\n")
+
+
+def test_commands_of_the_makefile_are_understood(tmp_path):
+    # without the installation
+    command = ["make", "-n", "-o", ".venv/.installed", "demo", "demo-vision", "demo-avae", "demo-pretrain", "results"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert find_problems(find_snippets(f"```bash\n{printed}```\n"), tmp_path) == []
+    assert len(SCRIPT.findall(printed)) >= 12
+
+
+def test_examples_of_helps_are_understood(tmp_path):
+    helps = [ast.get_docstring(ast.parse(path.read_text())) or "" for path in sorted(SCRIPTS.glob("*.py"))]
+    snippets = [snippet for text in helps for snippet in find_examples(text)]
+    assert find_problems(snippets, tmp_path) == []
+    assert len(snippets) >= 40
+
+
+def list_stored_commands(record) -> list[str]:
+    if isinstance(record, dict):
+        own = [value for name, value in record.items() if name == "command"]
+        return own + [command for value in record.values() for command in list_stored_commands(value)]
+    if isinstance(record, list):
+        return [command for value in record for command in list_stored_commands(value)]
+    return []
+
+
+def test_commands_of_records_are_understood(tmp_path):
+    records = [path for folder in ("results", "recipes") for path in sorted((ROOT / folder).glob("*.json"))]
+    commands = {
+        command: path.name for path in records for command in list_stored_commands(json.loads(path.read_text()))
+    }
+    assert find_problems(find_snippets("```bash\n" + "\n".join(commands) + "\n```\n"), tmp_path) == []
+    assert len(commands) >= 100
+
+
+def test_commands_of_searches_do_what_the_records_say():
+    records = {path.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json")}
+    named = {name: record for name, record in records.items() if isinstance(record, dict)}
+    searches = {name: record for name, record in named.items() if "strategy" in record.get("summary", {})}
+    assert "mrpc_search.json" in searches and len(searches) >= 15
+    for name, record in searches.items():
+        values = parse("search_classformer", record["command"].split()[2:])
+        told = {key: record["summary"][key] for key in ("strategy", "required_performance")}
+        assert {key: values[key] for key in told} == told, name
+
+
+TRAINERS = ("search_classformer", "pretrain_classformer", "train_avae", "train_image_classifier")
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.json")))
+def test_recipe_suits_a_script(recipe):
+    command = [f"recipes/{recipe}", "--output_dir", "runs/x"]
+    assert "" in [find_problem(["python", f"scripts/{name}.py", *command]) for name in TRAINERS]

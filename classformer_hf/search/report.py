@@ -1,10 +1,12 @@
 """What a search leaves behind: tables, a model folder that anyone can load, and a report that anyone can open."""
 
 import filecmp
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..command import describe_command
 from ..configuration_classformer import ClassformerConfig
-from ..folders import follow_umask
+from ..folders import digest, find_weights, follow_umask
 from ..publishing import latency_results
 from .figures import (
     draw_pareto,
@@ -28,6 +30,8 @@ from .study import SearchResult, pareto_front
 logger = logging.getLogger(__name__)
 
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+# entry of `search.json` that tells whether others have changed the card
+CARD_DIGEST = "card_sha256"
 TABLE_LEGEND = """as is, tuned: validation score of the checkpoint's weights (where its head is the task's) and after
 fine-tuning; latency: batch 1, relative to the full model in the same rounds; x full: speed-up by the schedule alone,
 the full model also computing only position 0 in its last layer; x stock: against the model without that. Names give
@@ -151,7 +155,8 @@ def write_result_folder(
 ):
     """Write the folder that is the search's product; an earlier one is replaced only when the new one is whole.
 
-    A certificate in the earlier one stays if it is of the same weights.
+    Where the model is the same, what others have put there stays: exports, certificates, a card with more scores. Where
+    it is another, an earlier folder that holds such things is moved aside, because they are not of the new model.
 
     Args:
         result: What the search found.
@@ -163,30 +168,80 @@ def write_result_folder(
     """
     staging = output.with_name(output.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(model_folder, staging)
-    follow_umask(staging)
-    certificate = output / "certificate.json"
-    if certificate.exists() and _has_same_weights(output, staging):
-        shutil.copy(certificate, staging)
-    for name, path in {"trials.jsonl": journal, **(extra_files or {})}.items():
+    is_same = _is_same_model(output, model_folder)
+    if is_same:
+        staging.mkdir()
+        # from which the card is written
+        shutil.copy2(model_folder / "config.json", staging)
+    else:
+        shutil.copytree(model_folder, staging)
+        follow_umask(staging)
+    files = {"trials.jsonl": journal, **(extra_files or {})}
+    for name, path in files.items():
         if path.exists():
             shutil.copy(path, staging / name)
     data = summary(result, about)
-    (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
     draw_pareto(staging / "pareto.png", result, about["majority_score"])
     write_card(data, staging)
+    data[CARD_DIGEST] = digest(staging / "README.md")
+    (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
+    if is_same:
+        _renew(output, staging)
+    else:
+        _replace(output, staging, files)
+
+
+def _is_same_model(folder: Path, other: Path) -> bool:
+    # a copy keeps the time of the last change, by which two files of one size are told apart without reading them
+    names = ["config.json", *(path.name for path in find_weights(other))]
+    return filecmp.cmpfiles(folder, other, names)[0] == names
+
+
+def _has_foreign_card(folder: Path) -> bool:
+    """Say whether somebody has written into the card, or into that of a search which did not note its digest."""
+    card = folder / "README.md"
+    if not card.exists():
+        return False
+    with suppress(OSError, ValueError):
+        return digest(card) != json.loads((folder / "search.json").read_text()).get(CARD_DIGEST)
+    return True
+
+
+def _renew(output: Path, staging: Path):
+    """Renew the search's own files in a folder; all others stay."""
+    if _has_foreign_card(output):
+        logger.info("%s has been changed since the search wrote it, and stays.", output / "README.md")
+        (staging / "README.md").unlink()
+    for path in staging.iterdir():
+        path.replace(output / path.name)
+    staging.rmdir()
+
+
+def _replace(output: Path, staging: Path, search_files: Iterable[str]):
+    """Put a new model's folder in the place of the earlier one, which is kept if anything was added to it."""
+    added = []
+    if output.exists():
+        names = {path.name for path in output.iterdir()} - {path.name for path in staging.iterdir()}
+        added = sorted(names - set(search_files)) + ["README.md"] * _has_foreign_card(output)
+    candidates = (output.with_name(f"{output.name}-earlier-{number}") for number in itertools.count(1))
+    old = next(path for path in candidates if not path.exists()) if added else output.with_name(f"{output.name}.old")
+    if added:
+        logger.warning(
+            "%s holds another model now. The one before is in %s, with what was added to it since: %s. Make that again "
+            "for the new one by the commands that made it, such as scripts/export_model.py or "
+            "scripts/evaluate_model.py.",
+            output,
+            old,
+            ", ".join(added),
+        )
+    else:
+        shutil.rmtree(old, ignore_errors=True)
     # at no moment is there neither the old nor the new one
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.rename(old)
     staging.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _has_same_weights(folder: Path, other: Path) -> bool:
-    names = ["model.safetensors", "config.json"]
-    return filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
+    if not added:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_card(data: dict[str, Any], folder: Path):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import EvalResult
 
+from classformer_hf.publishing import add_results
 from classformer_hf.search import Journal, Schedule, SearchResult, SearchSpace, Trial
 from classformer_hf.search.figures import layer_lengths
 from classformer_hf.search.report import (
@@ -408,25 +410,74 @@ def make_model(folder: Path, content: bytes) -> Path:
     return folder
 
 
-def test_result_folder_takes_other_files_and_keeps_the_certificate_of_its_weights(fine_tuned, tmp_path):
+@pytest.fixture
+def write_best(fine_tuned, tmp_path):
+    """Write a search's result folder with weights of some content."""
     study, result = fine_tuned
-    best, table = tmp_path / "best", tmp_path / "table.json"
-    table.write_text("{}")
-    extra = {"latency_table.json": table, "direct_latency.json": tmp_path / "missing.json"}
+    (tmp_path / "table.json").write_text("{}")
+    extra = {"latency_table.json": tmp_path / "table.json", "direct_latency.json": tmp_path / "missing.json"}
 
-    def write(content: bytes):
+    def write(content: bytes, about: dict = ABOUT) -> Path:
         model = make_model(tmp_path / "model", content)
-        write_result_folder(result, model, study / "trials.jsonl", best, ABOUT, extra)
+        write_result_folder(result, model, study / "trials.jsonl", tmp_path / "best", about, extra)
+        return tmp_path / "best"
 
-    write(b"weights")
-    written = {path.name for path in best.iterdir()}
+    return write
+
+
+def test_result_folder_takes_other_files(write_best):
+    written = {path.name for path in write_best(b"weights").iterdir()}
     assert {"model.safetensors", "trials.jsonl", "search.json", "pareto.png", "README.md"} <= written
     assert "latency_table.json" in written and "direct_latency.json" not in written
+
+
+def add_an_export(best: Path):
+    (best / "onnx").mkdir()
+    (best / "onnx" / "graph.onnx").write_bytes(b"graph")
     (best / "certificate.json").write_text('{"sentence": "kept"}')
-    write(b"weights")
+
+
+def test_what_was_added_stays_beside_the_same_model(write_best, caplog):
+    best = write_best(b"weights")
+    add_an_export(best)
+    weights = best / "model.safetensors"
+    inode = weights.stat().st_ino
+    write_best(b"weights", ABOUT | {"strategy": "tpe"})
+    assert (best / "onnx" / "graph.onnx").read_bytes() == b"graph"
     assert json.loads((best / "certificate.json").read_text()) == {"sentence": "kept"}
-    write(b"Weights")
-    assert not (best / "certificate.json").exists()
+    assert json.loads((best / "search.json").read_text())["strategy"] == "tpe", "the search's own files are renewed"
+    assert weights.stat().st_ino == inode
+    assert not caplog.messages and sorted(path.name for path in best.parent.glob("best*")) == ["best"]
+
+
+def test_what_was_added_moves_aside_with_its_model(write_best, caplog):
+    best = write_best(b"weights")
+    for number, content in ((1, b"Weights"), (2, b"WEIGHTS")):
+        before = (best / "model.safetensors").read_bytes()
+        add_an_export(best)
+        write_best(content)
+        assert not (best / "onnx").exists() and not (best / "certificate.json").exists()
+        assert (best / "model.safetensors").read_bytes() == content
+        earlier = best.with_name(f"best-earlier-{number}")
+        assert (earlier / "model.safetensors").read_bytes() == before
+        assert (earlier / "onnx" / "graph.onnx").exists() and (earlier / "certificate.json").exists()
+        assert "added to it since: certificate.json, onnx." in caplog.text and str(earlier) in caplog.text
+        caplog.clear()
+    write_best(b"other")
+    assert not caplog.messages and not best.with_name("best-earlier-3").exists(), "nothing was added"
+
+
+def test_scores_that_were_added_to_the_card_stay(write_best):
+    best = write_best(b"weights")
+    first = (best / "README.md").read_text()
+    write_best(b"weights", ABOUT | {"dataset": "other"})
+    assert (best / "README.md").read_text() != first, "the search's own card is renewed"
+    add_results(best, [EvalResult("text-classification", "mrpc", "mrpc", "f1", 0.8, dataset_split="test")])
+    scored = (best / "README.md").read_text()
+    write_best(b"weights")
+    assert (best / "README.md").read_text() == scored
+    write_best(b"Weights")
+    assert (best.with_name("best-earlier-1") / "README.md").read_text() == scored
 
 
 def test_certificate_is_shown(tmp_path):

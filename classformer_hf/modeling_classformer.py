@@ -9,7 +9,8 @@ Inputs are padded on the right. Position 0 must be the first real token: no laye
 reads it. Pad on the left and the head reads padding, as with RoBERTa.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -188,6 +189,37 @@ class ClassformerEncoder(nn.Module):
         return subsample(attention_mask, gamma, eta, dim=attention_mask.ndim - 1)
 
 
+@dataclass
+class ClassformerModelOutput(BaseModelOutputWithPooling):
+    """What the bare encoder gives.
+
+    Args:
+        attention_mask: 1 where `last_hidden_state` is of a token and 0 where it is of padding, (B, M); `None` where no
+            (B, L) mask was given. Average by this one: the caller's is longer than the states.
+    """
+
+    attention_mask: torch.Tensor | None = None
+
+
+def shorten_attention_mask(
+    attention_mask: torch.Tensor, config: ClassformerConfig, schedule: tuple[list[int], int] | None = None
+) -> torch.Tensor:
+    """Keep of a mask what belongs to the positions that leave the last layer.
+
+    Args:
+        attention_mask: 1 for tokens and 0 for padding, (B, L).
+        config: Of the encoder.
+        schedule: gamma and eta; by default the config's for this length.
+
+    Returns:
+        (B, M) with M = `config.layer_lengths(L)[-1]`.
+    """
+    gamma, eta = schedule or config.schedule_for(attention_mask.shape[1])
+    for factor in gamma:
+        attention_mask = subsample(attention_mask, factor, eta)
+    return attention_mask
+
+
 class ClassformerModel(ClassformerPreTrainedModel):
     """The bare encoder: `last_hidden_state` is (B, M, D) with M = `config.layer_lengths(L)[-1]`."""
 
@@ -216,7 +248,7 @@ class ClassformerModel(ClassformerPreTrainedModel):
         cls_only: bool = False,
         schedule: tuple[list[int], int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor] | BaseModelOutputWithPooling:
+    ) -> tuple[torch.Tensor] | ClassformerModelOutput:
         """Encode a batch.
 
         Args:
@@ -242,7 +274,62 @@ class ClassformerModel(ClassformerPreTrainedModel):
         )
         hidden_states = self.encoder(hidden_states, attention_mask, cls_only, schedule, **kwargs)
         pooled = self.pooler(hidden_states) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 and not cls_only else None
+        if mask is not None:
+            mask = shorten_attention_mask(mask, self.config, schedule)
+            # a head takes what it needs by position
+            if self.pooler is not None:
+                warn_of_longer_mask(attention_mask, mask)
+        return ClassformerModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, attention_mask=mask)
+
+
+def warn_of_longer_mask(given: torch.Tensor, shortened: torch.Tensor):
+    """Warn once where averaging the states by the caller's mask would go wrong, or leave it out."""
+    if is_tracing(given) or given.shape == shortened.shape or given.device.type != "cpu" or given.all():
+        return
+    logger.warning_once(
+        "The states are shorter than the attention mask: average them by `attention_mask` of the output. For "
+        'sentence-transformers take `pooling_mode="cls"`, or put `ClassformerMask` before its Pooling.'
+    )
+
+
+class ClassformerMask(nn.Module):
+    """A module of sentence-transformers, between its Transformer and its Pooling: gives the mask the states' length.
+
+    Without it Pooling finds a mask that is longer than the states, leaves it out and averages padding in. In
+    `modules.json` its type is `modeling_classformer.ClassformerMask`, its path is empty.
+
+    Args:
+        config: Of the encoder.
+    """
+
+    def __init__(self, config: ClassformerConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: dict[str, Any], **kwargs) -> dict[str, Any]:
+        """Shorten `attention_mask`, (B, L), to the length of `token_embeddings`, (B, M, D).
+
+        Raises:
+            ValueError: The states have another length: they are not of an encoder with this config.
+        """
+        mask = shorten_attention_mask(features["attention_mask"], self.config)
+        num_states = features["token_embeddings"].shape[1]
+        if mask.shape[1] != num_states:
+            raise ValueError(
+                f"gamma {self.config.gamma} and eta {self.config.eta} leave {mask.shape[1]} positions, but there are "
+                f"{num_states} token embeddings: the config must be the encoder's."
+            )
+        return {**features, "attention_mask": mask}
+
+    def save(self, output_path: str, *args, **kwargs):
+        """Save nothing, since the encoder's config says all."""
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs) -> "ClassformerMask":
+        """Read the encoder's config; arguments as of sentence-transformers' modules."""
+        known = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if name in kwargs}
+        return cls(ClassformerConfig.from_pretrained(model_name_or_path, cache_dir=kwargs.get("cache_folder"), **known))
 
 
 class ClassformerClassificationHead(RobertaClassificationHead):
@@ -456,7 +543,9 @@ class ClassformerForMaskedLM(ClassformerPreTrainedModel):
         )
         logits = self.lm_head(outputs.last_hidden_state)  # (B, M, vocab_size)
         loss = None
-        if labels is not None:
+        if labels is None:
+            self.warn_of_other_positions(input_ids if inputs_embeds is None else inputs_embeds)
+        else:
             if labels.shape[1] != logits.shape[1]:
                 raise ValueError(
                     f"`labels` must have one entry per output position, got {labels.shape[1]} for {logits.shape[1]}: "
@@ -468,10 +557,25 @@ class ClassformerForMaskedLM(ClassformerPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    def warn_of_other_positions(self, inputs: torch.Tensor):
+        """Warn once where output i is not of token i, as a fill-mask pipeline takes for granted."""
+        if self.training or is_tracing(inputs):
+            return
+        num_tokens = inputs.shape[1]
+        num_states = self.config.layer_lengths(num_tokens)[-1]
+        if num_states != num_tokens:
+            logger.warning_once(
+                f"gamma {self.config.gamma} leaves {num_states} of {num_tokens} positions, so that output i is not of "
+                "token i and a fill-mask pipeline shows another token's prediction: load the model with "
+                f"gamma={[1] * self.config.num_hidden_layers} for that."
+            )
+
 
 __all__ = [
     "ClassformerForMaskedLM",
     "ClassformerForSequenceClassification",
+    "ClassformerMask",
     "ClassformerModel",
+    "ClassformerModelOutput",
     "ClassformerPreTrainedModel",
 ]

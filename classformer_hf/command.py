@@ -24,7 +24,10 @@ FULL_WORDS = ("Error while serializing", "PytorchStreamWriter", "inline_containe
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the lines of the description and show the defaults."""
+    """Keep the lines of the description and show the defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse_arguments(

@@ -1,7 +1,8 @@
 """The fine-tuning recipe of the thesis (section 5.1.3) on transformers' Trainer.
 
-Debiased AdamW, 10 epochs with early stopping, 10 % warm-up, linear decay to 0, fixed seeds. The thesis gives neither
-learning rate nor batch size; the defaults here are RoBERTa's usual ones.
+Debiased AdamW with early stopping, 10 % warm-up, linear decay to 0, fixed seeds. The thesis trains for 10 epochs, which
+its strategies do here too; others train for 3 unless told. It gives neither learning rate nor batch size; the defaults
+here are RoBERTa's usual ones.
 """
 
 import copy
@@ -68,6 +69,7 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 60
+EPOCHS, THESIS_EPOCHS = 3.0, 10.0
 
 
 @dataclass
@@ -77,7 +79,13 @@ class ClassformerTrainingArguments(TrainingArguments):
     output_dir: str | None = field(
         default="runs/classformer", metadata={"help": "Folder for everything that the run writes."}
     )
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs over which the learning rate decays to 0."})
+    num_train_epochs: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": f"Epochs over which the learning rate decays to 0. Default: {EPOCHS:g}, and {THESIS_EPOCHS:g} with "
+            "--strategy thesis or binary."
+        },
+    )
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Training examples per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation examples per device and step."})
@@ -98,9 +106,17 @@ class ClassformerTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # TrainingArguments would take the loss; the best epoch is the one with the best score of the task
         self.is_best_by_score = self.metric_for_best_model is None
+        self.has_own_epochs = self.num_train_epochs is not None
+        if not self.has_own_epochs:
+            self.num_train_epochs = EPOCHS
         # the Trainer warns where there is nothing to pin for
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+
+    def follow_thesis(self):
+        """Train for as long as the thesis does, unless told."""
+        if not self.has_own_epochs:
+            self.num_train_epochs = THESIS_EPOCHS
 
     def require_training(self):
         """Refuse a recipe that trains nothing.

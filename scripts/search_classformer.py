@@ -472,6 +472,8 @@ def main() -> int | None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check_arguments(search)
+    if search.strategy in THESIS_STRATEGIES:
+        training.follow_thesis()
     # bars that are written to a file only hide the lines
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
     study = Search(search, task_arguments, training)

@@ -103,6 +103,17 @@ def test_finished_search_repeats_nothing(run, searched):
     assert len(record["trials"]) == 3 and str(output) not in record["command"]
 
 
+@pytest.mark.parametrize(("strategy", "epochs"), [("thesis", "10.0"), ("random", "3.0")])
+def test_epochs_that_nobody_asked_for(run, tmp_path, tiny_roberta_two_labels, tiny_text_file, strategy, epochs):
+    flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--strategy", strategy)
+    position = flags.index("--num_train_epochs")
+    flags = [*flags[:position], *flags[position + 2 :], "--evaluation", "finetune", "--max_trials", 1]
+    code, _, words = run("search_classformer", *flags)
+    assert code == 0, words
+    study = json.loads((tmp_path / "run" / "trials.jsonl").read_text().splitlines()[0])
+    assert study["identity"]["recipe"]["num_train_epochs"] == epochs
+
+
 def test_search_refuses_another_dataset_in_the_same_folder(run, searched, tmp_path, tiny_text_file):
     other = tmp_path / "other.csv"
     other.write_text(tiny_text_file.read_text().replace("dull", "grey"))

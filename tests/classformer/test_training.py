@@ -63,10 +63,14 @@ def test_predictions_are_in_the_order_of_the_examples(model, task, tiny_tokenize
     assert result.score == np.mean(np.array(expected) == split["labels"])
 
 
-def test_defaults_are_the_thesis_recipe(arguments):
+def test_defaults_are_the_thesis_recipe_but_shorter(arguments):
     assert arguments.optim.value.startswith("adamw") and arguments.lr_scheduler_type == "linear"
     defaults = ClassformerTrainingArguments()
-    assert (defaults.num_train_epochs, defaults.warmup_steps, defaults.early_stopping_patience) == (10, 0.1, 2)
+    assert (defaults.num_train_epochs, defaults.warmup_steps, defaults.early_stopping_patience) == (3, 0.1, 2)
+    for given, expected in ((None, 10), (3, 3)):
+        followed = ClassformerTrainingArguments(num_train_epochs=given)
+        followed.follow_thesis()
+        assert followed.num_train_epochs == expected
 
 
 @pytest.mark.parametrize(

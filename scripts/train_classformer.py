@@ -1,4 +1,4 @@
-r"""Fine-tune one architecture with several seeds, by the recipe of the thesis (section 5.1.3), for 3 epochs unless told.
+r"""Fine-tune one architecture with several seeds, by the thesis' recipe (section 5.1.3), for 3 epochs unless told.
 
 Example: train what a search found, from the base checkpoint, three times:
 

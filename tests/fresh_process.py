@@ -6,6 +6,8 @@ failure. More arguments are the only checks to run.
 """
 
 import json
+import re
+import shutil
 import sys
 import traceback
 from importlib.abc import MetaPathFinder
@@ -107,6 +109,23 @@ def check_unknown_setting(row):
     assert config.somebodys_note == {"kept": True}
     config.save_pretrained("config_again")
     assert load(row, "config_again", "AutoConfig").somebodys_note == {"kept": True}
+
+
+def check_code_of_its_own(row):
+    """Of two folders of one name, whose code differs in no configuration file but by the digest, each runs its own."""
+    folders = [shutil.copytree(row["folders"]["saved"], f"{row['name']}_{parent}/best") for parent in "ab"]
+    for path in Path(folders[1]).glob("*.py"):
+        code = path.read_text()
+        if path.name.startswith("configuration_"):
+            path.write_text(re.sub(r"(?<=# digest of the code that travels with this file: )\w+", "another", code))
+        else:
+            path.write_text(f"{code}\nIS_OTHER = True\n")
+    for auto_class in row["auto_classes"]:
+        for folder in folders:
+            config = load(row, folder, "AutoConfig")
+            for model in (load(row, folder, auto_class), load(row, folder, auto_class, config=config)):
+                module = sys.modules[type(model).__module__]
+                assert hasattr(module, "IS_OTHER") == (folder is folders[1]), f"{auto_class} of {folder}"
 
 
 def check_code_needs_trust(row):

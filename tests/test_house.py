@@ -1,6 +1,7 @@
 """The laws of the house: what a file may import, what travels to the Hub, and what stays out of a light import."""
 
 import ast
+import hashlib
 import json
 import re
 import subprocess
@@ -157,6 +158,32 @@ def test_packages_never_import_each_other(package):
     others = set(ALL_PACKAGES) - {package}
     for path in (ROOT / package).rglob("*.py"):
         assert not imported_libraries(path.read_text()) & others, path.relative_to(ROOT)
+
+
+DIGEST_HOLDERS = {
+    "classformer_hf": "configuration_classformer.py",
+    "vision_hf": "configuration_shared_conv.py",
+    "avae_hf": "configuration_avae.py",
+}
+
+
+def digest_line(package):
+    """The line by which a configuration file differs whenever another file that travels with it does."""
+    digest = hashlib.sha256()
+    for path in travelling_files(package):
+        if not path.name.startswith("configuration_"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return f"# digest of the code that travels with this file: {digest.hexdigest()[:16]}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_configuration_file_differs_whenever_other_code_does(package):
+    # else transformers answers with the code of the first of two folders that have one configuration file
+    path, line = ROOT / package / DIGEST_HOLDERS[package], digest_line(package)
+    assert line in path.read_text().splitlines(), f"write into {path.relative_to(ROOT)}: {line}"
+    for other in travelling_files(package):
+        if other.name.startswith("configuration_") and other != path:
+            assert path.stem in siblings_of(other.read_text()), other.name
 
 
 def imported_libraries(source):

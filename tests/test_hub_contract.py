@@ -268,6 +268,7 @@ CHECKS = (
     "from_config",
     "bfloat16",
     "unknown_setting",
+    "code_of_its_own",
     "code_needs_trust",
     "pipeline",
     "image_processor",

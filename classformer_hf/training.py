@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
@@ -174,6 +175,16 @@ class StopOnInvalidLoss(TrainerCallback):
                 f"the training loss became {loss} by step {state.global_step}; "
                 f"lower --learning_rate (now {args.learning_rate:g}) or train without --fp16."
             )
+
+
+class SaveCodeCallback(TrainerCallback):
+    """Makes every push of a Trainer load, not only the last: puts the model's code beside the weights that it pushes.
+
+    For any model of the three packages: `Trainer(..., callbacks=[SaveCodeCallback()])` with `push_to_hub=True`.
+    """
+
+    def on_push_begin(self, args, state, control, model=None, **kwargs):
+        custom_object_save(model, args.output_dir)
 
 
 class QuietProgressCallback(ProgressCallback):

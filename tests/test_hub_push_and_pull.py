@@ -119,6 +119,50 @@ def test_old_revision_stays_and_cached_files_need_no_server(hub, client, tiny_cl
     assert client(LOAD, second, **stranger, HF_HUB_OFFLINE="1").split()[0] == "True"
 
 
+PUSH_AND_STOP = """
+import sys
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.training import SaveCodeCallback
+
+class StopAfterTheFirstPush(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            trainer.push_in_progress.wait_until_done()
+            raise KeyboardInterrupt
+
+folder, name, *with_code = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+example = {**tokenizer("a film"), "labels": 1}
+arguments = TrainingArguments(
+    name, max_steps=2, save_steps=1, report_to="none", use_cpu=True, push_to_hub=True, hub_model_id="alice/" + name
+)
+model = ClassformerForSequenceClassification.from_pretrained(folder)
+callbacks = [StopAfterTheFirstPush(), *(SaveCodeCallback() for _ in with_code)]
+trainer = Trainer(model, arguments, train_dataset=[example] * 16, processing_class=tokenizer, callbacks=callbacks)
+try:
+    trainer.train()
+except KeyboardInterrupt:
+    pass
+"""
+OPEN = """
+import sys
+from transformers import pipeline
+
+print(pipeline("text-classification", model="alice/" + sys.argv[1], trust_remote_code=True)("a film"))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_trainer_pushes_on_its_way_loads_with_its_code(client, tiny_classifier_folder):
+    for name, *with_code in (("bare",), ("whole", "with code")):
+        client(PUSH_AND_STOP, tiny_classifier_folder, name, *with_code)
+        process = client(OPEN, name, home="stranger", check=False, PYTHONPATH="")
+        assert (process.returncode == 0) == bool(with_code), process.stderr
+        # what docs/hub.md says of it
+        assert with_code or "does not appear to have a file named configuration_classformer.py" in process.stderr
+
+
 UPLOAD = """
 import sys
 from huggingface_hub import HfApi

@@ -9,7 +9,13 @@ from classformer_hf import training as training_module
 from classformer_hf.data import tokenize
 from classformer_hf.search import Schedule
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.training import ClassformerTrainingArguments, build_trainer, find_checkpoint, fine_tune
+from classformer_hf.training import (
+    ClassformerTrainingArguments,
+    SaveCodeCallback,
+    build_trainer,
+    find_checkpoint,
+    fine_tune,
+)
 
 
 @pytest.fixture
@@ -92,6 +98,17 @@ def test_a_metric_that_was_asked_for_is_kept(model, task, tiny_tokenizer, tmp_pa
     arguments = ClassformerTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="loss")
     build_trainer(model, task, tiny_tokenizer, arguments)
     assert arguments.metric_for_best_model == "loss" and arguments.greater_is_better is False
+
+
+def test_code_is_put_beside_what_is_pushed(model, task, tiny_tokenizer, arguments, tmp_path):
+    arguments.output_dir = str(tmp_path)
+    trainer = build_trainer(model, task, tiny_tokenizer, arguments)
+    trainer.add_callback(SaveCodeCallback())
+    trainer.callback_handler.on_push_begin(arguments, trainer.state, trainer.control)
+    assert {path.name for path in tmp_path.glob("*.py")} == {
+        "configuration_classformer.py",
+        "modeling_classformer.py",
+    }
 
 
 def test_interrupted_training_resumes(model, task, tiny_tokenizer, arguments, force_scores, monkeypatch):

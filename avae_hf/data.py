@@ -21,6 +21,8 @@ from .layers_avae import affine_matrix, invert_affine, warp
 from .pose_search_avae import draw_poses
 
 logger = logging.getLogger(__name__)
+# what a command says on standard output
+screen = logging.getLogger("screen")
 
 SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation")}
 
@@ -176,7 +178,7 @@ class ShapeTask:
 
 
 def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> ShapeTask:
-    """Load a data set as tensors that a model takes.
+    """Load a data set as tensors that a model takes, and print which columns are read.
 
     Args:
         arguments: Which data.
@@ -216,7 +218,8 @@ def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> S
     if arguments.normalize and not processor.do_normalize:
         processor = _normalise(processor, images)
     sizes = ", ".join(f"{key} {len(values)}" for key, values in images.items())
-    logger.info(f"task {name}: {sizes}")
+    and_labels = f" and labels from {label_column}" if label_column else ""
+    screen.info(f"{name}: inputs from {image_column}{and_labels}; rows: {sizes}")
     return ShapeTask(name, images, labels, label_names, processor)
 
 

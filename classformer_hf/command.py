@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+# the logger of what a command says on standard output
+SCREEN = "screen"
 # a disk or a quota that is full, as the system and as the libraries that write models say it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("Error while serializing", "PytorchStreamWriter", "inline_container")
@@ -148,6 +151,29 @@ def leave_process_group():
         torch.distributed.destroy_process_group()
 
 
+class Screen(logging.StreamHandler):
+    """Writes on standard output what a package logs as `SCREEN`, which a user must see; the rest is on the error's."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        return sys.stdout
+
+
+def open_screen():
+    """Show what is logged as `SCREEN` on standard output, once, of several processes by the first one."""
+    for handler in logging.getLogger().handlers:
+        # not those of a test that reads the log
+        if type(handler) is logging.StreamHandler:
+            handler.addFilter(lambda record: record.name != SCREEN)
+    is_first = os.environ.get("RANK", "0") == "0"
+    screen = logging.getLogger(SCREEN)
+    screen.setLevel(logging.INFO)
+    screen.handlers = [Screen()] if is_first else []
+
+
 FULL_SENTENCE = "a file could not be written ({}); free some space and run the same command again, which goes on."
 
 
@@ -165,6 +191,7 @@ def run_command(main: Callable[[], int | None]):
         main: Returns an exit code, or `None` for success.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    open_screen()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a line that is written to a file must not wait for the others
         sys.stdout.reconfigure(line_buffering=True)

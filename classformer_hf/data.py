@@ -17,11 +17,14 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .columns import check_columns, describe_columns, find_text_columns
 from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
 from .metrics import DEFAULT_METRICS, check_metric
-from .sources import GLUE_TASKS, check_columns, find_text_columns, read_splits
+from .sources import GLUE_TASKS, read_splits
 
 logger = logging.getLogger(__name__)
+# what a command says on standard output
+screen = logging.getLogger("screen")
 
 
 @dataclass
@@ -74,6 +77,7 @@ class Task:
         label_names: In the order of the ids; a regression has one.
         metric_name: What `metrics.compute_score` computes.
         truncated: Number of inputs cut per split; empty before `tokenize`.
+        label_column: What the data set calls its column of labels.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Task:
     label_names: list[str]
     metric_name: str
     truncated: dict[str, int] = field(default_factory=dict)
+    label_column: str = "labels"
 
     @property
     def num_labels(self) -> int:
@@ -117,7 +122,7 @@ class Task:
 
 
 def load_task(arguments: TaskArguments) -> Task:
-    """Load a data set and find out what it asks for.
+    """Load a data set, find out what it asks for, and print which columns are read.
 
     Args:
         arguments: What to load, and what not to infer.
@@ -135,6 +140,7 @@ def load_task(arguments: TaskArguments) -> Task:
         from .corpus import load_standard_library_task
 
         task = load_standard_library_task()
+        screen.info(f"{task.name}: {describe_columns(task.splits['train'], task.text_columns, task.label_column)}")
     else:
         task = _build_task(arguments.dataset_name, arguments)
     metric_name = arguments.metric_name or task.metric_name
@@ -146,10 +152,7 @@ def load_task(arguments: TaskArguments) -> Task:
             rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:num_samples]
             splits[name] = split.select(np.sort(rows))
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    logger.info(
-        f"task {task.name}: text {task.text_columns}, {task.problem_type} of {task.num_labels} labels, metric "
-        f"{metric_name}, rows: {sizes}"
-    )
+    screen.info(f"{task.name}: {task.problem_type} of {task.num_labels} labels, metric {metric_name}, rows: {sizes}")
     return replace(task, metric_name=metric_name, splits=splits)
 
 
@@ -268,6 +271,7 @@ def _build_task(dataset_name: str, arguments: TaskArguments) -> Task:
     label_column = find_label_column(train, arguments.label_column)
     given = tuple(column for column in (arguments.text_column, arguments.text_pair_column) if column)
     text_columns = find_text_columns(train, label_column, given)
+    screen.info(f"{name}: {describe_columns(train, text_columns, label_column)}")
     if "test" in splits and not is_labelled(splits["test"], train, label_column):
         logger.info(f"the test split of {name} has no labels and is left out")
         del splits["test"]
@@ -291,6 +295,7 @@ def _build_task(dataset_name: str, arguments: TaskArguments) -> Task:
         problem_type=labels.problem_type,
         label_names=labels.names,
         metric_name=metric_name,
+        label_column=label_column,
     )
 
 

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 import torch
 import transformers
-from datasets import ClassLabel, Image, load_dataset
+from datasets import ClassLabel, Dataset, Image, load_dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from scipy.stats import binomtest
@@ -20,15 +20,18 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from .columns import NUM_PROBED, describe_columns, find_text_columns
 from .data import TaskArguments
 from .elsewhere import check_tokenizer
 from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
 from .publishing import find_task, retry_if_busy
-from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS, find_text_columns
+from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS
 
 logger = logging.getLogger(__name__)
+# what a command says on standard output
+screen = logging.getLogger("screen")
 
 TEXT, IMAGE = "text-classification", "image-classification"
 AUTO_CLASSES = {TEXT: "AutoModelForSequenceClassification", IMAGE: "AutoModelForImageClassification"}
@@ -160,8 +163,8 @@ def load_processor(folder: Path, kind: str = TEXT) -> Any:
 
 def stream_examples(
     arguments: TaskArguments, split_name: str, image_column: str | None = None
-) -> tuple[str, Iterator[tuple[Any, str]]]:
-    """Read a split while it is used, without storing it.
+) -> tuple[str, Callable[[], Iterator[tuple[Any, str]]]]:
+    """Open a split that is read while it is used, without storing it, and print which columns are read.
 
     Args:
         arguments: What to read; of their settings the names of data set and columns count.
@@ -169,12 +172,49 @@ def stream_examples(
         image_column: Of the image, in a data set of images; inferred if not given.
 
     Returns:
-        The data set's name, and pairs of a pipeline's input and the name of its label.
+        The data set's name, and what starts to read: pairs of a pipeline's input and the name of its label.
 
     Raises:
         ValueError: It cannot be read, or a column cannot be found; when it is used, an example has no label.
     """
-    name = str(arguments.dataset_name)
+    source = str(arguments.dataset_name)
+    split = _open_stream(source, arguments.dataset_config_name, split_name)
+    name = Path(source).stem
+    label_column = find_label_column(split, arguments.label_column)
+    label = split.features[label_column]
+    images = [column for column, feature in split.features.items() if isinstance(feature, Image)]
+
+    def read_rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield from split
+        except Exception as error:  # of parsers and decoders
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"cannot read an example of the split {split_name!r} of {source}: {reason}") from error
+
+    def name_label(value: Any) -> str:
+        if value is None or value == -1:
+            raise ValueError(f"the split {split_name!r} of {source} has an example without a label.")
+        return label.int2str(value) if isinstance(label, ClassLabel) else str(value)
+
+    if images:
+        column = image_column or images[0]
+        screen.info(f"{name}: images from {column}, labels from {label_column}")
+        return name, lambda: ((row[column], name_label(row[label_column])) for row in read_rows())
+    given = tuple(c for c in (arguments.text_column, arguments.text_pair_column) if c)
+    first = Dataset.from_list(list(itertools.islice(read_rows(), NUM_PROBED)), features=split.features)
+    text_columns = find_text_columns(first, label_column, given)
+    screen.info(f"{name}: {describe_columns(first, text_columns, label_column)}")
+
+    def read_texts(row: dict[str, Any]) -> dict[str, str]:
+        for column in text_columns:
+            if row[column] is None:
+                raise ValueError(f"the split {split_name!r} of {source} has an example without a text in {column!r}.")
+        return {key: row[column] for key, column in zip(("text", "text_pair"), text_columns, strict=False)}
+
+    return name, lambda: ((read_texts(row), name_label(row[label_column])) for row in read_rows())
+
+
+def _open_stream(name: str, config_name: str | None, split_name: str) -> Any:
     path, files = Path(name), None
     source: list[Any]
     if name in GLUE_TASKS:
@@ -188,46 +228,16 @@ def stream_examples(
             raise ValueError(f"one file is a train split: stream {path.name} with --split train.")
         source, files = [BUILDERS[path.suffix]], name
     else:
-        source = [name, arguments.dataset_config_name]
+        source = [name, config_name]
     try:
         split = load_dataset(*source, split=split_name, data_files=files, streaming=True)
-        split = split if split.features else split._resolve_features()
+        return split if split.features else split._resolve_features()
     except StopIteration as error:
         raise ValueError(f"the split {split_name!r} of {name} is empty: there is no example to evaluate.") from error
     # of connections, parsers and builders, in many kinds
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot stream the split {split_name!r} of {name}: {reason}") from error
-    label_column = find_label_column(split, arguments.label_column)
-    label = split.features[label_column]
-
-    def read() -> Iterator[dict[str, Any]]:
-        try:
-            yield from split
-        except Exception as error:  # of parsers and decoders
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"cannot read an example of the split {split_name!r} of {name}: {reason}") from error
-
-    def name_label(value: Any) -> str:
-        if value is None or value == -1:
-            raise ValueError(f"the split {split_name!r} of {name} has an example without a label.")
-        return label.int2str(value) if isinstance(label, ClassLabel) else str(value)
-
-    images = [column for column, feature in split.features.items() if isinstance(feature, Image)]
-    if images:
-        column = image_column or images[0]
-        return path.stem, ((row[column], name_label(row[label_column])) for row in read())
-    given = tuple(c for c in (arguments.text_column, arguments.text_pair_column) if c)
-    keys = dict(zip(("text", "text_pair"), find_text_columns(split, label_column, given), strict=False))
-
-    def read_text(row: dict, column: str) -> str:
-        if row[column] is None:
-            raise ValueError(f"the split {split_name!r} of {name} has an example without a text in {column!r}.")
-        return row[column]
-
-    return path.stem, (
-        ({key: read_text(row, column) for key, column in keys.items()}, name_label(row[label_column])) for row in read()
-    )
 
 
 def evaluate_examples(

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from datasets import Dataset, Value, load_dataset
+from datasets import Dataset, load_dataset
 
 GLUE_REPOSITORY = "nyu-mll/glue"
 # text columns and metric
@@ -17,15 +17,6 @@ GLUE_TASKS = {
     "qnli": (("question", "sentence"), "accuracy"),
     "rte": (("sentence1", "sentence2"), "accuracy"),
 }
-# pairs first: "sentence" alone must not hide the "question" beside it
-TEXT_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("sentence",),
-    ("text",),
-)
 SPLIT_NAMES = {
     "train": "train",
     **dict.fromkeys(("validation", "validation_matched", "valid", "val", "dev"), "validation"),
@@ -87,57 +78,6 @@ def read_splits(
                 f"split {split!r} of {dataset_name} is empty; remove it, a missing one is carved from train."
             )
     return name, splits
-
-
-def find_text_columns(train: Dataset, label_column: str, given: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the given columns, or the usual ones that are there, or the only one or two columns of strings.
-
-    Raises:
-        ValueError: No or more than two columns can be meant.
-    """
-    if given:
-        return given
-    for columns in TEXT_COLUMNS:
-        if set(columns) <= set(train.column_names) - {label_column}:
-            return columns
-    strings = tuple(name for name in train.column_names if name != label_column and _is_text(train, name))
-    if len(strings) not in (1, 2):
-        raise ValueError(
-            f"one or two columns must hold text, found {list(strings)} among {train.column_names}; name them by "
-            "`text_column` and `text_pair_column`."
-        )
-    return strings
-
-
-def check_columns(split_name: str, split: Dataset, text_columns: tuple[str, ...], label_column: str) -> None:
-    """Check that a split has all columns and that every text is one.
-
-    Raises:
-        ValueError: A column is missing, is no text, or holds a missing text.
-    """
-    for column in (*text_columns, label_column):
-        if column not in split.column_names:
-            raise ValueError(
-                f"column {column!r} is not in split {split_name!r}, found {split.column_names}; all splits need the "
-                "same columns, name them by `text_column`, `text_pair_column` and `label_column`."
-            )
-    for column in text_columns:
-        if not _is_text(split, column):
-            raise ValueError(
-                f"text column {column!r} of split {split_name!r} must hold strings, got {split.features[column]}; name "
-                "another by `text_column` or `text_pair_column`."
-            )
-        missing = [row for row, text in enumerate(split[column][:]) if text is None]
-        if missing:
-            raise ValueError(
-                f"text column {column!r} of split {split_name!r} misses {len(missing)} of {len(split)} texts, the "
-                f"first in row {missing[0]}; remove these rows or fill them in."
-            )
-
-
-def _is_text(split: Dataset, column: str) -> bool:
-    feature = split.features[column]
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _read_hub(repository: str, config_name: str | None) -> dict[str, Dataset]:

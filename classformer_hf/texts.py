@@ -9,10 +9,13 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from .columns import NUM_PROBED, describe_columns, find_text_columns, is_text
 from .corpus import joined_texts, load_standard_library_task
 from .sources import SPLIT_NAMES, TEXT_BUILDERS, read_splits
 
 logger = logging.getLogger(__name__)
+# what a command says on standard output
+screen = logging.getLogger("screen")
 
 # texts of a stream's validation split that are read, or of its train split that are held out
 NUM_STREAMED_FOR_VALIDATION = 1000
@@ -89,7 +92,7 @@ def load_texts(arguments: TextArguments) -> Texts:
     if arguments.streaming:
         return _stream(arguments)
     name, splits = read_splits(arguments.dataset_name, arguments.dataset_config_name, TEXT_BUILDERS)
-    column = _find_text_column(name, splits["train"].column_names, arguments.text_column, splits["train"][0])
+    column = _find_text_column(name, splits["train"], arguments.text_column)
     splits = {key: _rename_text(split, column) for key, split in splits.items()}
     if "validation" not in splits:
         if len(splits["train"]) < 2:
@@ -112,13 +115,13 @@ def _stream(arguments: TextArguments) -> Texts:
         splits: Any = load_dataset(**source, streaming=True)
         if "train" not in splits:
             raise ValueError(f"it has no train split, only {', '.join(splits)}")
-        first = next(iter(splits["train"]), None)
+        first = Dataset.from_list(list(islice(splits["train"], NUM_PROBED)))
     except Exception as error:  # of many kinds, from connections to parsers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
-    if first is None:
+    if not len(first):
         raise ValueError(f"the train split of {name} is empty.")
-    column = _find_text_column(name, list(first), arguments.text_column, first)
+    column = _find_text_column(name, first, arguments.text_column)
     train, size = splits["train"], NUM_STREAMED_FOR_VALIDATION
     held_out = [row[column] for row in islice(splits.get("validation", train), size)]
     if "validation" not in splits:
@@ -151,23 +154,18 @@ def _rename_text(texts: Any, column: str) -> Any:
     return texts if column == "text" else texts.rename_column(column, "text")
 
 
-def _find_text_column(name: str, columns: list[str], given: str | None, row: dict[str, Any]) -> str:
-    if given is not None:
-        if given not in columns:
-            raise ValueError(f"{name} has no column {given}, only {', '.join(columns)}; see --text_column.")
-        if not isinstance(row[given], str | None):
-            raise ValueError(f"column {given} of {name} holds no text, but {row[given]!r}; see --text_column.")
-        return given
-    strings = [column for column in columns if isinstance(row[column], str)]
-    if not strings:
-        raise ValueError(
-            f"the first row of {name} has no text; name the column of {', '.join(columns)} by --text_column."
-        )
-    if "text" in strings:
-        return "text"
-    if len(strings) != 1:
-        raise ValueError(f"name the column of text with --text_column; {name} has {', '.join(columns)}.")
-    return strings[0]
+def _find_text_column(name: str, rows: Dataset, given: str | None) -> str:
+    """Choose the column of text, and print which it is; `rows` may be the first ones of a stream."""
+    if given is None:
+        (column,) = find_text_columns(rows, max_columns=1)
+    elif given not in rows.column_names:
+        raise ValueError(f"{name} has no column {given}, only {', '.join(rows.column_names)}; see --text_column.")
+    elif not is_text(rows, given):
+        raise ValueError(f"column {given} of {name} holds no text, but {rows.features[given]}; see --text_column.")
+    else:
+        column = given
+    screen.info(f"{name}: {describe_columns(rows, (column,))}")
+    return column
 
 
 def group_into_blocks(

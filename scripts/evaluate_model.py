@@ -13,6 +13,7 @@ writes scores into the model cards, as the Hub shows them.
 
 import itertools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,29 +136,36 @@ def evaluate_texts(
     return facts, results, task
 
 
+def read_images(arguments: EvaluationArguments, task_arguments: TaskArguments) -> tuple[str, Callable]:
+    """Load a task of images; give its name, and what starts to read its pairs of image and label."""
+    shared = ("dataset_config_name", "label_column", "validation_fraction", "split_seed")
+    known = {name: getattr(task_arguments, name) for name in shared}
+    known["dataset_name"] = task_arguments.dataset_name or "digits"
+    task = load_image_task(ImageTaskArguments(image_column=arguments.image_column, **known))
+    chosen = list(task.splits) if arguments.split == "all" else [arguments.split]
+
+    def read() -> Iterator[tuple[Any, str]]:
+        for row in itertools.chain.from_iterable(task.splits[name] for name in chosen):
+            yield row["image"], task.label_names[row["labels"]]
+
+    return task.name, read
+
+
 def evaluate_by_pipeline(
     folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments, kind: str
 ) -> tuple[dict, Results]:
     """Evaluate on images, or on anything that is streamed; give the record and all results."""
 
-    def read() -> tuple[str, Any]:
-        if arguments.streaming:
-            return stream_examples(task_arguments, arguments.split, arguments.image_column)
-        shared = ("dataset_config_name", "label_column", "validation_fraction", "split_seed")
-        known = {name: getattr(task_arguments, name) for name in shared}
-        known["dataset_name"] = task_arguments.dataset_name or "digits"
-        task = load_image_task(ImageTaskArguments(image_column=arguments.image_column, **known))
-        names, chosen = task.label_names, list(task.splits) if arguments.split == "all" else [arguments.split]
-        rows = itertools.chain.from_iterable(task.splits[name] for name in chosen)
-        return task.name, ((row["image"], names[row["labels"]]) for row in rows)
-
-    results, dataset = [], ""
+    if arguments.streaming:
+        dataset, read = stream_examples(task_arguments, arguments.split, arguments.image_column)
+    else:
+        dataset, read = read_images(arguments, task_arguments)
+    results = []
     for name in arguments.models:
-        dataset, examples = read()
         predictions, references = evaluate_examples(
             folders[name],
             kind,
-            examples,
+            read(),
             arguments.batch_size,
             arguments.device,
             task_arguments.max_length,

@@ -64,6 +64,22 @@ def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, t
     assert json.loads((tmp_path / "stored.json").read_text())["models"][0]["score"] == pytest.approx(row["score"])
 
 
+def test_a_stream_does_not_read_what_tells_the_label(run, text_folder, tiny_text_file, tmp_path):
+    lines = tiny_text_file.read_text().splitlines()[1:]
+    path = tmp_path / "leaky.csv"
+    path.write_text("\n".join(["review,label,label_text", *(f"{line},{line[-8:]} one" for line in lines)]) + "\n")
+    flags = ("--dataset_name", path, "--device", "cpu", *SHORT, *WHOLE)
+    code, printed, words = run("evaluate_model", text_folder, *flags)
+    assert code == 0, words
+    assert printed.splitlines()[0] == "leaky: text from review, labels from label, not read: label_text"
+    assert (printed.splitlines()[1]) == "leaky train: 64 examples, majority 0.5000"
+    path.write_text(
+        "\n".join(["tweet,label,author", *(f"{line},{'ab'[n % 2]}" for n, line in enumerate(lines))]) + "\n"
+    )
+    code, _, words = run("evaluate_model", text_folder, *flags)
+    assert code == 1 and "one of tweet, author may be; name it by --text_column" in words
+
+
 def test_all_rows_of_a_file_are_evaluated(run, text_folder, tiny_text_file):
     flags = ("--dataset_name", tiny_text_file, "--device", "cpu", *SHORT)
     assert "all: 64 examples, majority 0.5000" in run("evaluate_model", text_folder, *flags, "--split", "all")[1]

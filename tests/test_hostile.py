@@ -177,7 +177,7 @@ DATA = {
     "unknown label": ("sentence,label\na film,strange\n", "the data have the label 'strange'"),
     "missing text": ("sentence,label\na film,positive\n,positive\n", "without a text in 'sentence'"),
     "no label column": ("sentence,other\na film,1\n", "no label column"),
-    "no text column": ("label,number\npositive,3\n", "one or two columns must hold text"),
+    "no text column": ("label,number\npositive,3\n", "which column is the text?"),
     "texts that are all missing": ("sentence,label\n,positive\n", "cannot read an example of the split 'train'"),
     "no rows": ("sentence,label\n", "is empty: there is no example"),
     "empty file": ("", "cannot stream"),

@@ -184,11 +184,14 @@ def test_texts_that_are_missing_are_left_out(run, command, tmp_path):
     path = tmp_path / "some.json"
     rows = [{"text": f"a warm and clever film number {n}" if n % 5 else None, "other": n} for n in range(60)]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    code, _, words = run(*command, "--objectives", "dense", "--dataset_name", path)
-    assert code == 1 and "the first row of some has no text" in words
-    assert run(*command, "--objectives", "dense", "--dataset_name", path, "--text_column", "text")[0] == 0
+    code, printed, _ = run(*command, "--objectives", "dense", "--dataset_name", path)
+    assert code == 0 and "some: text from text, not read: other" in printed.splitlines()[0]
     code, _, words = run(*command, "--objectives", "dense", "--dataset_name", path, "--text_column", "other")
-    assert code == 1 and "column other of some holds no text, but 0" in words
+    assert code == 1 and "column other of some holds no text, but Value('int64')" in words
+    path.write_text("".join(f'{{"id": "a{n}", "tweet": "a warm film {n}", "by": "b"}}\n' for n in range(60)))
+    for more in ((), ("--streaming",)):
+        code, _, words = run(*command, "--objectives", "dense", "--dataset_name", path, *more)
+        assert code == 1 and "one of tweet, by may be; id is not taken unasked (an identifier)" in words
 
 
 def test_a_stream_is_shuffled_and_a_short_one_refused(tmp_path, monkeypatch):

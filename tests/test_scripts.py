@@ -183,6 +183,8 @@ def test_two_processes_search_and_train_like_one(tmp_path, tiny_roberta_two_labe
     rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
     assert [row["type"] for row in rows] == ["study", "trial", "trial", "trial"]
     assert len({row["key"] for row in rows[1:]}) == 3
+    said = "reviews: text from sentence, labels from label\n"
+    assert done.stdout.startswith(said) and done.stdout.count(said) == 1 and said not in done.stderr
     assert done.stdout.count("asked: ") == 1
     flags = [
         *("--model_name_or_path", tiny_roberta_two_labels, "--dataset_name", tiny_text_file, *CARVED),

@@ -24,6 +24,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 logger = logging.getLogger(__name__)
+# what a command says on standard output
+screen = logging.getLogger("screen")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,7 +110,7 @@ class ImageTask:
 
 
 def load_task(arguments: ImageTaskArguments) -> ImageTask:
-    """Load a data set and find its columns.
+    """Load a data set, find its columns, and print which are read.
 
     Raises:
         ValueError: The data set cannot be read, has no train split or no images, a column cannot be found, a label is
@@ -137,7 +139,8 @@ def load_task(arguments: ImageTaskArguments) -> ImageTask:
             rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:num_samples]
             splits[split_name] = split.select(np.sort(rows))
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    logger.info(f"task {name}: {len(label_names)} classes, images: {sizes}")
+    columns = f"images from {image_column}, labels from {label_column}"
+    screen.info(f"{name}: {columns}; {len(label_names)} classes, rows: {sizes}")
     return ImageTask(name, DatasetDict(splits), label_names)
 
 

@@ -265,13 +265,41 @@ def test_multi_label(tmp_path, labels, feature, names):
         (("question", "sentence"), ("question", "sentence")),
         (("sentence", "note"), ("sentence",)),
         (("body",), ("body",)),
-        (("title", "body"), ("title", "body")),
+        (("sentence_A", "sentence_B", "title"), ("sentence_A", "sentence_B")),
     ],
     ids="+".join,
 )
 def test_text_columns_are_inferred(tmp_path, columns, expected):
     task = load(write(tmp_path, train={"label": LABELS} | dict.fromkeys(columns, TEXTS)))
     assert task.text_columns == expected
+
+
+DATES = [f"2024-01-{day:02d} 12:30" for day in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"review": TEXTS, "label_text": ["bad", "good"] * 5}, "review"),
+        ({"label_text": ["bad", "good"] * 5, "text": TEXTS}, "text"),
+        ({"review": TEXTS, "stars": ["one star", "five stars"] * 3 + ["two stars", "four stars"] * 2}, "review"),
+        ({"review": TEXTS, "text": ["bad", "good"] * 5}, "review"),
+        ({"id": list("abcdefghij"), "tweet": TEXTS}, "tweet"),
+        ({"id": [f"{number:04d}" for number in range(10)], "tweet": TEXTS}, "tweet"),
+        ({"tweet": TEXTS, "author": [f"user_{number}" for number in range(10)]}, "tweet"),
+        ({"body": TEXTS, "date": DATES}, "body"),
+        ({"body": TEXTS, "date": ["Mon Apr 06 22:19:45 PDT 2009"] * 10}, "body"),
+        ({"body": TEXTS, "price": ["3.40", "2"] * 4 + ["2", "2"]}, "body"),
+        ({"评论": [f"很好看的电影{number}" for number in range(10)], "id": list("abcdefghij")}, "评论"),
+    ],
+)
+def test_what_is_no_text_is_not_read(tmp_path, caplog, columns, expected):
+    caplog.set_level(logging.INFO)
+    task = load(write(tmp_path, ".jsonl", train=columns | {"label": LABELS}))
+    assert (task.text_columns, task.label_column) == ((expected,), "label")
+    unread = ", ".join(name for name in columns if name != expected)
+    said = [record for record in caplog.records if record.name == "screen"]
+    assert said[0].message == f"{tmp_path.name}: text from {expected}, labels from label, not read: {unread}"
 
 
 def test_given_columns_win(tmp_path):
@@ -376,11 +404,11 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
         ({"train": {"text": TEXTS}}, {}, r"no label column: .* found \['text'\]; name it by `label_column`"),
         ({"train": RATED}, {"label_column": "y"}, r"`label_column` 'y' is not in .* found \['text', 'label'\]"),
         ({"train": RATED}, {"text_column": "txt"}, r"column 'txt' is not in split 'train', found \['text', 'label'\]"),
-        ({"train": {"number": LABELS, "label": LABELS}}, {}, r"must hold text, found \[\] among \['number', 'label'\]"),
+        ({"train": {"number": LABELS, "label": LABELS}}, {}, r"Of \['number', 'label'\] none seems to be"),
         (
-            {"train": {"a": TEXTS, "b": TEXTS, "c": TEXTS, "label": LABELS}},
+            {"train": {"title": TEXTS, "body": TEXTS, "label": LABELS}},
             {},
-            r"one or two columns must hold text, found \['a', 'b', 'c'\]",
+            "one of title, body may be; name it by --text_column, and the second text of a pair by --text_pair_column",
         ),
         ({"train": {"n": LABELS} | RATED}, {"text_column": "n"}, r"text column 'n' .* must hold strings, got Value"),
         ({"train": {"text": [*TEXTS[:9], None], "label": LABELS}}, {}, "misses 1 of 10 texts, the first in row 9"),
@@ -407,6 +435,16 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
         ({"train": RATED}, {"metric_name": "bleu"}, "unknown metric 'bleu'"),
         ({"train": RATED}, {"validation_fraction": 1.5}, "`validation_fraction` is a share .* got 1.5"),
         ({"train": RATED}, {"max_train_samples": 0}, "`max_train_samples` must be at least 1, got 0"),
+        (
+            {"train": {"tweet": TEXTS, "author": ["ann", "bob"] * 4 + ["bob", "ann"], "label": LABELS}},
+            {},
+            "one of tweet, author may be; name it by --text_column",
+        ),
+        (
+            {"train": {"id": list("abcdefghij"), "kind": ["x", "y"] * 5, "label": LABELS}},
+            {},
+            r"id is not taken unasked \(an identifier\); kind is not taken unasked \(tells the label: 2 different",
+        ),
         ({"train": RATED}, {"text_pair_column": "text"}, "name the first by `text_column`"),
     ],
 )

@@ -68,10 +68,13 @@ class SearchArguments:
         default=50,
         metadata={
             "help": "Number of schedules to evaluate, those of a resumed search included; with a supernet, 10 more for "
-            "every winner that falls short."
+            "every winner that falls short or keeps clearly more than was asked."
         },
     )
-    time_budget: float | None = field(default=None, metadata={"help": "Minutes after which no further trial starts."})
+    time_budget: float | None = field(
+        default=None,
+        metadata={"help": "Minutes after which no further trial starts, nor any winner's fine-tuning but the first."},
+    )
     strategy: str = field(
         default="constrained",
         metadata={
@@ -97,7 +100,11 @@ class SearchArguments:
         },
     )
     num_winners: int = field(
-        default=5, metadata={"help": "Candidates of a supernet that may be fine-tuned before one is good enough."}
+        default=5,
+        metadata={
+            "help": "Candidates of a supernet that may be fine-tuned to find the fastest that is good enough; those of "
+            "a resumed search count, those that another requirement, number of trials or buckets asked for do not."
+        },
     )
     winner_epochs: float = field(default=1.0, metadata={"help": "Epochs of a winner's own fine-tuning."})
     reuse: str | None = field(

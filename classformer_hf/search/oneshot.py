@@ -6,8 +6,9 @@ Stages, each of which leaves a file that the next one reads and that a stopped s
 2. `latency_table.json`: the times of one layer, from which those of every schedule follow.
 3. `trials.jsonl`: the search; a trial is a validation, nothing is trained.
 4. `direct_latency.json`: the best candidates timed directly, side by side, and the table's error on them.
-5. `winners/`: the full model and the fastest candidate, fine-tuned shortly, then judged. Where it falls short, the bar
-   of stage 3 is raised by what was lost, and stages 3 to 5 go on.
+5. `winners/`: the full model and the fastest candidate, fine-tuned shortly, then judged. Where it falls short, or keeps
+   clearly more than was asked, the bar of stage 3 moves, and stages 3 to 5 go on: until the fastest schedule that was
+   not refuted is one that kept the requirement.
 """
 
 import copy
@@ -17,7 +18,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,22 @@ from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_superne
 from .timing import prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
 from .winners import (
+    Judged,
     StartProgress,
     adopt_reference,
+    answer,
     choose_candidates,
-    judge_next,
-    list_verdicts,
+    judge,
+    predicted_timing,
     prepare_winners,
-    raise_requirement,
+    read_judged,
+    required_promise,
     warn_of_drift,
 )
 
 logger = logging.getLogger(__name__)
 
-# candidates that are timed directly; further trials after a winner that fell short
+# candidates that are timed directly; further trials after a winner that moved the bar
 NUM_REMEASURED, EXTRA_TRIALS = 10, 10
 
 
@@ -60,8 +65,9 @@ class OneShotSettings:
     Attributes:
         strategy: One of `STRATEGIES`.
         required_performance: Share of the full model's score that the result must keep.
-        max_trials: Schedules to validate, before `EXTRA_TRIALS` more for every winner that falls short.
-        num_winners: Candidates that may be fine-tuned before one is good enough.
+        max_trials: Schedules to validate, before `EXTRA_TRIALS` more for every winner that falls short or keeps clearly
+            more than was asked.
+        num_winners: Candidates that may be fine-tuned for one question, those of an earlier call included.
         winner_epochs: Epochs of that fine-tuning.
         latency_table: A table from elsewhere.
         length_buckets: Longest inputs, in tokens, of the buckets that get a schedule of their own; empty: one for all.
@@ -77,6 +83,15 @@ class OneShotSettings:
     length_buckets: Sequence[int] = ()
     reuse: Path | None = None
 
+    @property
+    def question(self) -> dict[str, Any]:
+        """What a winner is fine-tuned for, as plain data: another question gets `num_winners` of its own."""
+        return {
+            "required_performance": self.required_performance,
+            "max_trials": self.max_trials,
+            "length_buckets": list(self.length_buckets),
+        }
+
 
 @dataclass(frozen=True)
 class OneShotResult:
@@ -85,6 +100,16 @@ class OneShotResult:
     result: SearchResult
     winners: FineTuneObjective
     about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the stages call and where trials run: the arguments of that name of `search_with_supernet`."""
+
+    start_progress: StartProgress
+    check_reference: Callable[[Trial], None] | None = None
+    is_time_up: Callable[[], bool] | None = None
+    executors: Mapping[str, Any] | None = None
 
 
 def search_with_supernet(
@@ -105,19 +130,18 @@ def search_with_supernet(
         start_progress: Called with the name of a stage, its largest number of trials and that of the finished ones;
             gives what is called after every trial.
         check_reference: As in `run_search`.
-        is_time_up: As in `run_search`, for the trials with the supernet.
+        is_time_up: As in `run_search`, for the trials with the supernet; then one winner is fine-tuned at most.
         executors: Arguments of `run_search` that say where these trials run.
 
     Returns:
-        The result of the last stage. Its best trial is the full model where no candidate kept the requirement; the same
-        call then goes on with further candidates.
+        The result of the last stage. Its best trial is the full model where no candidate kept the requirement.
 
     Raises:
         KeyboardInterrupt: Stopped by hand; the same call goes on.
         JournalError: The folder belongs to another study, another process searches there, or a file cannot be written.
     """
     with only_driver(objective.output):
-        return _run_stages(objective, space, settings, start_progress, check_reference, is_time_up, executors)
+        return _run_stages(objective, space, settings, Hooks(start_progress, check_reference, is_time_up, executors))
 
 
 @contextmanager
@@ -141,16 +165,10 @@ def only_driver(output: Path) -> Iterator[None]:
 
 
 def _run_stages(
-    objective: FineTuneObjective,
-    space: SearchSpace,
-    settings: OneShotSettings,
-    start_progress: StartProgress,
-    check_reference: Callable[[Trial], None] | None,
-    is_time_up: Callable[[], bool] | None,
-    executors: Mapping[str, Any] | None,
+    objective: FineTuneObjective, space: SearchSpace, settings: OneShotSettings, hooks: Hooks
 ) -> OneShotResult:
     """Run the stages of `search_with_supernet`."""
-    output, required, reuse = objective.output, settings.required_performance, settings.reuse
+    output, reuse = objective.output, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
     # damage is better said before hours of training than behind them
     Journal(output / "trials.jsonl", {}, is_writer=False)
@@ -164,31 +182,49 @@ def _run_stages(
     is_here = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
     if not is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
-    started = time.monotonic()
-    stage = SupernetStage(objective, space, settings, folder, table)
-    answer_seconds = time.monotonic() - started
+    stage = SupernetStage(objective, space, settings, hooks, folder, table, is_here)
     winners = prepare_winners(objective, folder, settings.winner_epochs)
     if reuse is not None:
         adopt_reference(winners, reuse)
-    about: dict[str, Any] = {"supernet": read_supernet(folder), "is_reused": reuse is not None}
-    for _ in range(settings.num_winners):
-        started = time.monotonic()
-        verdicts = on_main_process(lambda: list_verdicts(output))
-        num_extra = EXTRA_TRIALS * sum(verdict.kept < required for verdict in verdicts)
-        asked = raise_requirement(verdicts + ([] if reuse is None else list_verdicts(reuse)), required)
-        if asked > required:
-            logger.info("earlier winners fell short; a candidate must promise %.2f %% now.", 100 * asked)
-        result = stage.search(asked, num_extra, start_progress, check_reference, is_time_up, executors)
-        queue, found = stage.choose(result, is_here)
-        answer_seconds += time.monotonic() - started
-        verdict = judge_next(winners, space, queue, required, start_progress, None if is_here else table)
-        about |= {**found, "num_search_trials": len(result.trials), "answer_seconds": round(answer_seconds, 1)}
-        if is_here:
-            warn_of_drift(verdict.trials[-1], objective.output / "direct_latency.json")
-        if verdict.best is not verdict.reference or not queue:
-            break
-    on_main_process(lambda: prune_models(winners.output / "models", verdict))
-    return OneShotResult(verdict, winners, about)
+    about = {"supernet": read_supernet(folder), "is_reused": reuse is not None}
+    result, found = _judge_winners(stage, winners)
+    return OneShotResult(result, winners, about | found)
+
+
+def _judge_winners(stage: "SupernetStage", winners: FineTuneObjective) -> tuple[SearchResult, dict[str, Any]]:
+    """Search and fine-tune the fastest candidate in turns, until it is one that kept the requirement already."""
+    settings, hooks, output = stage.settings, stage.hooks, stage.objective.output
+    question, num_left = settings.question, None
+    while True:
+        judged = on_main_process(lambda: read_judged(output, question))
+        num_left = settings.num_winners - judged.num_asked if num_left is None else num_left - 1
+        queue, about = stage.search(judged, is_last=num_left <= 0)
+        candidate = queue[0] if queue and queue[0] not in judged.kept else None
+        if candidate is not None and not _may_judge(candidate, judged, num_left, hooks.is_time_up):
+            candidate = None
+        foreign_table = None if stage.is_here else stage.table
+        verdict = judge(winners, stage.space, candidate, question, hooks.start_progress, foreign_table)
+        if candidate is None:
+            result = answer(verdict.trials, question)
+            # what is best under another question stays, too
+            judged_all = replace(result, trials=verdict.trials)
+            on_main_process(partial(prune_models, winners.output / "models", judged_all))
+            return result, about
+        if stage.is_here:
+            warn_of_drift(verdict.trials[-1], output / "direct_latency.json")
+
+
+def _may_judge(candidate: Schedule, judged: Judged, num_left: int, is_time_up: Callable[[], bool] | None) -> bool:
+    """Say whether another winner may be fine-tuned; the first one may whatever the time."""
+    is_late = is_time_up is not None and is_time_up() and bool(judged.kept or judged.refuted)
+    if num_left > 0 and not is_late:
+        return True
+    logger.info(
+        "%s was not fine-tuned, which promises enough and would be faster: %s.",
+        candidate.key,
+        "no time is left" if is_late else "--num_winners are used up",
+    )
+    return False
 
 
 class SupernetStage:
@@ -198,8 +234,10 @@ class SupernetStage:
         objective: As in `search_with_supernet`.
         space: The schedules to choose from.
         settings: What is asked.
+        hooks: What is called and where trials run.
         folder: The supernet.
         table: Latency of the target.
+        is_here: Whether the table is of this machine, so that candidates can be timed directly.
     """
 
     def __init__(
@@ -207,10 +245,14 @@ class SupernetStage:
         objective: FineTuneObjective,
         space: SearchSpace,
         settings: OneShotSettings,
+        hooks: Hooks,
         folder: Path,
         table: LatencyTable,
+        is_here: bool,
     ):
-        self.objective, self.space, self.settings, self.table = objective, space, settings, table
+        started = time.monotonic()
+        self.objective, self.space, self.settings, self.hooks = objective, space, settings, hooks
+        self.table, self.is_here = table, is_here
         self.known = list_known_costs(objective, space, table)
         self.supernet = SupernetObjective(
             folder,
@@ -222,17 +264,38 @@ class SupernetStage:
             str(objective.arguments.device),
             objective.dtype,
         )
+        self.seconds = time.monotonic() - started
 
-    def search(
-        self,
-        asked: float,
-        num_extra: int,
-        start_progress: StartProgress,
-        check_reference: Callable[[Trial], None] | None,
-        is_time_up: Callable[[], bool] | None,
-        executors: Mapping[str, Any] | None,
-    ) -> SearchResult:
-        """Validate schedules until the budget is used up; arguments as in `search_with_supernet` and `run_search`.
+    def search(self, judged: Judged, is_last: bool) -> tuple[list[Schedule], dict[str, Any]]:
+        """Search with what the winners so far have shown.
+
+        Args:
+            judged: The winners.
+            is_last: Whether no further winner may be fine-tuned, so that more trials are of no use.
+
+        Returns:
+            What deserves a fine-tuning and what had one and kept the requirement, fastest first; and what was found on
+            the way.
+
+        Raises:
+            KeyboardInterrupt: Stopped by hand.
+        """
+        started, required, reuse = time.monotonic(), self.settings.required_performance, self.settings.reuse
+        verdicts = list(judged.verdicts)
+        if reuse is not None:
+            verdicts += on_main_process(lambda: read_judged(reuse, self.settings.question)).verdicts
+        asked = required_promise(verdicts, required)
+        if asked != required:
+            logger.info("by what winners kept of their promises, a candidate must promise %.2f %% now.", 100 * asked)
+        num_extra = 0 if is_last else EXTRA_TRIALS * sum(one.moves_bar(required) for one in judged.verdicts)
+        result = self.validate(asked, num_extra)
+        queue, about = self.choose(result, judged)
+        self.seconds += time.monotonic() - started
+        about |= {"num_search_trials": len(result.trials), "answer_seconds": round(self.seconds, 1)}
+        return queue, about
+
+    def validate(self, asked: float, num_extra: int) -> SearchResult:
+        """Validate schedules until the budget is used up.
 
         Args:
             asked: What a candidate must promise.
@@ -242,6 +305,7 @@ class SupernetStage:
             KeyboardInterrupt: Stopped by hand.
         """
         started, reuse, max_trials = time.monotonic(), self.settings.reuse, self.settings.max_trials
+        is_time_up = self.hooks.is_time_up
         # stands for the latency table and the lengths, on which every trial's latency depends
         target = {"full_model_milliseconds": round(self.known.latency[self.space.full], 4)}
         identity = {**self.objective.identity(), "space": describe_space(self.space), **target}
@@ -254,7 +318,7 @@ class SupernetStage:
                 max_trials = max(max_trials, num_reused + EXTRA_TRIALS)
             else:
                 # chosen by what they promised; a few examples only show that the other dtype does not break them
-                asked, max_trials, num_extra = self.settings.required_performance, num_reused, 0
+                asked, max_trials, num_extra = min(asked, self.settings.required_performance), num_reused, 0
         max_trials += num_extra
 
         def is_over() -> bool:
@@ -272,37 +336,36 @@ class SupernetStage:
             asked,
             max_trials,
             is_over,
-            check_reference=check_reference,
-            on_trial=start_progress("validate with the supernet", max_trials, len(journal.trials)),
-            **(executors or {}),
+            check_reference=self.hooks.check_reference,
+            on_trial=self.hooks.start_progress("validate with the supernet", max_trials, len(journal.trials)),
+            **(self.hooks.executors or {}),
         )
         if result.interrupted:
             raise KeyboardInterrupt
         return result
 
-    def choose(self, result: SearchResult, is_here: bool) -> tuple[list[Schedule], dict[str, Any]]:
-        """List what deserves a fine-tuning, fastest first, and what was found on the way.
+    def choose(self, result: SearchResult, judged: Judged) -> tuple[list[Schedule], dict[str, Any]]:
+        """List what deserves a fine-tuning, and what had one and kept the requirement, fastest first.
 
         Args:
-            result: Of `search`.
-            is_here: Whether the table is of this machine, so that the candidates can be timed directly.
+            result: Of `validate`.
+            judged: What was fine-tuned; what fell short is left out.
         """
-        ratios = {trial.schedule: trial.latency_ratio for trial in choose_candidates(result, NUM_REMEASURED)}
-        about: dict[str, Any] = {}
-        if is_here and ratios:
+        queue = [trial.schedule for trial in choose_candidates(result, NUM_REMEASURED, judged.refuted)]
+        if limits := self.settings.length_buckets:
+            policy = on_main_process(lambda: find_policy(result, self.supernet, self.table, limits))
+            if policy is not None and policy not in judged.refuted:
+                queue.append(policy)
+        queue = list(dict.fromkeys([*queue, *judged.kept]))
+        lengths, about = self.objective.lengths, {}
+        ratios = {one: predicted_timing(self.table, one, self.space.full, lengths)["latency_ratio"] for one in queue}
+        if self.is_here and set(queue) > set(judged.kept):
             path = self.objective.output / "direct_latency.json"
             seconds = None if self.settings.reuse is None else REUSE_SECONDS
-            record = on_main_process(lambda: remeasure(self.objective, self.table, list(ratios), path, seconds))
+            record = on_main_process(lambda: remeasure(self.objective, self.table, queue, path, seconds))
             about["drift"] = record["drift"]
-            ratios = {schedule: record["latency"][schedule.key]["ratio"] for schedule in ratios}
-        queue = sorted(ratios, key=lambda schedule: ratios[schedule])
-        if self.settings.length_buckets:
-            limits = self.settings.length_buckets
-            policy = on_main_process(lambda: find_policy(result, self.supernet, self.table, limits))
-            if policy is not None:
-                about["length_policy"] = policy.config
-                queue.insert(0, policy)
-        return queue, about
+            ratios = {one: record["latency"][one.key]["ratio"] for one in queue}
+        return sorted(queue, key=lambda one: ratios[one]), about
 
 
 def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:

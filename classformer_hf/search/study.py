@@ -245,7 +245,11 @@ def _try_proposals(
             runner.start(*proposal)
         if not runner.schedules:
             if not is_over and len(journal.trials) < max_trials:
-                logger.info("nothing left to try after %d trials: the others are no better.", len(journal.trials))
+                logger.info(
+                    "nothing left to try after %d trials: what was not tried, if anything, is slower than the best or "
+                    "most likely not good enough.",
+                    len(journal.trials),
+                )
             return
         journal.append(runner.wait().to_trial(journal.next_number))
         yield journal.trials[-1]

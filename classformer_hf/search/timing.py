@@ -95,7 +95,9 @@ def remeasure(
         rounds = int(np.clip(1000 * seconds / (milliseconds * len(objective.lengths)) - warmup, 3, rounds))
     started = time.monotonic()
     latency = measure_directly(objective, candidates, rounds, warmup)
-    errors = drift(table, {schedule: value.ratio for schedule, value in latency.items()}, objective.lengths)
+    # the table's own predictions know no buckets
+    single = {schedule: value.ratio for schedule, value in latency.items() if not schedule.buckets}
+    errors = drift(table, single, objective.lengths)
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),

@@ -62,6 +62,7 @@ class SupernetObjective:
         self.predictions = output / "predictions"
         self.device, self.dtype = device, dtype
         self.model: Any = None
+        self.is_limited = False
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker loads the weights itself
@@ -98,8 +99,10 @@ class SupernetObjective:
     def limit_examples(self, schedules: Sequence[Schedule], seconds: float):
         """Validate from now on with as many examples, drawn at random, as some schedules need so long for.
 
-        Where an interrupted call has left predictions, their number stays.
+        Where an interrupted call has left predictions, their number stays; a second call changes nothing.
         """
+        if self.is_limited:
+            return
         split = self.task.splits["validation"].shuffle(seed=0)
         kept = next(self.predictions.glob("*.npy"), None)
         if kept is not None:
@@ -113,7 +116,7 @@ class SupernetObjective:
         if affordable < len(split):
             logger.info("validating with %d of %d examples, to answer in time.", affordable, len(split))
         splits = DatasetDict({**self.task.splits, "validation": split.select(range(affordable))})
-        self.task = replace(self.task, splits=splits)
+        self.task, self.is_limited = replace(self.task, splits=splits), True
 
     def load(self) -> Any:
         """Load the weights, once."""

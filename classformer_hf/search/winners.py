@@ -3,7 +3,8 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from .objective import FineTuneObjective
 from .policy import predict_policy
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
-from .study import SearchResult, find_reference, run_search
+from .study import SearchResult, find_reference, run_search, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,16 @@ DRIFT = 0.05  # between two measurements of one latency ratio that is worth a wo
 StartProgress = Callable[[str, int, int], Callable[[SearchResult], Any]]
 
 
-def choose_candidates(result: SearchResult, number: int) -> list[Trial]:
-    """List the fastest trials that meet the requirement with the supernet's weights, fastest first."""
+def choose_candidates(result: SearchResult, number: int, refuted: Collection[Schedule] = ()) -> list[Trial]:
+    """List the fastest trials that meet the requirement with the supernet's weights, fastest first.
+
+    Args:
+        result: Of the search with the supernet.
+        number: How many at most.
+        refuted: Schedules whose own fine-tuning fell short.
+    """
     feasible = [trial for trial in result.trials if result.is_feasible(trial) and trial is not result.reference]
+    feasible = [trial for trial in feasible if trial.schedule not in refuted]
     return sorted(feasible, key=lambda trial: trial.latency_ratio)[:number]
 
 
@@ -79,27 +87,67 @@ class Verdict(NamedTuple):
     kept: float
     standard_error: float
 
+    def moves_bar(self, required: float) -> bool:
+        """Whether it fell short of a requirement, or kept clearly more, so that it says where to look."""
+        return self.kept < required or self.kept > required + self.standard_error
 
-def list_verdicts(study: Path) -> list[Verdict]:
-    """List what the last stage of a study has judged so far."""
+
+@dataclass(frozen=True)
+class Judged:
+    """What the last stage of a study has judged so far, by one requirement.
+
+    Attributes:
+        verdicts: Of the winners whose fine-tuning succeeded.
+        kept: Winners that kept the requirement.
+        refuted: Those that fell short or failed.
+        num_asked: Winners that were fine-tuned for the very question that is asked.
+    """
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    kept: list[Schedule] = field(default_factory=list)
+    refuted: list[Schedule] = field(default_factory=list)
+    num_asked: int = 0
+
+
+def read_judged(study: Path, question: Mapping[str, Any]) -> Judged:
+    """Read what the last stage of a study has judged so far.
+
+    Args:
+        study: Folder of the study.
+        question: What is asked: `required_performance`, `length_buckets`, ...
+    """
     path = study / "winners" / "trials.jsonl"
     trials = Journal(path, {}, is_writer=False).trials if path.exists() else []
-    reference = find_reference(trials)
-    if reference is None:
-        return []
-    full, full_as_is = reference.score, reference.measurement["score_as_is"]
-    return [
+    if find_reference(trials) is None:
+        return Judged()
+    result = answer(trials, question)
+    winners = [trial for trial in result.trials if trial.schedule != result.reference.schedule]
+    full_as_is = result.reference.measurement["score_as_is"]
+    verdicts = [
         Verdict(
             trial.measurement["score_as_is"] / full_as_is,
-            trial.score / full,
+            result.performance(trial),
             trial.measurement.get("paired_standard_error") or 0.0,
         )
-        for trial in trials
-        if trial.is_ok and trial is not reference
+        for trial in winners
+        if trial.is_ok
     ]
+    return Judged(
+        verdicts,
+        [trial.schedule for trial in winners if result.is_feasible(trial)],
+        [trial.schedule for trial in winners if not result.is_feasible(trial)],
+        sum(trial.measurement.get("question") == question for trial in winners),
+    )
 
 
-def raise_requirement(verdicts: Sequence[Verdict], required: float) -> float:
+def answer(trials: list[Trial], question: Mapping[str, Any]) -> SearchResult:
+    """Judge the winners' trials by a question; policies with other length buckets than it allows are left out."""
+    limits = set(question["length_buckets"])
+    fitting = [trial for trial in trials if {limit for limit, _ in trial.schedule.buckets} <= limits]
+    return summarise(fitting, question["required_performance"])
+
+
+def required_promise(verdicts: Sequence[Verdict], required: float) -> float:
     """Say what a candidate must promise with the supernet's weights, so that its fine-tuning keeps the requirement.
 
     The full model gains by its fine-tuning, mostly more than a shorter one, so the loss against it grows by a factor;
@@ -107,39 +155,56 @@ def raise_requirement(verdicts: Sequence[Verdict], required: float) -> float:
     chosen for looking good, so that they are aimed a standard error above the requirement, though at most halfway to no
     loss; and no higher than what a winner promised that did keep it.
 
+    Where those that kept it all gained, candidates may promise less than is asked: by the smallest of the gains, less
+    its standard error.
+
     Args:
         verdicts: Winners so far.
         required: The share of the full model's performance that is asked.
     """
-    asked, loss = required, 1 - required
+    enough = [one for one in verdicts if one.kept >= required]
+    gain = min((one.kept - one.promised - one.standard_error for one in enough), default=0.0)
+    # half of what is asked bounds what a few examples may claim
+    asked, loss = max(required - max(gain, 0.0), required / 2), 1 - required
     for promised, kept, error in verdicts:
         if kept < required:
             asked = max(asked, 1 - max(loss - error, loss / 2) * max(1 - promised, 0.0) / (1 - kept))
-    enough = [one.promised for one in verdicts if one.kept >= required]
-    return max(required, min([asked, *enough]))
+    return min(asked, max(required, min((one.promised for one in enough), default=1.0)))
 
 
-def judge_next(
+def judge(
     winners: FineTuneObjective,
     space: SearchSpace,
-    queue: Sequence[Schedule],
-    required: float,
+    candidate: Schedule | None,
+    question: Mapping[str, Any],
     start_progress: StartProgress,
     foreign_table: LatencyTable | None = None,
 ) -> SearchResult:
-    """Fine-tune the first new candidate (and the full model) shortly from the supernet, unless one was good enough."""
-    timing = winners.measure
-    if foreign_table is not None:
+    """Fine-tune a candidate, and the full model if that was not yet, shortly from the supernet.
 
-        def timing(schedule: Schedule) -> dict[str, Any]:
-            return predicted_timing(foreign_table, schedule, winners.full, winners.lengths)
+    Args:
+        winners: Fine-tunes.
+        space: What was searched.
+        candidate: A schedule that was not judged yet; `None`: the full model alone.
+        question: What is asked; noted beside each winner.
+        start_progress: As in `search_with_supernet`.
+        foreign_table: The latency table where nothing can be timed here.
+    """
 
+    def timing(schedule: Schedule) -> dict[str, Any]:
+        if foreign_table is None:
+            measured = winners.measure(schedule)
+        else:
+            measured = predicted_timing(foreign_table, schedule, winners.full, winners.lengths)
+        return {**measured, "question": dict(question)}
+
+    required = question["required_performance"]
     journal = Journal(winners.output / "trials.jsonl", winners.identity(), is_writer=PartialState().is_main_process)
-    max_trials = max(len(journal.trials), 1) + 1
+    max_trials = max(len(journal.trials), 1) + (candidate is not None)
     result = run_search(
         space,
         winners,
-        QueueSampler(space, queue, required),
+        OneProposal(space, candidate),
         journal,
         required,
         max_trials,
@@ -162,22 +227,17 @@ def predicted_timing(table: LatencyTable, schedule: Schedule, full: Schedule, le
     }
 
 
-class QueueSampler(Sampler):
-    """Proposes given candidates in their order, until one keeps the requirement after its own fine-tuning.
+class OneProposal(Sampler):
+    """Proposes one schedule and then no other.
 
     Args:
         space: What was searched.
-        candidates: Schedules, fastest first.
-        required: The share of the full model's performance that is asked.
+        candidate: The schedule; `None`: nothing is proposed.
     """
 
-    def __init__(self, space: SearchSpace, candidates: Sequence[Schedule], required: float):
+    def __init__(self, space: SearchSpace, candidate: Schedule | None):
         super().__init__(space)
-        self.candidates, self.required = list(candidates), required
+        self.candidate = candidate
 
     def propose(self) -> tuple[Schedule, str] | None:
-        full = self.space.full
-        kept = [one.performance for one in self.observations if one.is_ok and one.schedule != full]
-        if any(performance is not None and performance >= self.required for performance in kept):
-            return None
-        return next(((one, "winner") for one in self.candidates if one not in self.taken), None)
+        return None if self.candidate is None or self.candidate in self.taken else (self.candidate, "winner")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.cost import Latency
 from classformer_hf.data import load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import JournalError, Schedule, SearchSpace
@@ -19,10 +21,9 @@ from classformer_hf.search import objective as objective_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import EXTRA_TRIALS, OneShotSettings, only_driver, search_with_supernet
-from classformer_hf.search.samplers import Observation
 from classformer_hf.search.timing import measure_directly
 from classformer_hf.search.validation import SupernetObjective
-from classformer_hf.search.winners import QueueSampler, Verdict, raise_requirement, warn_of_drift
+from classformer_hf.search.winners import Verdict, required_promise, warn_of_drift
 from classformer_hf.training import ClassformerTrainingArguments
 
 REQUIRED = 0.6
@@ -70,8 +71,8 @@ def search(objective, space, **settings):
         stages.append((name, num_before))
         return lambda result: None
 
-    executors = settings.pop("executors", None)
-    found = search_with_supernet(objective, space, OneShotSettings(**settings), start_progress, executors=executors)
+    hooks = {name: settings.pop(name) for name in ("executors", "is_time_up") if name in settings}
+    found = search_with_supernet(objective, space, OneShotSettings(**settings), start_progress, **hooks)
     return found, stages
 
 
@@ -332,17 +333,25 @@ def test_reuse_of_another_dataset_is_refused(build, study, space, tmp_path, tiny
         search(build(tmp_path / "new", task=shorter), space, reuse=study)
 
 
-def test_length_policy_is_judged_first(build, study, space, tmp_path, monkeypatch):
-    policy = Schedule((4, 1, 1), 0, ((18, Schedule((2, 1, 1))),))
+def test_length_buckets_that_are_added_later_reach_the_model(build, study, space, monkeypatch):
+    policy = Schedule((4, 4, 1), 0, ((18, Schedule((2, 4, 1))),))
     monkeypatch.setattr("classformer_hf.search.policy.choose_policy", lambda *_: policy)
-    monkeypatch.setattr("classformer_hf.search.oneshot.prune_models", lambda *_: None)
-    settings = {"required_performance": 0.3, "latency_table": str(study / "latency_table.json")}
-    found, _ = search(build(tmp_path / "new"), space, reuse=study, length_buckets=(18,), **settings)
-    winners = rows(tmp_path / "new" / "winners" / "trials.jsonl")
-    assert Schedule.from_config(found.about["length_policy"]) == policy
-    assert winners[1]["key"] == policy.key
-    model = ClassformerForSequenceClassification.from_pretrained(tmp_path / "new" / "winners" / "models" / policy.key)
+
+    def measure(objective, schedules, *_):
+        ratios = {one: 0.01 if one.buckets else 0.5 for one in schedules} | {objective.full: 1.0}
+        return {one: Latency(ratio, ratio, ratio, 1.0, 1.0, None, "wall", 1) for one, ratio in ratios.items()}
+
+    monkeypatch.setattr("classformer_hf.search.timing.measure_directly", measure)
+    monkeypatch.setattr(FineTuneObjective, "measure", lambda self, one: {"latency_ratio": 0.01 if one.buckets else 0.5})
+    settings = {"required_performance": 0.3, "num_winners": 1}
+    found, _ = search(build(study), space, length_buckets=(18,), **settings)
+    assert found.result.best.schedule == policy
+    model = ClassformerForSequenceClassification.from_pretrained(study / "winners" / "models" / policy.key)
     assert Schedule.from_config(vars(model.config)) == policy
+    single = search(build(study), space, **settings)[0].result.best.schedule
+    assert not single.buckets, "asked without buckets again"
+    assert (study / "winners" / "models" / single.key).exists()
+    assert search(build(study), space, length_buckets=(18,), **settings)[0].result.best.schedule == policy
 
 
 def test_objectives_can_be_sent_to_workers(build, study):
@@ -362,43 +371,43 @@ def test_direct_measurement_runs_every_schedule_on_one_model(build, tmp_path):
     assert latency[objective.full].ratio == 1
 
 
-class TestQueue:
-    """The order in which candidates are fine-tuned."""
-
-    first, second = candidates = [Schedule((4, 1, 1)), Schedule((2, 1, 1))]
-
-    def test_stops_at_the_first_that_is_good_enough(self, space):
-        sampler = QueueSampler(space, self.candidates, 0.9)
-        assert sampler.ask() == (self.first, "winner")
-        sampler.tell(Observation(self.first, 0.9, 0.5, 0.9))
-        assert sampler.ask() is None
-
-    def test_goes_on_after_one_that_fell_short_or_failed(self, space):
-        sampler = QueueSampler(space, self.candidates, 0.9)
-        sampler.tell(Observation(space.full, 1.0, 1.0, 1.0))
-        sampler.tell(Observation(self.first))
-        assert sampler.ask() == (self.second, "winner")
-        sampler.tell(Observation(self.second, 0.89, 0.5, 0.89))
-        assert sampler.ask() is None
-
-
 def test_bar_rises_by_what_was_lost():
-    assert raise_requirement([], 0.95) == 0.95
+    assert required_promise([], 0.95) == 0.95
     # twice as much was lost as promised: promise half the loss
     short = Verdict(0.96, 0.92, 0.0)
-    assert raise_requirement([short], 0.95) == pytest.approx(0.975)
-    assert raise_requirement([short, Verdict(0.95, 0.94, 0.0)], 0.95) == pytest.approx(0.975)
-    assert raise_requirement([Verdict(0.96, 0.92, 0.01)], 0.95) == pytest.approx(1 - 0.04 / 2), "one error higher"
-    assert raise_requirement([Verdict(0.96, 0.92, 0.04)], 0.95) == pytest.approx(1 - 0.025 / 2), "halfway at most"
-    assert raise_requirement([Verdict(1.01, 0.98, 0.0)], 0.99) == 1
-    assert raise_requirement([Verdict(0.5, 0.8, 0.0)], 0.95) == 0.95, "a gain lowers nothing"
-    assert raise_requirement([short, Verdict(0.97, 0.96, 0.0)], 0.95) == 0.97, "no higher than what was enough"
-    assert raise_requirement([short, Verdict(0.94, 0.96, 0.0)], 0.95) == 0.95
+    assert required_promise([short], 0.95) == pytest.approx(0.975)
+    assert required_promise([short, Verdict(0.95, 0.94, 0.0)], 0.95) == pytest.approx(0.975)
+    assert required_promise([Verdict(0.96, 0.92, 0.01)], 0.95) == pytest.approx(1 - 0.04 / 2), "one error higher"
+    assert required_promise([Verdict(0.96, 0.92, 0.04)], 0.95) == pytest.approx(1 - 0.025 / 2), "halfway at most"
+    assert required_promise([Verdict(1.01, 0.98, 0.0)], 0.99) == 1
+    assert required_promise([Verdict(0.5, 0.8, 0.0)], 0.95) == 0.95, "a gain lowers nothing"
+    assert required_promise([short, Verdict(0.97, 0.96, 0.0)], 0.95) == 0.97, "no higher than what was enough"
+    assert required_promise([short, Verdict(0.94, 0.96, 0.0)], 0.95) == 0.95
 
 
-def test_search_goes_on_where_winners_fall_short(build, study, space, tmp_path, monkeypatch):
-    """A made-up world: time is the number of positions, and a fine-tuning loses 1.6 times what was promised."""
-    shutil.copytree(study / "supernet", tmp_path / "new" / "supernet")
+def test_bar_sinks_by_what_winners_gained():
+    gained = Verdict(0.96, 0.98, 0.005)
+    assert required_promise([gained], 0.95) == pytest.approx(0.95 - (0.02 - 0.005)), "one error less than the gain"
+    assert required_promise([gained, Verdict(0.95, 0.96, 0.0)], 0.95) == pytest.approx(0.94), "the smallest gain counts"
+    assert required_promise([gained, Verdict(0.97, 0.96, 0.0)], 0.95) == 0.95, "one that lost stops it"
+    assert required_promise([Verdict(0.96, 0.98, 0.03)], 0.95) == 0.95, "within its error"
+    # one that was tried below the requirement and fell short raises it again, above what that promised
+    bar = required_promise([gained, Verdict(0.936, 0.94, 0.0)], 0.95)
+    assert bar == pytest.approx(1 - 0.05 * 0.064 / 0.06) and 0.936 < bar < 0.96
+    assert required_promise([Verdict(0.1, 0.9, 0.0)], 0.2) == 0.1, "never below half of what is asked"
+
+
+@pytest.mark.parametrize(("kept", "moves"), [(0.94, True), (0.951, False), (0.97, True)])
+def test_winner_moves_the_bar_unless_it_kept_what_was_asked(kept, moves):
+    assert Verdict(0.95, kept, 0.01).moves_bar(0.95) == moves
+
+
+@pytest.fixture
+def world(build, study, space, tmp_path, monkeypatch, caplog):
+    """A made-up world: score and time are the positions; what a fine-tuning keeps is a function of the score lost."""
+    folder = tmp_path / "new"
+    shutil.copytree(study / "supernet", folder / "supernet")
+    caplog.set_level(logging.INFO, "classformer_hf")
 
     def bits_lost(schedule):
         long, short = space.log2_lengths([space.full, schedule], [40]).sum(axis=1)
@@ -410,23 +419,88 @@ def test_search_goes_on_where_winners_fall_short(build, study, space, tmp_path, 
     def validate(self, schedule):
         return {**time(schedule), "score": 1 - 0.02 * bits_lost(schedule), "standard_error": 0, "num_examples": 12}
 
-    def fine_tune(self, schedule):
-        lost = 0.02 * bits_lost(schedule)
-        return {"score": 1 - 1.6 * lost, "score_as_is": 1 - lost, "standard_error": 0, "num_examples": 12}
-
     def remeasure(objective, table, candidates, *_):
         return {"drift": {}, "latency": {one.key: {"ratio": time(one)["latency_ratio"]} for one in candidates}}
 
     monkeypatch.setattr(SupernetObjective, "__call__", validate)
-    monkeypatch.setattr(FineTuneObjective, "__call__", fine_tune)
     monkeypatch.setattr(FineTuneObjective, "measure", lambda self, schedule: time(schedule))
     monkeypatch.setattr("classformer_hf.search.oneshot.remeasure", remeasure)
     monkeypatch.setattr("classformer_hf.search.oneshot.EXTRA_TRIALS", 3)
     monkeypatch.setattr("classformer_hf.search.oneshot.prune_models", lambda *_: None)
-    found, stages = search(build(tmp_path / "new"), space, required_performance=0.95, num_winners=3, max_trials=12)
-    judged = rows(tmp_path / "new" / "winners" / "trials.jsonl")
-    scores = [row["measurement"]["score"] for row in judged]
-    assert len(judged) == 3 and scores[1] < 0.95 <= scores[2], "one falls short, the next keeps the requirement"
-    assert found.result.best.schedule.key == judged[2]["key"]
-    assert [name for name, _ in stages] == ["validate with the supernet", "fine-tune a winner"] * 2
-    assert len(rows(tmp_path / "new" / "trials.jsonl")) == 15
+
+    def ask(keep=lambda lost: 1 - lost, **settings):
+        def fine_tune(self, schedule):
+            lost = 0.02 * bits_lost(schedule)
+            return {"score": keep(lost), "score_as_is": 1 - lost, "standard_error": 0, "num_examples": 12}
+
+        monkeypatch.setattr(FineTuneObjective, "__call__", fine_tune)
+        found, stages = search(build(folder), space, **{"max_trials": 12, "num_winners": 5, **settings})
+        return found.result, [name for name, _ in stages], rows(folder / "trials.jsonl")
+
+    return ask
+
+
+def fastest(trials, promised):
+    """The least latency among trials of `world` that promise a score."""
+    return min(trial["measurement"]["latency_ratio"] for trial in trials if trial["measurement"]["score"] >= promised)
+
+
+def test_search_goes_on_where_winners_fall_short(world):
+    result, stages, trials = world(lambda lost: 1 - 1.6 * lost, required_performance=0.95, num_winners=2)
+    scores = [trial.score for trial in result.trials]
+    assert len(scores) == 3 and scores[1] < 0.95 <= scores[2], "one falls short, the next keeps the requirement"
+    assert result.best is result.trials[2]
+    assert stages == ["validate with the supernet", "fine-tune a winner"] * 3, "the last round fine-tunes nothing"
+    assert len(trials) == 15
+
+
+def test_overshoot_is_used(world, caplog):
+    result, _, trials = world(lambda lost: 1 - lost / 2, required_performance=0.95)
+    _, first, *_ = result.trials
+    assert first.latency_ratio == fastest(trials[:12], 0.95)
+    assert result.best.latency_ratio < first.latency_ratio and result.is_feasible(result.best)
+    assert result.best.measurement["score_as_is"] < 0.95, "what gains by its fine-tuning may promise less"
+    assert "must promise" in caplog.text
+
+
+def test_best_winner_is_never_lost(world):
+    result, *_ = world(lambda lost: 1 - lost / 2 if lost <= 0.05 else 1 - 3 * lost, required_performance=0.95)
+    _, first, *faster = result.trials
+    assert result.best is first
+    assert faster and all(trial.latency_ratio < first.latency_ratio and trial.score < 0.95 for trial in faster)
+
+
+def test_lower_requirement_in_the_same_folder_finds_a_faster_one(world, caplog):
+    strict, *_ = world(required_performance=0.96)
+    caplog.clear()
+    result, _, trials = world(required_performance=0.9)
+    assert result.best.latency_ratio == fastest(trials, 0.9) < strict.best.latency_ratio
+    assert len(result.trials) == len(strict.trials) + 1
+    assert "nothing left to try" not in caplog.text
+    again, *_ = world(required_performance=0.96)
+    assert again.best == strict.best, "and the strict answer is still there"
+
+
+def test_more_trials_in_the_same_folder_find_a_faster_one(world, caplog):
+    few, _, trials = world(required_performance=0.95, max_trials=4, num_winners=1)
+    assert few.best.latency_ratio == fastest(trials, 0.95)
+    many, _, trials = world(required_performance=0.95, max_trials=12, num_winners=1)
+    assert many.best.latency_ratio == fastest(trials, 0.95) < few.best.latency_ratio
+    assert "nothing left to try" not in caplog.text
+
+
+def test_finished_question_is_not_asked_again(world, caplog):
+    question = {"required_performance": 0.95, "num_winners": 1}
+    first, _, trials = world(lambda lost: 1 - lost / 2, **question)
+    assert "was not fine-tuned, which promises enough and would be faster: --num_winners are used up" in caplog.text
+    again, _, trials_again = world(lambda lost: pytest.fail("trained"), **question)
+    assert (again, trials_again) == (first, trials)
+    more, *_ = world(lambda lost: 1 - lost / 2, **{**question, "num_winners": 2})
+    assert len(more.trials) == 3
+
+
+def test_time_budget_allows_one_winner(world, tmp_path, caplog):
+    journal = tmp_path / "new" / "winners" / "trials.jsonl"
+    is_time_up = lambda: journal.exists()  # noqa: E731
+    result, *_ = world(lambda lost: 1 - lost / 2, required_performance=0.95, is_time_up=is_time_up)
+    assert len(result.trials) == 2 and "would be faster: no time is left" in caplog.text

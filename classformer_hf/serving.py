@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +184,12 @@ class ExportedClassifier(PreTrainedModel):
         config: Of the classifier.
         index: Content of `graphs.json`.
         graphs: As many callables.
+        source: Arguments of [`from_pretrained`], by which a copy or another process opens the same.
     """
 
     config_class = ExportedConfig
 
-    def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any]):
+    def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any], source: tuple):
         config = copy.deepcopy(config)
         # nothing here attends, and PreTrainedModel would ask how
         config._attn_implementation = "eager"
@@ -198,7 +200,7 @@ class ExportedClassifier(PreTrainedModel):
         # the graph of a cascade is the last one
         self.has_cascade = len(by_length) < len(index["graphs"])
         self.shortest = [entry["min_padded_tokens"] for entry in index["graphs"]]
-        self.graphs = graphs
+        self.graphs, self.source = graphs, source
         self.pad_token_id = config.pad_token_id or 0
 
     @classmethod
@@ -228,7 +230,12 @@ class ExportedClassifier(PreTrainedModel):
         except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
             raise ValueError(f"{folder}/{INDEX} is damaged ({error!r}); export the model again.") from error
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        return cls(config, index, [_open_graph(path, index["runtime"], num_threads) for path in paths])
+        graphs = [_open_graph(path, index["runtime"], num_threads) for path in paths]
+        return cls(config, index, graphs, (Path(folder).resolve(), num_threads))
+
+    def __reduce__(self):
+        # what a runtime has opened cannot be copied or sent to another process: that opens the folder itself
+        return ExportedClassifier.from_pretrained, self.source
 
     def save_pretrained(self, *args, **kwargs):
         """Refuse, because graphs are files of their own.
@@ -309,6 +316,30 @@ class ExportedClassifier(PreTrainedModel):
         return torch.as_tensor(output.logits).clone()
 
 
+class OpenVINOGraph:
+    """Runs a graph with an infer request for every call at a time.
+
+    A request holds the inputs and outputs of one call, so that threads which share one get each other's answers.
+
+    Args:
+        graph: As it was opened, with its one request.
+    """
+
+    def __init__(self, graph: Any):
+        self.idle = [next(iter(graph.runners.values()))]
+        self.open_another = partial(type(self.idle[0]), self.idle[0].compiled_model, self.idle[0].metadata)
+
+    def __call__(self, **inputs):
+        try:
+            runner = self.idle.pop()
+        except IndexError:
+            runner = self.open_another()
+        try:
+            return runner(**inputs)
+        finally:
+            self.idle.append(runner)
+
+
 def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
     from transformers.exporters import ExportedModel
 
@@ -329,7 +360,8 @@ def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
+            graph = ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
+            return OpenVINOGraph(graph) if runtime == "openvino" else graph
     except MemoryError:
         raise
     # of as many kinds as there are runtimes

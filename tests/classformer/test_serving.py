@@ -2,7 +2,10 @@
 
 import json
 import logging
+import multiprocessing
+import pickle
 import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from classformer_hf import ClassformerConfig, ClassformerForSequenceClassificati
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
-from classformer_hf.serving import ExportedClassifier, export
+from classformer_hf.serving import RUNTIMES, ExportedClassifier, export
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
 CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}
@@ -99,6 +102,49 @@ def test_pipeline_takes_it_for_a_model(exported, caplog, monkeypatch):
     expected = pipeline("text-classification", model=model, tokenizer=str(output))(texts)
     assert [one["label"] for one in found] == [one["label"] for one in expected]
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-4)
+
+
+def answers_of(classifier, batches):
+    return [classifier(**batch).logits for batch in batches]
+
+
+def make_batches(number=60):
+    return [make_batch(torch.randint(1, 65, (3,)).tolist()) for _ in range(number)]
+
+
+def test_threads_get_their_own_answers(exported):
+    classifier, batches = exported[1], make_batches()
+    alone = answers_of(classifier, batches)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda batch: classifier(**batch).logits, batches))
+    for number, (found, expected) in enumerate(zip(together, alone, strict=True)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, msg=f"batch {number}")
+
+
+def test_copies_and_other_processes_answer_alike(exported):
+    classifier, batches = exported[1], make_batches(4)
+    expected = answers_of(classifier, batches)
+    classify = pipeline("text-classification", model=classifier, tokenizer=str(exported[2]))
+    copy = pickle.loads(pickle.dumps(classify)).model
+    # a forked process has the opened graphs without their threads
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=lambda: queue.put([one.tolist() for one in answers_of(classifier, batches)]))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    forked = [torch.tensor(one) for one in queue.get()]
+    for found in (answers_of(copy, batches), forked):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exported", [CASES[name] for name in RUNTIMES], ids=RUNTIMES, indirect=True)
+def test_spawned_processes_answer_alike(exported):
+    classifier, batches = exported[1], make_batches(4)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(answers_of, classifier, batches).result()
+    torch.testing.assert_close(found, answers_of(classifier, batches), atol=1e-5, rtol=0)
 
 
 def test_wrong_batches_are_refused(exported):

@@ -52,6 +52,11 @@ def subsample(states: torch.Tensor, gamma: int, eta: int, dim: int = 1) -> torch
     """
     if gamma == 1:
         return states
+    if torch.jit.is_tracing():
+        # lengths are tensors, of which sym_min knows nothing, and slices stay right at other lengths
+        before = (slice(None),) * dim
+        kept = [states[(*before, slice(eta))], states[(*before, slice(eta, None, gamma))]]
+        return torch.cat(kept, dim) if eta else kept[1]
     num_tokens = states.shape[dim]
     num_leading = torch.sym_min(eta, num_tokens)
     # index_select, because a strided view makes torch.export guard on the parity of the length
@@ -129,7 +134,11 @@ class ClassformerEncoder(nn.Module):
         schedule: tuple[list[int], int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        gamma, eta = schedule or self.config.schedule_for(hidden_states.shape[1])
+        num_tokens = hidden_states.shape[1]
+        # of one length there is one graph
+        if schedule is None and self.config.length_buckets and not isinstance(num_tokens, int):
+            refuse_single_graph("a model with length buckets")
+        gamma, eta = schedule or self.config.schedule_for(num_tokens)
         state = self.start(hidden_states, attention_mask)
         for layer, factor in zip(self.layer, gamma, strict=True):
             state = self.step(layer, state, factor, eta, cls_only and layer is self.layer[-1], **kwargs)
@@ -407,11 +416,13 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         """Classify the examples of each length bucket together, so that no example depends on its batchmates.
 
         Raises:
-            ValueError: Hidden states or attentions of several buckets are asked for; they do not stack.
+            ValueError: Hidden states or attentions of several buckets are asked for; they do not stack. Or the model is
+                exported or traced, and which example is in which bucket depends on data.
         """
         lengths = count_tokens(inputs["attention_mask"]) if self.config.length_buckets else None
         if lengths is None:
             return self.classify(inputs, **kwargs)
+        refuse_single_graph("a model with length buckets")
         limits = torch.tensor([bucket["max_tokens"] for bucket in self.config.length_buckets], device=lengths.device)
         buckets = torch.bucketize(lengths, limits)
         found = buckets.unique().tolist()
@@ -435,10 +446,9 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
 
         Raises:
             ValueError: Hidden states or attentions are asked for, which do not stack for two schedules; or the model is
-                exported, and which examples are classified again depends on data.
+                exported or traced, and which examples are classified again depends on data.
         """
-        if torch.compiler.is_exporting():
-            raise ValueError("a cascade is no single graph: classformer_hf.serving.export makes one for each schedule.")
+        refuse_single_graph("a cascade")
         if self.asks_states(kwargs):
             raise ValueError(
                 "hidden states and attentions of a cascade's two schedules have different lengths; set config.cascade "
@@ -458,6 +468,16 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         return any(
             kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
         )
+
+
+def refuse_single_graph(what: str):
+    """Refuse to be exported or traced where the graph would hold one schedule of several.
+
+    Raises:
+        ValueError: Says so.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise ValueError(f"{what} is no single graph: classformer_hf.serving.export makes one for each schedule.")
 
 
 def warn_of_left_padding(attention_mask: torch.Tensor | None):

@@ -127,10 +127,13 @@ def test_a_schedule_that_is_set_takes_the_place_of_a_cascade(build, batch, tmp_p
     assert load_from_encoder(tmp_path, gamma=[1, 1, 1], eta=0).config.cascade is None
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_cascade_is_no_single_graph(build, batch):
     model = build(cascade={**FAST, "margin": 0.5})
     with pytest.raises(Exception, match="a cascade is no single graph"):
         torch.export.export(model, (), dict(batch))
+    with pytest.raises(ValueError, match="a cascade is no single graph"):
+        torch.jit.trace(model, example_kwarg_inputs=dict(batch))
 
 
 def test_states_of_two_schedules_are_refused(build, batch):

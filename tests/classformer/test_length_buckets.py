@@ -115,3 +115,17 @@ def test_saved_folder_keeps_the_policy_and_a_pipeline_batches_by_it(model, tiny_
 def test_bad_buckets_are_refused(tiny_settings, buckets, message):
     with pytest.raises(Exception, match=message):
         ClassformerConfig(**tiny_settings, length_buckets=buckets)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_buckets_are_no_single_graph(model, texts):
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    for one, batch in ((model, padded(texts)), (model.roberta, {"input_ids": padded(texts)["input_ids"]})):
+        with pytest.raises(Exception, match="length buckets is no single graph: classformer_hf.serving.export makes"):
+            torch.export.export(one, (), dict(batch), dynamic_shapes=dict.fromkeys(batch, dynamic))
+        with pytest.raises(ValueError, match="length buckets is no single graph"):
+            torch.jit.trace(one, example_kwarg_inputs=dict(batch))
+    # every input of a fixed length has one schedule
+    ids = padded(texts)["input_ids"]
+    program = torch.export.export(model, (), {"input_ids": ids}).module()
+    torch.testing.assert_close(program(input_ids=ids).logits, model(input_ids=ids).logits)

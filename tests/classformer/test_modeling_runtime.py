@@ -95,6 +95,19 @@ def test_exports_with_dynamic_batch_and_length(tiny_settings, gamma, eta):
         torch.testing.assert_close(exported(**batch).logits, model(**batch).logits, rtol=0, atol=1e-6)
 
 
+# tracing is deprecated, and warns of every comparison with a shape
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_class", [ClassformerForSequenceClassification, ClassformerForMaskedLM])
+@pytest.mark.parametrize("gamma, eta, length", [([2, 1, 2], 0, 12), ([1, 3, 2], 2, 12), ([4, 2, 1], 8, 5)], ids=str)
+@torch.no_grad()
+def test_a_trace_is_right_at_other_lengths(tiny_settings, model_class, gamma, eta, length):
+    model = build(tiny_settings, model_class, gamma=gamma, eta=eta, return_dict=False)
+    traced = torch.jit.trace(model, example_kwarg_inputs=make_batch(2, length))
+    for batch_size, other in ((2, length), (3, 33), (1, 2)):
+        batch = make_batch(batch_size, other)
+        torch.testing.assert_close(traced(**batch)[0], model(**batch)[0], rtol=0, atol=1e-6)
+
+
 def test_evaluation_is_deterministic_and_training_drops_out(tiny_settings):
     model, batch = build(tiny_settings, hidden_dropout_prob=0.5), make_batch()
     with torch.no_grad():

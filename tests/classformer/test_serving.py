@@ -104,6 +104,24 @@ def test_pipeline_takes_it_for_a_model(exported, caplog, monkeypatch):
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_openvino_converts_the_model_itself(tiny_settings):
+    import openvino
+
+    config = ClassformerConfig(**tiny_settings, gamma=[2, 1, 3], eta=2)
+    model = ClassformerForSequenceClassification(config).eval()
+    names = ("input_ids", "attention_mask")
+    example = {name: make_batch([9, 20])[name] for name in names}
+    compiled = openvino.compile_model(
+        openvino.convert_model(model, example_input=example), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for lengths in LENGTHS:
+        batch = {name: make_batch(lengths)[name] for name in names}
+        found = torch.tensor(compiled({name: value.numpy() for name, value in batch.items()})[0])
+        torch.testing.assert_close(found, model(**batch).logits, atol=1e-4, rtol=0, msg=str(lengths))
+
+
 def answers_of(classifier, batches):
     return [classifier(**batch).logits for batch in batches]
 

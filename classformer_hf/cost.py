@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .configuration_classformer import ClassformerConfig
 
 INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+PASSING_FIELDS = ("load_average", "python")  # of the hardware, what may differ between timings on one machine
 # instruction sets that decide how fast a matrix product is, x86 first
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 
@@ -255,6 +256,11 @@ def hardware_fingerprint(device: str | torch.device = "cpu", dtype: torch.dtype 
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def is_same_hardware(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Say whether a record of `hardware_fingerprint` is of the machine and libraries of another one."""
+    return all(found.get(name) == value for name, value in now.items() if name not in PASSING_FIELDS)
 
 
 def _read_cpu() -> tuple[str, set[str]]:

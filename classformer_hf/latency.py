@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from .configuration_classformer import ClassformerConfig
-from .cost import _choose_clock, _ready_to_time, _time_forward, hardware_fingerprint
+from .cost import _choose_clock, _ready_to_time, _time_forward, hardware_fingerprint, is_same_hardware
 from .modeling_classformer import ClassformerForSequenceClassification
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ SHAPE_FIELDS = (
     "hidden_act",
     "last_layer_cls_only",
 )
-# of the hardware, what may differ between two timings on one machine
-PASSING_FIELDS = ("load_average", "python")
 # in a round: these layers are in nearly every schedule, and the full model, which all are compared with, has no others
 KEEP_TIMINGS = 2
 LARGEST_MEAN_DRIFT = 0.05
@@ -200,7 +198,7 @@ class LatencyTable:
     ) -> bool:
         """Whether the table was built on hardware and with libraries like those that run now."""
         now = hardware_fingerprint(device, dtype) | {"threads": threads}
-        return all(self.hardware.get(name) == value for name, value in now.items() if name not in PASSING_FIELDS)
+        return is_same_hardware(self.hardware, now)
 
     def save(self, path: str | Path):
         """Write the table as JSON, one entry a line."""

@@ -46,7 +46,7 @@ from classformer_hf.search.report import (
     write_results_file,
 )
 from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
-from classformer_hf.search.timing import prepare_table
+from classformer_hf.search.timing import prepare_table, retime_trials, was_timed_elsewhere
 from classformer_hf.training import ClassformerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -389,7 +389,10 @@ class Search:
                 prune_models(self.output / "models", result)
             self.write(result, self.objective)
 
+        hardware = self.objective.hardware
         with self.executors() as executors:
+            if executors.get("latency_executor") is None:
+                retime_trials(journal, self.objective.measure, lambda trial: was_timed_elsewhere(trial, hardware))
             result = run_search(
                 self.space,
                 self.objective,

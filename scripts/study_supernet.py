@@ -37,7 +37,7 @@ from classformer_hf.metrics import (
 )
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
 from classformer_hf.search.objective import PREDICTIONS, FineTuneObjective
-from classformer_hf.search.oneshot import describe_space, prepare_supernet
+from classformer_hf.search.oneshot import identify, prepare_supernet
 from classformer_hf.search.study import summarise
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
@@ -93,7 +93,7 @@ class Study:
         return [self.space.full, *drawn]
 
     def journal(self, seed: int) -> Journal:
-        identity = {**self.objective.identity(), "space": describe_space(self.space)}
+        identity = identify(self.objective, self.space)
         identity["recipe"]["seed"] = str(seed)
         del identity["latency"]  # nothing is timed here
         return Journal(self.output / f"individual-{seed}.jsonl", identity)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,21 @@ def test_epochs_that_nobody_asked_for(run, tmp_path, tiny_roberta_two_labels, ti
     assert code == 0, words
     study = json.loads((tmp_path / "run" / "trials.jsonl").read_text().splitlines()[0])
     assert study["identity"]["recipe"]["num_train_epochs"] == epochs
+
+
+def test_search_on_another_machine_times_its_trials_again(run, searched, tmp_path, monkeypatch):
+    output, _, flags = searched
+    copied = shutil.copytree(output, tmp_path / "moved")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(77)))
+    assert run("search_classformer", *(copied if flag == output else flag for flag in flags))[0] == 0
+    before, after = ((folder / "trials.jsonl").read_text().splitlines() for folder in (output, copied))
+    assert after[: len(before)] == before, "nothing is tried again"
+    new = [json.loads(line) for line in after[len(before) :]]
+    assert [(row["type"], row["number"]) for row in new] == [("latency", number) for number in range(3)]
+    assert {row["measurement"]["hardware"]["usable_cores"] for row in new} == {77}
+    data = json.loads((copied / "best" / "search.json").read_text())
+    assert data["hardware"]["usable_cores"] == 77
+    assert data["latency_ratio"] in [row["measurement"]["latency_ratio"] for row in new]
 
 
 def test_search_refuses_another_dataset_in_the_same_folder(run, searched, tmp_path, tiny_text_file):

@@ -1,8 +1,8 @@
 """The journal of a search: `trials.jsonl`, append-only, one JSON object per line, written through to the disk.
 
 The first line says what was searched (so that another dataset cannot be resumed by mistake), every other line is a
-finished trial. A crash can only tear the last line, which is then dropped. One process at a time writes: it leaves its
-host and pid in `driver.json` beside the journal.
+finished trial, or another latency of an earlier one, as of another machine. A crash can only tear the last line, which
+is then dropped. One process at a time writes: it leaves its host and pid in `driver.json` beside the journal.
 """
 
 import json
@@ -10,9 +10,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ import psutil
 from .space import Schedule
 
 logger = logging.getLogger(__name__)
+
+# entries of a trial's measurement that are of one machine
+TIMED = ("latency", "latency_ratio", "stock_latency_ratio", "latency_milliseconds", "latency_source", "hardware")
 
 
 class JournalError(ValueError):
@@ -113,6 +116,8 @@ class Journal:
                 if row["type"] == "study":
                     self._check_identity(row["identity"])
                     self.has_header, self.found_identity = True, row["identity"]
+                elif row["type"] == "latency":
+                    self._replace_latency({row["number"]: row["measurement"]})
                 else:
                     self.trials.append(Trial.from_row(row))
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -136,11 +141,29 @@ class Journal:
             JournalError: The disk is full or the file cannot be written.
         """
         if self.is_writer:
-            self._write(trial)
+            self._write([trial.to_row()])
         self.trials.append(trial)
 
-    def _write(self, trial: Trial):
-        rows = [trial.to_row()]
+    def retime(self, latencies: Mapping[int, Mapping[str, Any]]):
+        """Note other latencies of finished trials, which from now on replace what was measured before.
+
+        Args:
+            latencies: What was measured, as plain data, by the number of the trial.
+
+        Raises:
+            JournalError: The disk is full or the file cannot be written.
+        """
+        if self.is_writer and latencies:
+            self._write([{"type": "latency", "number": n, "measurement": one} for n, one in latencies.items()])
+        self._replace_latency(latencies)
+
+    def _replace_latency(self, latencies: Mapping[int, Mapping[str, Any]]):
+        for index, trial in enumerate(self.trials):
+            if trial.number in latencies:
+                kept = {name: value for name, value in trial.measurement.items() if name not in TIMED}
+                self.trials[index] = replace(trial, measurement={**kept, **latencies[trial.number]})
+
+    def _write(self, rows: list[dict[str, Any]]):
         if not self.has_header:
             rows.insert(0, {"type": "study", "identity": self.identity})
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()

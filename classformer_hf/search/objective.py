@@ -159,6 +159,11 @@ class FineTuneObjective:
         return self.load(self.full).config
 
     @property
+    def hardware(self) -> dict[str, Any]:
+        """What latency is measured on."""
+        return hardware_fingerprint(self.device, self.dtype) | {"threads": self.latency_threads}
+
+    @property
     def lengths(self) -> list[int]:
         """Token lengths that stand for the dataset's."""
         return [row["input_ids"].shape[1] for row in self.inputs]
@@ -234,7 +239,6 @@ class FineTuneObjective:
         with self.ready_to_time() as (build, inputs):
             models = {"candidate": build(schedule), "full": build(self.full), "stock": build(self.full, cls_only=False)}
             latency = measure_latency(models, inputs, reference="full", rounds=self.latency_rounds)
-            hardware = hardware_fingerprint(self.device, self.dtype)
         flops = {name: sum(count_flops(models[name].config, n) for n in self.lengths) for name in models}
         return {
             "latency_ratio": latency["candidate"].ratio,
@@ -242,7 +246,7 @@ class FineTuneObjective:
             "latency_milliseconds": latency["candidate"].wall_p50_ms,
             "latency": {name: vars(value) for name, value in latency.items()},
             "flops_ratio": flops["candidate"] / flops["full"],
-            "hardware": hardware,
+            "hardware": self.hardware,
         }
 
     @contextmanager

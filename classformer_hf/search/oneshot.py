@@ -170,8 +170,8 @@ def _run_stages(
     """Run the stages of `search_with_supernet`."""
     output, reuse = objective.output, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
-    # damage is better said before hours of training than behind them
-    Journal(output / "trials.jsonl", {}, is_writer=False)
+    # damage, or another study's trials, is better said before hours of training than behind them
+    Journal(output / "trials.jsonl", identify(objective, space), is_writer=False)
     if reuse is None:
         folder = prepare_supernet(objective, space)
     else:
@@ -306,10 +306,10 @@ class SupernetStage:
         """
         started, reuse, max_trials = time.monotonic(), self.settings.reuse, self.settings.max_trials
         is_time_up = self.hooks.is_time_up
-        # stands for the latency table and the lengths, on which every trial's latency depends
-        target = {"full_model_milliseconds": round(self.known.latency[self.space.full], 4)}
-        identity = {**self.objective.identity(), "space": describe_space(self.space), **target}
-        journal = Journal(self.objective.output / "trials.jsonl", identity, is_writer=PartialState().is_main_process)
+        identity, is_writer = identify(self.objective, self.space), PartialState().is_main_process
+        journal = Journal(self.objective.output / "trials.jsonl", identity, is_writer)
+        # the table may be another one than when they were tried
+        journal.retime(self.supernet.list_latencies(journal.trials))
         if reuse is not None:
             is_same_dtype = on_main_process(lambda: reuse_trials(reuse, journal, self.supernet, asked))
             journal.read()
@@ -382,7 +382,7 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
         JournalError: The folder holds the supernet of another study.
     """
     folder = objective.output / "supernet"
-    identity = {**objective.identity(), "space": describe_space(space)}
+    identity = identify(objective, space)
     identity.pop("latency")
     (is_done,) = broadcast_object_list([(folder / "supernet.json").exists()])
     if is_done:
@@ -432,6 +432,7 @@ def read_supernet(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "identity"}
 
 
-def describe_space(space: SearchSpace) -> dict[str, Any]:
-    """List what makes one space differ from another, for a journal's identity."""
-    return {name: value for name, value in vars(space).items() if not name.startswith("_")}
+def identify(objective: FineTuneObjective, space: SearchSpace) -> dict[str, Any]:
+    """Say what was asked, so that only the same study is resumed; nothing that was measured is in it."""
+    options = {name: value for name, value in vars(space).items() if not name.startswith("_")}
+    return {**objective.identity(), "space": options}

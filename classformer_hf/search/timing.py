@@ -1,10 +1,11 @@
 """Latency for a search with a supernet: the table of the target, and direct measurement of the best candidates."""
 
 import datetime
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..cost import Latency, measure_latency
+from ..cost import Latency, is_same_hardware, measure_latency
 from ..latency import LatencyTable, build_latency_table, count_steps, drift
+from .journal import Journal, Trial
 from .objective import FineTuneObjective
 from .space import Schedule, SearchSpace
 from .supernet import ScheduledModel
@@ -28,6 +30,9 @@ def prepare_table(
 ) -> LatencyTable:
     """Load the latency table of the target, or build it on this machine.
 
+    A table that another machine, dtype or number of threads has left at `path` moves to the folder `latency_tables`
+    beside it, where it is found again.
+
     Args:
         objective: Says which model, device, dtype and number of threads.
         space: Says how long the inputs are.
@@ -41,14 +46,15 @@ def prepare_table(
     if given is not None:
         table = LatencyTable.load(given)
         table.check_fits(objective.config, longest)
-        table.save(path)
+        _put_table(table, path)
         return table
-    if path.exists():
-        table = LatencyTable.load(path)
+    for earlier in [*([path] if path.exists() else []), *sorted(path.with_name("latency_tables").glob("*.json"))]:
+        table = LatencyTable.load(earlier)
         is_ours = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
         if is_ours and table.max_tokens >= longest:
+            _put_table(table, path)
             return table
-        logger.info("%s is of another machine, dtype, number of threads or length; building it anew.", path)
+        logger.info("%s is of another machine, dtype, number of threads or length.", earlier)
     logger.info("timing one layer at many lengths for the latency table, which takes up to 3 minutes.")
     total, is_hidden = count_steps(longest, TABLE_ROUNDS), bool(objective.arguments.disable_tqdm)
     with tqdm(total=total, desc="latency table", disable=is_hidden) as bar:
@@ -61,8 +67,39 @@ def prepare_table(
             TABLE_ROUNDS,
             on_step=bar.update,
         )
-    table.save(path)
+    _put_table(table, path)
     return table
+
+
+def _put_table(table: LatencyTable, path: Path):
+    """Write the table in use; one of something else that was there moves to `latency_tables`."""
+    if path.exists() and (earlier := LatencyTable.load(path)) != table:
+        known = json.dumps([{**earlier.hardware, "load_average": None}, earlier.max_tokens, earlier.created])
+        digest = hashlib.sha256(known.encode()).hexdigest()[:8]
+        earlier.save(path.with_name("latency_tables") / f"{digest}.json")
+    table.save(path)
+
+
+def retime_trials(journal: Journal, timing: Callable[[Schedule], dict[str, Any]], is_stale: Callable[[Trial], bool]):
+    """Time the trials of a journal again that were timed on another machine; their scores stay.
+
+    Args:
+        journal: Of trials that were timed, not looked up.
+        timing: Gives the latency of a schedule on the machine that counts now, as plain data.
+        is_stale: Whether a trial's latency is of another one.
+    """
+    with journal.lock():
+        stale = [trial for trial in journal.trials if trial.is_ok and is_stale(trial)]
+        if stale:
+            logger.info("%d trials were timed on another machine; they are timed again.", len(stale))
+        journal.retime({trial.number: timing(trial.schedule) for trial in stale})
+
+
+def was_timed_elsewhere(trial: Trial, hardware: Mapping[str, Any]) -> bool:
+    """Whether a trial's latency is of other hardware or other libraries, or was predicted for them."""
+    measured = trial.measurement
+    is_predicted = measured.get("latency_source") == "table"
+    return is_predicted or not is_same_hardware(measured.get("hardware", hardware), hardware)
 
 
 def remeasure(
@@ -86,7 +123,8 @@ def remeasure(
     """
     with suppress(FileNotFoundError, ValueError):  # absent, or cut off while it was written
         record = json.loads(path.read_text())
-        if {schedule.key for schedule in candidates} <= set(record["latency"]):
+        is_here = is_same_hardware(record.get("hardware", {}), objective.hardware)
+        if is_here and {schedule.key for schedule in candidates} <= set(record["latency"]):
             return record
     rounds, warmup = objective.latency_rounds, 5
     if seconds is not None:
@@ -101,6 +139,7 @@ def remeasure(
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
+        "hardware": objective.hardware,
         "latency": {schedule.key: vars(value) for schedule, value in latency.items()},
         "drift": errors,
     }

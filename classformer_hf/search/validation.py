@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,22 @@ class SupernetObjective:
             "paired_standard_error": paired_standard_error(name, predictions, full, references),
             "metric_name": name,
             "num_examples": len(references),
+            **self.look_up(schedule),
+        }
+
+    def look_up(self, schedule: Schedule) -> dict[str, Any]:
+        """Give the latency of a schedule by the table, as plain data."""
+        return {
             "latency_ratio": self.milliseconds[schedule] / self.milliseconds[self.full],
             "latency_milliseconds": self.milliseconds[schedule],
             "latency_source": "table",
         }
+
+    def list_latencies(self, trials: Iterable[Trial]) -> dict[int, dict[str, Any]]:
+        """Look the latencies of trials up, by number; those that agree with what the trials say are left out."""
+        known = [trial for trial in trials if trial.is_ok and trial.schedule in self.milliseconds]
+        latencies = {trial.number: self.look_up(trial.schedule) for trial in known}
+        return {t.number: latencies[t.number] for t in known if t.measurement != t.measurement | latencies[t.number]}
 
     def load_predictions(self, schedule: Schedule) -> np.ndarray:
         """Read the predictions of a validated schedule, (N,) or (N, K)."""

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .policy import predict_policy
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
 from .study import SearchResult, find_reference, run_search, summarise
+from .timing import retime_trials, was_timed_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -191,15 +193,18 @@ def judge(
         foreign_table: The latency table where nothing can be timed here.
     """
 
-    def timing(schedule: Schedule) -> dict[str, Any]:
-        if foreign_table is None:
-            measured = winners.measure(schedule)
-        else:
-            measured = predicted_timing(foreign_table, schedule, winners.full, winners.lengths)
-        return {**measured, "question": dict(question)}
+    hardware, required = winners.hardware, question["required_performance"]
+    timing: Callable[[Schedule], dict[str, Any]] = winners.measure
+    if foreign_table is not None:
+        timing = partial(predicted_timing, foreign_table, full=winners.full, lengths=winners.lengths)
 
-    required = question["required_performance"]
+    def is_stale(trial: Trial) -> bool:
+        if foreign_table is not None:
+            return trial.latency_ratio != timing(trial.schedule)["latency_ratio"]
+        return was_timed_elsewhere(trial, hardware)
+
     journal = Journal(winners.output / "trials.jsonl", winners.identity(), is_writer=PartialState().is_main_process)
+    retime_trials(journal, timing, is_stale)
     max_trials = max(len(journal.trials), 1) + (candidate is not None)
     result = run_search(
         space,
@@ -209,7 +214,7 @@ def judge(
         required,
         max_trials,
         on_trial=start_progress("fine-tune a winner", max_trials, len(journal.trials)),
-        timing=timing,
+        timing=lambda schedule: {**timing(schedule), "question": dict(question)},
     )
     if result.interrupted:
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.cost import Latency
 from classformer_hf.data import load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable
-from classformer_hf.search import JournalError, Schedule, SearchSpace
+from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, timing
 from classformer_hf.search import objective as objective_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
@@ -140,7 +140,10 @@ def test_finished_search_repeats_nothing(build, study, space, monkeypatch):
 def test_supernet_of_another_recipe_is_refused(build, study, space):
     objective = build(study)
     objective.arguments.learning_rate = 1e-5
-    with pytest.raises(JournalError, match="trained for another study: its recipe"):
+    with pytest.raises(JournalError, match="trials.jsonl belongs to another study: its recipe"):
+        search(objective, space)
+    (study / "trials.jsonl").unlink()
+    with pytest.raises(JournalError, match="supernet was trained for another study: its recipe"):
         search(objective, space)
 
 
@@ -178,12 +181,75 @@ def test_other_lengths_in_the_same_folder_are_refused(build, study, space):
         search(objective, space)
 
 
-def test_other_latencies_in_the_same_folder_are_refused(build, study, space, tmp_path):
+def latencies_by(table_file, objective, trials):
+    table = LatencyTable.load(table_file)
+    return list(table.predict_ratios([trial.schedule for trial in trials], objective.lengths))
+
+
+def test_another_table_in_the_same_folder_tells_the_latencies(build, study, space, tmp_path):
+    before = (study / "latency_table.json").read_bytes()
     table = LatencyTable.load(study / "latency_table.json")
-    other = dataclasses.replace(table, entries=tuple(entry._replace(ms=2 * entry.ms) for entry in table.entries))
-    other.save(tmp_path / "other.json")
-    with pytest.raises(JournalError, match="its full_model_milliseconds is"):
-        search(build(study), space, latency_table=str(tmp_path / "other.json"))
+    # layers that drop nothing cost more
+    entries = tuple(entry._replace(ms=2 * entry.ms if entry.part == "keep" else entry.ms) for entry in table.entries)
+    dataclasses.replace(table, entries=entries).save(tmp_path / "other.json")
+    objective = build(study)
+    search(objective, space, latency_table=str(tmp_path / "other.json"))
+    trials = Journal(study / "trials.jsonl", {}, is_writer=False).trials
+    assert (study / "latency_table.json").read_bytes() == (tmp_path / "other.json").read_bytes()
+    assert [trial.latency_ratio for trial in trials] == latencies_by(tmp_path / "other.json", objective, trials)
+    assert [trial.score for trial in trials] == [row["measurement"]["score"] for row in rows(study / "trials.jsonl")]
+    (kept,) = (study / "latency_tables").iterdir()
+    assert kept.read_bytes() == before
+
+
+@pytest.fixture
+def taskset(monkeypatch):
+    """Let this process have another number of cores, as `taskset` does."""
+    return lambda number: monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(number)))
+
+
+def test_machine_that_changes_has_a_table_of_its_own(build, study, space, taskset, monkeypatch):
+    path, built, build_table = study / "latency_table.json", [], timing.build_latency_table
+    fake = Latency(0.5, 0.5, 0.5, 1.0, 1.0, None, "wall", 1)
+    monkeypatch.setattr(timing, "measure_directly", lambda objective, some, *_: dict.fromkeys(some, fake))
+    monkeypatch.setattr(FineTuneObjective, "measure", lambda self, _: {"latency_ratio": 0.5, "hardware": self.hardware})
+    monkeypatch.setattr(timing, "build_latency_table", lambda *a, **k: built.append(1) or build_table(*a, **k))
+    here, cores_here = path.read_bytes(), len(os.sched_getaffinity(0))
+    for cores, num_built in ((77, 1), (cores_here, 1), (77, 1)):
+        taskset(cores)
+        objective = build(study)
+        found, _ = search(objective, space)
+        assert len(built) == num_built and (path.read_bytes() == here) == (cores != 77)
+        trials = Journal(study / "trials.jsonl", {}, is_writer=False).trials
+        assert [trial.latency_ratio for trial in trials] == latencies_by(path, objective, trials)
+        winners = Journal(study / "winners" / "trials.jsonl", {}, is_writer=False).trials
+        for trial in winners:
+            assert (trial.measurement["hardware"]["usable_cores"] == 77) == (cores == 77)
+        record = json.loads((study / "direct_latency.json").read_text())
+        assert (record["hardware"]["usable_cores"] == 77) == (cores == 77)
+    assert len(list((study / "latency_tables").iterdir())) == 2
+    assert [t.score for t in trials] == [row["measurement"]["score"] for row in rows(study / "trials.jsonl")]
+
+
+def test_another_study_is_refused_before_anything_is_timed(build, study, space, taskset, monkeypatch):
+    monkeypatch.setattr(timing, "build_latency_table", lambda *_, **__: pytest.fail("timed"))
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    taskset(77)
+    objective = build(study)
+    objective.use_lengths([40] * 8)
+    with pytest.raises(JournalError, match="its latency is"):
+        search(objective, space)
+    assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+
+
+def test_study_whose_identity_holds_a_measured_number_resumes(build, study, space):
+    header, *lines = (study / "trials.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(header)
+    assert "full_model_milliseconds" not in row["identity"]
+    row["identity"]["full_model_milliseconds"] = 0.1234
+    (study / "trials.jsonl").write_text(json.dumps(row) + "\n" + "".join(lines))
+    found, _ = search(build(study), space)
+    assert len(rows(study / "trials.jsonl")) == len(lines) == 5
 
 
 def test_workers_share_the_supernet(build, study, space, tmp_path):
@@ -423,6 +489,7 @@ def world(build, study, space, tmp_path, monkeypatch, caplog):
         return {"drift": {}, "latency": {one.key: {"ratio": time(one)["latency_ratio"]} for one in candidates}}
 
     monkeypatch.setattr(SupernetObjective, "__call__", validate)
+    monkeypatch.setattr(SupernetObjective, "look_up", lambda self, schedule: time(schedule))
     monkeypatch.setattr(FineTuneObjective, "measure", lambda self, schedule: time(schedule))
     monkeypatch.setattr("classformer_hf.search.oneshot.remeasure", remeasure)
     monkeypatch.setattr("classformer_hf.search.oneshot.EXTRA_TRIALS", 3)

@@ -326,6 +326,25 @@ def test_full_disk_is_one_sentence(space, tmp_path):
         journal.append(Trial(0, space.full, "reference", "ok", {"score": 1.0}))
 
 
+def test_later_latency_replaces_what_was_timed(journal_path):
+    journal = Journal(journal_path, IDENTITY)
+    before = journal.trials
+    journal.retime({1: {"latency_ratio": 0.25, "hardware": {"cpu": "another"}}, 9: {"latency_ratio": 0.5}})
+    again = Journal(journal_path, IDENTITY)
+    assert again.trials == journal.trials
+    assert again.trials[1].measurement == {
+        "score": before[1].score,
+        "latency_ratio": 0.25,
+        "hardware": {"cpu": "another"},
+    }
+    assert [again.trials[0], again.trials[2]] == [before[0], before[2]]
+    again.retime({1: {"latency_milliseconds": 3.0}})
+    assert again.trials[1].measurement == {"score": before[1].score, "latency_milliseconds": 3.0}, "nothing is mixed"
+    size = journal_path.stat().st_size
+    again.retime({})
+    assert journal_path.stat().st_size == size
+
+
 def test_rows_can_be_read_by_a_person(journal_path):
     header, first, *_ = [json.loads(line) for line in journal_path.read_text().splitlines()]
     assert header == {"type": "study", "identity": IDENTITY}

@@ -20,8 +20,7 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import resolve_revision
-from huggingface_hub.errors import RevisionResolutionError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -35,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from .configuration_classformer import ClassformerConfig
 from .families import FAMILIES, Family
+from .hub import explain_failure, first_line, resolve_commit
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
 
 logger = logging.getLogger(__name__)
@@ -166,13 +166,7 @@ def checkpoint_fingerprint(name_or_path: str) -> str:
     folder = Path(name_or_path)
     _read_config(name_or_path)
     if not folder.is_dir():
-        try:
-            return f"{name_or_path}@{resolve_revision(name_or_path).resolved}"
-        except RevisionResolutionError as error:
-            raise OSError(
-                f"the commit of `{name_or_path}` is not known, because the Hub cannot be reached and the cache does "
-                "not say; connect once, or give a folder."
-            ) from error
+        return f"{name_or_path}@{resolve_commit(name_or_path)}"
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
         digest.update(path.read_bytes())
@@ -201,10 +195,9 @@ def _read_config(name: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         if is_folder:
             raise OSError(f"config.json in `{name}` must be valid JSON; save or download it again.") from error
-        raise OSError(
-            f"`name_or_path` must be a folder or a model on the Hub that can be reached, got `{name}`; check the "
-            "spelling and the connection."
-        ) from error
+        raise OSError(explain_failure(name, error) or f"`{name}` cannot be read: {first_line(error)}") from error
+    if not values:
+        raise OSError(f"`{name}` on the Hub has no config.json; take a model that was saved with one.")
     model_type = values.get("model_type")
     if model_type not in FAMILIES:
         raise ValueError(f"`model_type` must be one of {_list(FAMILIES)}, got {model_type!r} in `{name}`.")
@@ -305,8 +298,9 @@ def _load_source(
     try:
         source, info = _load_quietly(stock_class, name, config=config, dtype=torch.float32, trust_remote_code=False)
     except READ_ERRORS as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(f"the weights of `{name}` cannot be read; copy or download them again ({reason}).") from error
+        reason = None if Path(name).is_dir() else explain_failure(name, error)
+        damaged = f"the weights of `{name}` cannot be read; copy or download them again ({first_line(error)})."
+        raise OSError(reason or damaged) from error
     if info["mismatched_keys"]:
         raise ValueError(f"weights must have the shapes that config.json in `{name}` says: {_list_mismatches(info)}.")
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,16 @@ import torch
 import transformers
 from datasets import ClassLabel, Dataset, Image, load_dataset
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from scipy.stats import binomtest
 from tqdm import tqdm
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .columns import NUM_PROBED, describe_columns, find_text_columns
-from .data import TaskArguments
+from .data import TaskArguments, load_tokenizer
 from .elsewhere import check_tokenizer
 from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code
+from .hub import explain_failure, first_line
 from .labels import find_label_column
 from .metrics import TaskMetric, compute_score, standard_error
 from .publishing import find_task, retry_if_busy
@@ -35,9 +34,8 @@ screen = logging.getLogger("screen")
 
 TEXT, IMAGE = "text-classification", "image-classification"
 AUTO_CLASSES = {TEXT: "AutoModelForSequenceClassification", IMAGE: "AutoModelForImageClassification"}
-VALID_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DOWNLOADED = ("*.json", "*.safetensors", "*.py", "*.txt", "*.model", "*.jinja")
-PROCESSORS = {TEXT: ("tokenizer", "AutoTokenizer"), IMAGE: ("image_processor", "AutoImageProcessor")}
+PROCESSORS = {TEXT: "tokenizer", IMAGE: "image_processor"}
 
 
 def resolve_folder(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -59,20 +57,9 @@ def resolve_folder(name: str, revision: str | None = None, trust_remote_code: bo
             folder = Path(
                 retry_if_busy(lambda: snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
             )
-        except RevisionNotFoundError as error:
-            raise ValueError(f"{name} has no revision {revision}; name a branch, a tag or a commit of it.") from error
-        except (RepositoryNotFoundError, GatedRepoError) as error:
-            raise ValueError(
-                f"there is no folder {name}, and on the Hub no such model, or it is private: for that run `hf auth "
-                "login`, or set HF_TOKEN."
-            ) from error
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            if not VALID_NAME.fullmatch(name):
-                raise ValueError(f"there is no folder {name}; check the path.") from error
-            raise ValueError(
-                f"{name} is neither a folder nor a model on a Hub that can be reached: {reason}"
-            ) from error
+            reason = explain_failure(name, error, revision)
+            raise ValueError(reason or f"{name} cannot be read: {first_line(error)}") from error
     if defects := find_load_defects(folder):
         raise ValueError(f"{name} does not load: {'; '.join(defects)}.")
     strange = find_strange_code(folder)
@@ -146,19 +133,17 @@ def load_processor(folder: Path, kind: str = TEXT) -> Any:
     Raises:
         ValueError: It does not load.
     """
-    part, auto_class = PROCESSORS[kind]
-    file = {"tokenizer": "tokenizer_config.json", "image_processor": "preprocessor_config.json"}[part]
-    # without this a folder that has no tokenizer gives one that knows no words
-    if not (folder / file).is_file():
-        raise ValueError(f"{folder} has no {file}; save the model's {part.replace('_', ' ')} there too.")
+    part = PROCESSORS[kind].replace("_", " ")
     try:
-        processor = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
         if kind == TEXT:
-            check_tokenizer(processor, read_config(folder).get("vocab_size") or 0)
-        return processor
+            tokenizer = load_tokenizer(str(folder), trust_remote_code=True)
+            check_tokenizer(tokenizer, read_config(folder).get("vocab_size") or 0)
+            return tokenizer
+        if not (folder / "preprocessor_config.json").is_file():
+            raise ValueError("there is no preprocessor_config.json; save the model's there too")
+        return transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     except Exception as error:  # of parsers and of whatever the file names
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the {part.replace('_', ' ')} in {folder} does not load: {reason}") from error
+        raise ValueError(f"the {part} in {folder} does not load: {first_line(error)}") from error
 
 
 def stream_examples(
@@ -268,8 +253,9 @@ def evaluate_examples(
     """
     model = load_classifier(folder, kind)
     ids = {label: int(index) for index, label in model.config.id2label.items()}
-    part, processor = PROCESSORS[kind][0], load_processor(folder, kind)
-    classify = transformers.pipeline(kind, model=model, device=device, **{part: processor})  # type: ignore[call-overload]
+    processor = load_processor(folder, kind)
+    parts: dict[str, Any] = {PROCESSORS[kind]: processor}
+    classify = transformers.pipeline(kind, model=model, device=device, **parts)  # type: ignore[call-overload]
     options: dict[str, Any] = {}
     if kind == TEXT:
         if max_length > processor.model_max_length:
@@ -295,7 +281,13 @@ def evaluate_examples(
         unit="example",
         leave=False,
     )
-    best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+    try:
+        best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+    except IndexError as error:
+        raise ValueError(
+            f"{folder} has no row for a token of its tokenizer, which is another model's or has words that the model "
+            "never got."
+        ) from error
     if any(math.isnan(answer["score"]) for answer in best):
         raise ValueError(f"{folder} gives NaN for an example; check its inputs and weights.")
     predictions = [ids[answer["label"]] for answer in best]

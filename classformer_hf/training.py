@@ -36,6 +36,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
+from .limits import check_inputs
 from .metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
 
 RECIPE = (
@@ -250,8 +251,8 @@ def build_trainer(
         A Trainer that stops early, keeps the best epoch and refuses to go on after a NaN loss.
 
     Raises:
-        ValueError: The tokenizer pads on the left, the model has another number of labels than the task, or the best
-            epoch is to be chosen by what is not measured.
+        ValueError: The tokenizer pads on the left, the model has another number of labels than the task or no table
+            for an input, or the best epoch is to be chosen by what is not measured.
     """
     if tokenizer.padding_side != "right":
         raise ValueError('Classformer reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
@@ -260,6 +261,8 @@ def build_trainer(
             f"the model has {model.config.num_labels} labels and the task {task.num_labels} ({task.label_names}); "
             f"load it with num_labels={task.num_labels}."
         )
+    for name in ("train", "validation"):
+        check_inputs(model, task.splits[name])
     arguments.check_best_metric(task.metric_name)
     if arguments.is_best_by_score:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
@@ -407,7 +410,11 @@ def predict(model: Any, split: Dataset, tokenizer: PreTrainedTokenizerBase, batc
 
     Returns:
         Logits or values, (N, K).
+
+    Raises:
+        ValueError: The model has no table for an input.
     """
+    check_inputs(model, split)
     was_training = model.training
     model.eval()
     outputs = np.zeros((len(split), model.config.num_labels), np.float32)

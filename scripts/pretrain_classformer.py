@@ -39,6 +39,7 @@ from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
 from classformer_hf.demo import describe_demo_model
 from classformer_hf.folders import save_folder
+from classformer_hf.limits import check_inputs
 from classformer_hf.pretraining import (
     OBJECTIVES,
     CountEpochs,
@@ -135,9 +136,9 @@ class Pretraining:
         if arguments.model_name_or_path is None:
             return ClassformerForMaskedLM(ClassformerConfig(**describe_demo_model(self.tokenizer), **schedule))
         model: Any = load_from_encoder(arguments.model_name_or_path, ClassformerForMaskedLM, **schedule)
-        longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
-        if self.block_size > longest:
-            raise ValueError(f"--block_size {self.block_size} is more than the model's {longest} positions.")
+        for blocks in (self.train, self.validation):
+            if isinstance(blocks, Dataset):
+                check_inputs(model, blocks)
         return ClassformerForMaskedLM(model.config) if arguments.from_scratch else model
 
     def settings(self, objective: str) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def test_damaged_folder_is_not_timed(run, tiny_classifier_folder, tmp_path):
     code, _, words = run("benchmark_latency", folder)
     assert code == 1 and "there is no modeling_classformer.py" in words
     code, _, words = run("benchmark_latency", "nobody/nothing")
-    assert code == 1 and "neither a folder nor a model on a Hub" in words
+    assert code == 1 and "there is no folder `nobody/nothing`, and no such model in the cache" in words
 
 
 def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):

@@ -35,6 +35,36 @@ from huggingface_hub import HfApi
 
 HfApi().upload_file(repo_id="FacebookAI/roberta-base", path_in_repo="note.txt", path_or_fileobj=b"a new commit")
 """
+REFUSED = """
+import json, sys
+from huggingface_hub import HfApi, constants
+from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
+from classformer_hf.data import load_tokenizer
+from classformer_hf.evaluation import resolve_folder
+
+
+def ask(name):
+    found = []
+    for function in (checkpoint_fingerprint, load_from_encoder, load_tokenizer, resolve_folder):
+        try:
+            function(name)
+            found.append("no error")
+        except (OSError, ValueError) as error:
+            found.append(str(error))
+    return found
+
+
+HfApi().create_repo("alice/empty")
+HfApi().create_repo("alice/gated")
+HfApi().create_repo("alice/damaged")
+for file, content in (("config.json", b"{"), ("vocab.txt", b"")):
+    HfApi().upload_file(repo_id="alice/damaged", path_in_repo=file, path_or_fileobj=content)
+names = ("alice/missing", "alice/gated", "alice/damaged", "alice/empty", "two words")
+found = {name: ask(name) for name in names}
+constants.HF_HUB_OFFLINE = True
+found["alice/offline"] = ask("alice/offline")
+print(json.dumps(found))
+"""
 RUN = """
 import json, os, runpy, sys
 
@@ -62,6 +92,28 @@ def test_fingerprint_of_a_hub_name_is_its_commit(client, facebook, tiny_roberta_
     first, second = json.loads(client(FINGERPRINTS, tiny_roberta_folder, **facebook).splitlines()[-1])
     # asked twice, and from the cache
     assert len(set(first)) == len(set(second)) == 1 and first != second
+
+
+@pytest.mark.slow
+def test_why_a_name_cannot_be_had_is_told_apart(hub, client):
+    hub.fail(
+        "(HEAD|GET) /alice/gated/resolve|GET .*/alice/gated/(revision|tree)", 403, 99, {"X-Error-Code": "GatedRepo"}
+    )
+    found = json.loads(client(REFUSED).splitlines()[-1])
+    for name, words in {
+        "alice/missing": "there is no folder `alice/missing`, and on the Hub no such model, or it is private",
+        "alice/gated": "`alice/gated` is gated: accept its terms on its page on the Hub",
+        "two words": "there is no folder `two words`, and it is no name on the Hub, which is OWNER/MODEL",
+        "alice/offline": "no such model in the cache, while HF_HUB_OFFLINE forbids to ask the Hub",
+    }.items():
+        assert all(words in message for message in found[name]), found[name]
+    for message, words in zip(
+        found["alice/damaged"] + found["alice/empty"],
+        [*["a JSON file of `alice/damaged` is damaged"] * 3, "its config.json cannot be read"]
+        + [*["`alice/empty` on the Hub has no config.json"] * 2, "holds no tokenizer", "it has no config.json"],
+        strict=True,
+    ):
+        assert words in message, (words, message)
 
 
 def list_commands(output: Path, data: Path, other: Path, text: Path) -> list[list[str]]:

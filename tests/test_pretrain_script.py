@@ -286,7 +286,7 @@ def test_blocks_longer_than_the_model_reads_are_refused(run, command, tiny_rober
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 512}))
     code, _, words = run(*command, "--model_name_or_path", folder, "--block_size", 65)
-    assert code == 1 and "--block_size 65 is more than the model's 64 positions" in words
+    assert code == 1 and "`block_size` must be 4 to 64, got 65" in words
 
 
 def test_nan_loss_ends_the_run(run, command, tmp_path):

@@ -55,8 +55,8 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
-def remove(name):
-    return lambda folder: (folder / name).unlink()
+def remove(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
 def append(name, text):

@@ -261,7 +261,7 @@ def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_la
         (["--text_column", "body"], "body.*sentence"),
         (["--label_column", "stars"], "stars.*label"),
         (["--metric_name", "bleu"], "accuracy.*bleu|bleu.*accuracy"),
-        (["--model_name_or_path", "no_such_folder"], "there is no folder `no_such_folder` with a tokenizer"),
+        (["--model_name_or_path", "no_such_folder"], "there is no folder `no_such_folder`, and no such model"),
         (["--max_length", "1000"], "at most the tokenizer's `model_max_length` of 64, got 1000"),
         (["--latency_rounds", "0"], "--latency_rounds must be at least 1, got 0"),
         (["--metric_for_best_model", "banana"], "--metric_for_best_model must be loss or accuracy, got banana"),

@@ -473,7 +473,14 @@ def test_corrupt_config_is_an_error(tmp_path):
         load_from_encoder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["nobody/no-such-encoder", "/no/such/folder", "two words"])
-def test_name_that_cannot_be_reached_is_an_error(name):
-    with pytest.raises(OSError, match=f"a folder or a model on the Hub that can be reached, got `{name}`"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nobody/no-such-encoder", "no such model in the cache, while HF_HUB_OFFLINE forbids to ask the Hub"),
+        ("/no/such/folder", "it is no name on the Hub, which is OWNER/MODEL; check the path"),
+        ("two words", "it is no name on the Hub, which is OWNER/MODEL; check the path"),
+    ],
+)
+def test_name_that_is_not_there_is_an_error(name, reason):
+    with pytest.raises(OSError, match=f"there is no folder `{name}`, and {reason}"):
         load_from_encoder(name)

@@ -1,0 +1,124 @@
+"""What a model can read: how many tokens at a time, which ids and which token types.
+
+What lies beyond its tables ends in an IndexError somewhere inside of it, and on a GPU in less.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """Sizes of a model's tables; `None` where it has no such table.
+
+    Attributes:
+        num_tokens: Longest input, special tokens included.
+        vocab_size: Number of token ids.
+        num_types: Number of token types.
+    """
+
+    num_tokens: int | None = None
+    vocab_size: int | None = None
+    num_types: int | None = None
+
+
+def read_limits(model: PreTrainedModel) -> InputLimits:
+    """Read from a model's embeddings what it can read."""
+    tables = {
+        name.rpartition(".")[2]: module
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    positions = tables.get("position_embeddings", tables.get("wpe"))
+    types = tables.get("token_type_embeddings")
+    num_tokens = None
+    if positions is not None:
+        # RoBERTa and its like give padding a position, and begin after it
+        num_tokens = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+    return InputLimits(
+        num_tokens,
+        getattr(model.get_input_embeddings(), "num_embeddings", None),
+        None if types is None else types.num_embeddings,
+    )
+
+
+def limit_tokenizer(tokenizer: PreTrainedTokenizerBase, name_or_path: str, trust_remote_code: bool = False):
+    """Let a tokenizer make what the model beside it can read: no more tokens, and no types where it tells none apart.
+
+    A tokenizer of which nobody said how long its inputs may be would make inputs of any length, also with
+    `truncation=True`.
+
+    Args:
+        tokenizer: Changed in place, so that a folder it is saved to has the limit too.
+        name_or_path: Folder or Hub name with the model's configuration.
+        trust_remote_code: Whether code inside the checkpoint may run.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):  # without weights
+            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:  # loading the model says what is wrong with it
+        return
+    limits = read_limits(model)
+    if limits.num_tokens is not None and tokenizer.model_max_length > limits.num_tokens:
+        tokenizer.model_max_length = limits.num_tokens
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    if limits.num_types == 1 or not takes_types:
+        tokenizer.model_input_names = [one for one in tokenizer.model_input_names if one != "token_type_ids"]
+        # what is saved are the settings that a tokenizer was made with
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+
+
+def check_inputs(model: Any, split: Dataset):
+    """Refuse inputs that are beyond a model's tables.
+
+    Args:
+        model: A transformers model, or what wraps one and has no tables of that name, which passes.
+        split: Tokenised.
+
+    Raises:
+        ValueError: Says what is too long or too large, and the way out.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    limits = read_limits(model)
+    found = _find_largest(split)
+    if limits.num_tokens is not None and found["tokens"] > limits.num_tokens:
+        raise ValueError(
+            f"the longest input has {found['tokens']} tokens and the model positions for {limits.num_tokens}; give a "
+            "smaller --max_length."
+        )
+    if limits.vocab_size is not None and found["input_ids"] >= limits.vocab_size:
+        raise ValueError(
+            f"token ids must be below the model's `vocab_size` of {limits.vocab_size}, the data have "
+            f"{found['input_ids']}: the tokenizer is another model's, or has words that the model never got; take the "
+            "checkpoint's own, or call `model.resize_token_embeddings(len(tokenizer))` and save both."
+        )
+    if limits.num_types is not None and found["token_type_ids"] >= limits.num_types:
+        raise ValueError(
+            f"token types must be below the model's `type_vocab_size` of {limits.num_types}, the data have "
+            f"{found['token_type_ids']}: the tokenizer is another model's; take the checkpoint's own."
+        )
+
+
+def _find_largest(split: Dataset) -> dict[str, int]:
+    """Give the length of the longest input, the largest id and the largest token type of a tokenised split."""
+    columns = [name for name in ("input_ids", "token_type_ids") if name in split.column_names]
+    found = {"tokens": 0, "input_ids": -1, "token_type_ids": -1}
+    for batch in split.select_columns(columns).with_format("arrow").iter(10_000):
+        lengths = pyarrow.compute.list_value_length(batch["input_ids"])
+        found["tokens"] = max(found["tokens"], pyarrow.compute.max(lengths).as_py() or 0)
+        for name in columns:
+            largest = pyarrow.compute.max(pyarrow.compute.list_flatten(batch[name])).as_py()
+            found[name] = max(found[name], -1 if largest is None else largest)
+    return found
+
+
+__all__ = ["InputLimits", "check_inputs", "limit_tokenizer", "read_limits"]

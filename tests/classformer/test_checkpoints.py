@@ -326,7 +326,8 @@ def test_classformer_loads_as_itself_with_the_overrides(tmp_path, caplog, model_
     assert model.config.classifier_activation == "relu"
     model = load_from_encoder(tmp_path, model_class, gamma=[2, 1], eta=0)
     assert (model.config.gamma, model.config.eta, model.config.num_labels) == ([2, 1], 0, 3)
-    assert not caplog.records
+    # a masked LM that reduces warns of itself when it runs
+    assert not [record for record in caplog.records if record.name == "classformer_hf.checkpoints"]
 
 
 def test_converted_model_reduces_and_survives_saving(tmp_path):

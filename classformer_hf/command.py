@@ -202,8 +202,9 @@ def run_command(main: Callable[[], int | None]):
         code = main()
         leave_process_group()
         sys.exit(code)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by hand\n")
+    except KeyboardInterrupt as stop:
+        # a stage says what becomes of it
+        sys.stderr.write(": ".join(["stopped by hand", *map(str, stop.args)]) + "\n")
         sys.exit(130)
     except StrictDataclassError as error:
         # of a configuration; the cause says it without the name of the validator

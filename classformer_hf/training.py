@@ -38,6 +38,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .data import Task
 from .limits import check_inputs
 from .metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
+from .plan import Plan
 
 RECIPE = (
     "learning_rate",
@@ -70,8 +71,9 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 logger = logging.getLogger(__name__)
 
-LOG_SECONDS = 60
 EPOCHS, THESIS_EPOCHS = 3.0, 10.0
+# after which no further step is measured for an estimate
+PROBE_SECONDS = 5.0
 
 
 @dataclass
@@ -188,47 +190,44 @@ class SaveCodeCallback(TrainerCallback):
         custom_object_save(model, args.output_dir)
 
 
-class QuietProgressCallback(ProgressCallback):
-    """The Trainer's progress bars without a printed dictionary per epoch.
+class ReportProgress(TrainerCallback):
+    """Tells a plan how far a training has come; where no stage of it runs, the training is one.
 
     Args:
+        plan: The plan.
         tokens_per_step: Shows tokens per second too.
     """
 
-    def __init__(self, tokens_per_step: int | None = None):
-        super().__init__()
-        self.tokens_per_step = tokens_per_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
-            rate = self.training_bar.format_dict["rate"]
-            if self.tokens_per_step and rate:
-                shown["tokens/s"] = f"{rate * self.tokens_per_step:,.0f}"
-            self.training_bar.set_postfix(shown)
-
-
-class LogProgress(TrainerCallback):
-    """A line a minute where progress bars are hidden, as in a file."""
-
-    def __init__(self, tokens_per_step: int | None = None):
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, plan: Plan, tokens_per_step: int | None = None):
+        self.plan, self.tokens_per_step = plan, tokens_per_step
+        self.is_stage = False
+        self.scores: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = self.last = time.monotonic()
-        self.first_step = state.global_step
+        self.is_stage = self.plan.current is None
+        if self.is_stage:
+            self.plan.begin("training")
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if state.global_step:
+            self.plan.report(state.global_step / state.max_steps, is_resumed=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = time.monotonic()
-        if now - self.last < LOG_SECONDS or not state.is_world_process_zero:
-            return
-        self.last = now
-        seconds_per_step = (now - self.started) / (state.global_step - self.first_step)
-        left = seconds_per_step * (state.max_steps - state.global_step) / 60
-        speed = f", {self.tokens_per_step / seconds_per_step:,.0f} tokens a second" if self.tokens_per_step else ""
-        logger.info(
-            "training step %d of %d%s, about %.0f minutes left", state.global_step, state.max_steps, speed, left
-        )
+        shown = [f"step {state.global_step} of {state.max_steps}", *self.scores.values()]
+        if self.tokens_per_step:
+            tokens = self.tokens_per_step * (state.global_step - self.first_step)
+            shown.append(f"{tokens / (time.monotonic() - self.started):,.0f} tokens a second")
+        self.plan.report(state.global_step / state.max_steps, ", ".join(shown))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        names = {"loss": "loss", args.metric_for_best_model: "validation"}
+        self.scores |= {key: f"{name} {logs[key]:.3f}" for key, name in names.items() if key in (logs or {})}
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.plan.show()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.is_stage:
+            self.plan.end()
 
 
 def build_trainer(
@@ -237,6 +236,7 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     arguments: ClassformerTrainingArguments,
     trainer_class: type[AnyTrainer] = Trainer,  # type: ignore[assignment]
+    plan: Plan | None = None,
 ) -> AnyTrainer:
     """Put together the Trainer that every fine-tuning of this project uses.
 
@@ -246,6 +246,7 @@ def build_trainer(
         tokenizer: Pads the batches, on the right.
         arguments: The recipe.
         trainer_class: [`Trainer`] or a subclass of it.
+        plan: Shows how far the training has come; by default one of its own.
 
     Returns:
         A Trainer that stops early, keeps the best epoch and refuses to go on after a NaN loss.
@@ -280,20 +281,66 @@ def build_trainer(
         compute_metrics=build_compute_metrics(task),
         callbacks=callbacks,
     )
-    show_progress(trainer)
+    show_progress(trainer, plan)
     return trainer
 
 
-def show_progress(trainer: Trainer, tokens_per_step: int | None = None):
-    """Show bars, or a line a minute, instead of a dictionary per log; scores are in the trainer's state.
+def show_progress(trainer: Trainer, plan: Plan | None = None, tokens_per_step: int | None = None):
+    """Show how far a training has come instead of a dictionary per log; scores are in the trainer's state.
 
     Args:
         trainer: Changed in place.
+        plan: By default one of its own.
         tokens_per_step: Shows tokens per second too.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback((LogProgress if trainer.args.disable_tqdm else QuietProgressCallback)(tokens_per_step))
+    plan = plan or Plan(has_bars=not trainer.args.disable_tqdm)
+    trainer.add_callback(ReportProgress(plan, tokens_per_step))
+
+
+def time_step(
+    model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: ClassformerTrainingArguments
+) -> float:
+    """Measure the seconds of a training step on one batch, forwards and backwards; the weights do not change.
+
+    Args:
+        model: Moved to where it will be trained.
+        task: Tokenised task; "train" is used.
+        tokenizer: Pads the batch.
+        arguments: The recipe.
+    """
+    split = task.splits["train"]
+    rows = split.shuffle(seed=0).select(range(min(arguments.per_device_train_batch_size, len(split))))
+    model.to(arguments.device)  # type: ignore[arg-type]
+    batch = BatchEncoding(DataCollatorWithPadding(tokenizer)(list(rows))).to(arguments.device)
+    was_training, device = model.training, arguments.device
+    half = torch.bfloat16 if arguments.bf16 else torch.float16
+    model.train()
+    seconds: list[float] = []
+    # dropout must draw what it would have drawn
+    with torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"):
+        while len(seconds) < 3 and sum(seconds) < PROBE_SECONDS:
+            started = time.perf_counter()
+            with torch.autocast(device.type, half, enabled=arguments.bf16 or arguments.fp16):
+                loss = model(**batch).loss
+            loss.backward()
+            # the value waits for the device
+            loss.item()
+            seconds.append(time.perf_counter() - started)
+    model.zero_grad()
+    model.train(was_training)
+    return sorted(seconds)[(len(seconds) - 1) // 2]
+
+
+def count_training_steps(task: Task, arguments: ClassformerTrainingArguments) -> float:
+    """Count the steps of a training that does not stop early; a validated batch counts as a third of one."""
+    batch_size = arguments.per_device_train_batch_size * arguments.world_size
+    steps_per_epoch = max(len(task.splits["train"]) / batch_size, 1)
+    epochs = arguments.num_train_epochs
+    if arguments.max_steps > 0:
+        epochs = arguments.max_steps * arguments.gradient_accumulation_steps / steps_per_epoch
+    return steps_per_epoch * epochs + len(task.splits["validation"]) / batch_size / 3 * max(epochs, 1)
 
 
 def fine_tune(
@@ -303,6 +350,7 @@ def fine_tune(
     arguments: ClassformerTrainingArguments,
     evaluate_as_is: bool = False,
     resume: bool = False,
+    plan: Plan | None = None,
 ) -> FineTuned:
     """Fine-tune a model in place and validate it.
 
@@ -313,6 +361,7 @@ def fine_tune(
         arguments: The recipe; `num_train_epochs=0` only validates.
         evaluate_as_is: Whether to validate before training too, which makes sense for a trained head only.
         resume: Whether to go on from the last checkpoint in `arguments.output_dir`, if there is one.
+        plan: Shows how far the training has come.
 
     Returns:
         Scores, predictions and time.
@@ -321,7 +370,7 @@ def fine_tune(
         FloatingPointError: The training loss became NaN or infinite.
         ValueError: See [`build_trainer`].
     """
-    trainer: Trainer = build_trainer(model, task, tokenizer, arguments)
+    trainer: Trainer = build_trainer(model, task, tokenizer, arguments, plan=plan)
     name = f"eval_{task.metric_name}"
     started = time.perf_counter()
     score_as_is = trainer.evaluate()[name] if evaluate_as_is else None

@@ -40,6 +40,7 @@ from classformer_hf.data import load_tokenizer
 from classformer_hf.demo import describe_demo_model
 from classformer_hf.folders import save_folder
 from classformer_hf.limits import check_inputs
+from classformer_hf.plan import Plan, describe_lost_training
 from classformer_hf.pretraining import (
     OBJECTIVES,
     CountEpochs,
@@ -59,6 +60,8 @@ from classformer_hf.training import (
 )
 
 logger = logging.getLogger(__name__)
+
+RESULTS = "pretrain_results.json"
 
 
 @dataclass
@@ -107,6 +110,8 @@ class Pretraining:
         self.arguments, self.training = arguments, training
         self.output = Path(str(training.output_dir))
         self.output.mkdir(parents=True, exist_ok=True)  # if it cannot be, that is said before long work
+        unfinished = [one for one in arguments.objectives if not (self.output / one / RESULTS).exists()]
+        self.plan = Plan(dict.fromkeys(unfinished), has_bars=not training.disable_tqdm)
         self.tokenizer = self.load_tokenizer()
         raw = load_texts(texts)
         self.block_size = texts.block_size
@@ -158,7 +163,7 @@ class Pretraining:
         """Train for one objective and save the backbone; a finished one is read."""
         folder = self.output / objective
         check_settings(folder / "settings.json", self.settings(objective), self.training.process_index == 0)
-        results = folder / "pretrain_results.json"
+        results = folder / RESULTS
         if results.exists():
             return json.loads(results.read_text())
         model = self.load_model()
@@ -172,7 +177,8 @@ class Pretraining:
         checkpoint = find_checkpoint(folder / "checkpoints")
         num_earlier = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with self.plan.stage(objective, lost=describe_lost_training(self.training)):
+            trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         after = self.validate(trainer)
         num_steps = trainer.state.global_step
@@ -230,7 +236,7 @@ class Pretraining:
             callbacks=[StopOnInvalidLoss(), CountEpochs(collator)],
         )
         tokens = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        show_progress(trainer, tokens * self.block_size)
+        show_progress(trainer, self.plan, tokens * self.block_size)
         return trainer
 
     def validate(self, trainer: Trainer) -> float:
@@ -295,7 +301,7 @@ def main():
         print(
             f"Next: scripts/train_classformer.py --model_name_or_path {pretraining.output / rows[-1]['objective']} ..."
         )
-        write_record(str(pretraining.output / "pretrain_results.json"), hardware=hardware_fingerprint(), rows=rows)
+        write_record(str(pretraining.output / RESULTS), hardware=hardware_fingerprint(), rows=rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_ta
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.folders import save_folder
+from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from classformer_hf.training import show_progress
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 
@@ -61,8 +63,8 @@ def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
     return AVAEConfig(**{**task.config_settings, **flags, **overrides}, transforms=transforms)
 
 
-def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int) -> dict:
-    """Train one seed and save its model folder; a finished one is left as it is.
+def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int, plan: Plan) -> dict:
+    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
 
     Raises:
         ValueError: The folder holds another training.
@@ -75,7 +77,7 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
         "recipe": {**training.describe_recipe(), "seed": str(seed)},
     }
     check_settings(folder / "settings.json", settings, training.process_index == 0)
-    results = folder / "train_results.json"
+    results = folder / SEED_RESULTS
     if results.exists():
         return json.loads(results.read_text())
     set_seed(seed)
@@ -85,7 +87,9 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     run.restore_callback_states_from_checkpoint = False
     splits = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
     trainer = build_trainer(model, *splits, run, folder / "poses", [StopOnInvalidLoss()])
-    trained = train(trainer, find_checkpoint(Path(run.output_dir)))
+    show_progress(trainer, plan)
+    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
+        trained = train(trainer, find_checkpoint(Path(run.output_dir)))
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
         save_folder(model, folder, task.processor)
@@ -109,7 +113,8 @@ def main():
     task = load_task(task_arguments, build_processor(task_arguments, *sizes))
     build_config(arguments, task)
     seeds = range(training.seed, training.seed + arguments.num_seeds)
-    rows = [train_seed(arguments, task, task_arguments, training, seed) for seed in seeds]
+    plan = plan_seeds(seeds, training)
+    rows = [train_seed(arguments, task, task_arguments, training, seed, plan) for seed in seeds]
     if training.process_index != 0:
         return
     for row in rows:

@@ -24,8 +24,9 @@ from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import save_folder
+from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
 from classformer_hf.publishing import add_results
-from classformer_hf.training import ClassformerTrainingArguments, fine_tune
+from classformer_hf.training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
 
 
 @dataclass
@@ -59,8 +60,8 @@ def read_schedule(arguments: ModelArguments) -> dict:
         raise ValueError(f"{path} is no Classformer config with gamma and eta ({reason}).") from error
 
 
-def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int) -> dict:
-    """Train one seed and save its model folder; a finished one is left as it is.
+def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int, plan: Plan) -> dict:
+    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
 
     Raises:
         ValueError: The folder holds another training.
@@ -74,7 +75,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
         "recipe": {**training.describe_recipe(), "seed": str(seed)},
     }
     check_settings(folder / "settings.json", settings, training.process_index == 0)
-    results = folder / "train_results.json"
+    results = folder / SEED_RESULTS
     if results.exists():
         return json.loads(results.read_text())
     arguments = copy.copy(training)
@@ -86,7 +87,13 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
         **task.head_config,
         **schedule,
     )
-    tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
+    if None in plan.waiting.values():
+        plan.estimate(time_step(model, task, tokenizer, arguments) * count_training_steps(task, arguments))
+        plan.announce(
+            " Training may stop earlier, where validation no longer improves." * training.load_best_model_at_end
+        )
+    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
+        tuned = fine_tune(model, task, tokenizer, arguments, resume=True, plan=plan)
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
     if training.process_index == 0:
         save_folder(model, folder, tokenizer)
@@ -119,11 +126,12 @@ def main():
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
-    rows = [train_seed(model_arguments, task, tokenizer, training, seed) for seed in seeds]
+    plan = plan_seeds(seeds, training)
+    rows = [train_seed(model_arguments, task, tokenizer, training, seed, plan) for seed in seeds]
     if training.process_index != 0:
         return
     scores = [row[task.metric_name] for row in rows]
-    (Path(training.output_dir) / "train_results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (Path(training.output_dir) / SEED_RESULTS).write_text(json.dumps(rows, indent=2) + "\n")
     for row in rows:
         score = row[task.metric_name]
         print(f"seed {row['seed']}: validation {task.metric_name} {score:.4f} ({row['epochs']:g} epochs)")

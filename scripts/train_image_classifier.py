@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.folders import save_folder
+from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from classformer_hf.training import show_progress
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
 from vision_hf.training import (
@@ -139,8 +141,8 @@ def name_of(checkpoint: str | None) -> str | None:
     return None if checkpoint is None or Path(checkpoint).exists() else checkpoint
 
 
-def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, training, seed: int) -> dict:
-    """Train one seed and save its model folder; a finished one is left as it is.
+def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, training, seed: int, plan: Plan) -> dict:
+    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
 
     Raises:
         ValueError: The folder holds another training.
@@ -155,7 +157,7 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
         "recipe": {**training.describe_recipe(), "seed": str(seed)},
     }
     check_settings(folder / "settings.json", settings, training.process_index == 0)
-    results = folder / "train_results.json"
+    results = folder / SEED_RESULTS
     if results.exists():
         check_weights(folder)
         return json.loads(results.read_text())
@@ -163,7 +165,10 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     run.output_dir, run.seed = str(folder / "checkpoints"), seed
     run.restore_callback_states_from_checkpoint = False
     processor = build_image_processor(task_arguments, model.config.image_size)
-    trained = train(build_trainer(model, task, processor, task_arguments, run))
+    trainer = build_trainer(model, task, processor, task_arguments, run)
+    show_progress(trainer, plan)
+    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
+        trained = train(trainer)
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
         save_folder(model, folder, processor)
@@ -184,7 +189,8 @@ def main():
         raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
     task = load_task(task_arguments).without_test()
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
-    rows = [train_seed(model_arguments, task, task_arguments, training, seed) for seed in seeds]
+    plan = plan_seeds(seeds, training)
+    rows = [train_seed(model_arguments, task, task_arguments, training, seed, plan) for seed in seeds]
     if training.process_index != 0:
         return
     for row in rows:

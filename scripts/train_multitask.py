@@ -27,6 +27,7 @@ from classformer_hf.data import load_tasks, load_tokenizer
 from classformer_hf.folders import save_folder
 from classformer_hf.limits import check_inputs
 from classformer_hf.multitask import MultitaskClassformer, mix_tasks
+from classformer_hf.plan import describe_lost_training, stoppable
 from classformer_hf.pretraining import count_training_flops
 from classformer_hf.training import (
     ClassformerTrainingArguments,
@@ -119,7 +120,8 @@ def main():
     check_inputs(encoder, mixed)
     trainer = build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, tokenizer, training)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=find_checkpoint(output / "checkpoints"))
+    with stoppable(describe_lost_training(training)):
+        trainer.train(resume_from_checkpoint=find_checkpoint(output / "checkpoints"))
     seconds = time.perf_counter() - started
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(map(len, mixed["input_ids"])) * (trainer.state.epoch or 0)

@@ -1,4 +1,4 @@
-"""The output that a training stores beside its weights is that of the weights, however they were trained."""
+"""What every training has in common: the output stored beside the weights is theirs, and Ctrl-C says what is lost."""
 
 import json
 from types import MethodType
@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.folders import GOLDEN, check_golden_output, write_golden_output
 
+NAMES = ("train_classformer", "train_multitask", "pretrain_classformer", "train_image_classifier", "train_avae")
 OPTIONS = {
     "float32": (),
     "bf16": ("--bf16",),
@@ -57,9 +58,7 @@ def open_model(folder):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize(
-    "name", ["train_classformer", "train_multitask", "pretrain_classformer", "train_image_classifier", "train_avae"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_trained_folder_gives_the_output_stored_with_it(run, trainings, tmp_path, name, options):
     flags, place = trainings[name]
     code, _, words = run(name, *flags, *COMMON, *options, "--output_dir", tmp_path / "out")
@@ -67,6 +66,22 @@ def test_trained_folder_gives_the_output_stored_with_it(run, trainings, tmp_path
     folder = tmp_path / "out" / place
     assert (folder / GOLDEN).is_file()
     check_golden_output(open_model(folder), folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stopped_training_says_what_is_lost(run, trainings, tmp_path, monkeypatch, name):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformers.Trainer, "train", stop)
+    for strategy, lost in (
+        ("steps", "what was trained since the last checkpoint (--save_strategy steps)"),
+        ("no", "the training that ran (--save_strategy no keeps no checkpoints)"),
+    ):
+        flags = ("--save_strategy", strategy, "--output_dir", tmp_path / strategy)
+        code, _, words = run(name, *trainings[name][0], *COMMON, *flags)
+        assert code == 130
+        assert words.splitlines()[-1] == f"stopped by hand: the same command goes on; {lost} is lost"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

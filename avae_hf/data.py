@@ -4,6 +4,7 @@ Training draws a new pose at every access; the poses of validation and test are 
 kept in memory, as the image processor gives it. Letters: N inputs, B of them in a batch, C channels, P pose numbers.
 """
 
+import glob
 import hashlib
 import logging
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from transformers import AutoImageProcessor
 
 from .configuration_avae import TRANSFORMS, AVAEConfig
@@ -24,7 +25,13 @@ logger = logging.getLogger(__name__)
 # what a command says on standard output
 screen = logging.getLogger("screen")
 
-SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation")}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# what `save_to_disk` leaves
+SAVED = ("dataset_dict.json", "state.json")
 
 
 @dataclass
@@ -264,15 +271,15 @@ def _read_splits(arguments: ShapeTaskArguments, resolution: int | None) -> tuple
         raise ValueError(f"there is no file or folder {name}; check the path.")
     try:
         if path.is_file():
-            found = {"train": load_dataset("parquet", data_files=str(path), split="train")}
+            found = {"train": load_dataset("parquet", data_files=glob.escape(str(path)), split="train")}
         elif next(path.rglob("*.off"), None) is not None:
             found = read_meshes(path, arguments.classes, resolution or 24)
+        elif any((path / file).is_file() for file in SAVED):
+            found = _read_saved(path)
+        elif path.is_dir() and (files := _find_parquet(path)):
+            found = dict(load_dataset("parquet", data_files=files))
         elif path.is_dir():
-            # one split may come in shards such as train-00000-of-00002.parquet
-            names = sorted({file.stem.split("-")[0] for file in path.glob("*.parquet")})
-            files = {split: [str(file) for file in sorted(path.glob(f"{split}*.parquet"))] for split in names}
-            read = ("parquet", {"data_files": files}) if files else ("imagefolder", {"data_dir": str(path)})
-            found = dict(load_dataset(read[0], **read[1]))
+            found = dict(load_dataset("imagefolder", data_dir=glob.escape(str(path))))
         else:
             found = dict(load_dataset(name, arguments.dataset_config_name))
     # the libraries below raise errors of many kinds, from connections to parsers
@@ -282,12 +289,34 @@ def _read_splits(arguments: ShapeTaskArguments, resolution: int | None) -> tuple
             f"could not read {name!r} ({reason}); it must be a folder of parquet files, of images in folders per class "
             "or of .off meshes, a parquet file, or a name on a Hub that can be reached."
         ) from error
-    splits = {SPLIT_NAMES[split]: rows for split, rows in found.items() if split in SPLIT_NAMES}
+    names = {split: SPLIT_NAMES[split.lower()] for split in found if split.lower() in SPLIT_NAMES}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{name} has two splits for one of {sorted(set(names.values()))}, found {list(found)}; keep one."
+        )
+    splits = {names[split]: rows for split, rows in found.items() if split in names}
     if not len(splits.get("train", ())):
         raise ValueError(
             f"{name} has no train split, or an empty one, found {list(found)}; name a folder or file train."
         )
     return path.resolve().stem if path.exists() else name, {"train": splits.pop("train"), **splits}
+
+
+def _find_parquet(folder: Path) -> dict[str, list[str]]:
+    """Find the parquet files of every split, which may come in shards and, as on the Hub, in a folder `data`."""
+    files: dict[str, list[str]] = {}
+    for place in (folder, folder / "data"):
+        for file in sorted(place.iterdir()) if place.is_dir() and not files else ():
+            if file.suffix.lower() == ".parquet":
+                # a name may hold what a pattern means something by
+                files.setdefault(file.stem.split("-")[0], []).append(glob.escape(str(file)))
+    return files
+
+
+def _read_saved(folder: Path) -> dict[str, Dataset]:
+    """Read what `save_to_disk` left."""
+    saved = load_from_disk(folder)
+    return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
 
 
 def _read_digits() -> dict[str, Dataset]:

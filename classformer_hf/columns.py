@@ -1,9 +1,9 @@
 """Which columns of a data set hold its text: what is read unasked, and what never is, because it may tell the label."""
 
-from collections.abc import Iterator
-
 from datasets import Dataset, Value
 from dateutil.parser import parse as parse_date
+
+from .labels import is_number
 
 # the names of published pairs, the first text first
 PAIRS = (
@@ -24,6 +24,7 @@ PAIRS = (
     ("text_a", "text_b"),
 )
 TEXTS = ("sentence", "text")
+TEXT_NAMES = {*TEXTS, *(name for pair in PAIRS for name in pair)}
 # a column of more different values is no list of classes
 MAX_CLASSES = 50
 # rows that tell whether a column holds numbers or dates
@@ -35,7 +36,7 @@ def find_text_columns(
 ) -> tuple[str, ...]:
     """Choose the columns of text: those given, else a pair or a text of a known name, else the only one that is left.
 
-    Two columns of other names are never taken for a pair. Never chosen is what tells the label, and, unless its name
+    Two columns of other names are never taken for a pair. Never chosen is what names the label, and, unless its name
     is known, an identifier, a date or a number.
 
     Args:
@@ -113,32 +114,29 @@ def describe_columns(rows: Dataset, text_columns: tuple[str, ...], label_column:
 
 def _find_reason_against(rows: Dataset, name: str, label_column: str | None) -> str | None:
     """Say why a column is not the text."""
-    if label_column is not None and (tells := _find_tell(rows, name, label_column)):
-        return tells
-    if name.lower() in {*TEXTS, *(text for pair in PAIRS for text in pair)}:
+    if label_column is not None and _names_label(rows, name, label_column):
+        return "names the label"
+    if name.lower() in TEXT_NAMES:
         return None
     probed = [text for text in rows.select_columns(name)[:NUM_PROBED][name] if text]
-    if probed and all(_is_number(text) for text in probed):
+    if probed and all(is_number(text) for text in probed):
         return "numbers"
     if probed and all(_is_date(text) for text in probed):
         return "dates"
     return "an identifier" if _is_identifier(rows, name) else None
 
 
-def _find_tell(rows: Dataset, name: str, label_column: str) -> str | None:
-    """Say that a column tells the label: it has few values, which come again and again, always with one label."""
-    labels: dict[str | None, str] = {}
-    for text, label in _read_pairs(rows, name, label_column):
-        if labels.setdefault(text, label) != label or len(labels) > MAX_CLASSES:
-            return None
-    if len(labels) > len(rows) / 2:
-        return None
-    return f"tells the label: {len(labels)} different values, each always with one label"
-
-
-def _read_pairs(rows: Dataset, name: str, label_column: str) -> Iterator[tuple[str | None, str]]:
+def _names_label(rows: Dataset, name: str, label_column: str) -> bool:
+    """Tell whether a column has few values, which come again and again, one for every label."""
+    label_of: dict[str | None, str] = {}
+    text_of: dict[str, str | None] = {}
     for batch in rows.select_columns([name, label_column]).iter(batch_size=NUM_PROBED):
-        yield from zip(batch[name], map(str, batch[label_column]), strict=True)
+        for text, label in zip(batch[name], map(str, batch[label_column]), strict=True):
+            if label_of.setdefault(text, label) != label or text_of.setdefault(label, text) != text:
+                return False
+            if len(text_of) > MAX_CLASSES:
+                return False
+    return len(text_of) <= len(rows) / 2
 
 
 def _is_identifier(rows: Dataset, name: str) -> bool:
@@ -149,14 +147,6 @@ def _is_identifier(rows: Dataset, name: str) -> bool:
             if text is None or text in seen or not text.isascii() or len(text.split()) != 1:
                 return False
             seen.add(text)
-    return True
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
     return True
 
 

@@ -33,6 +33,8 @@ NO_TOKENIZER = (
     "`{}` holds no tokenizer (tokenizer.json, vocab.txt, vocab.json with merges.txt, or a .model file); save the "
     "checkpoint's there too."
 )
+# labels of so many classes are printed
+MAX_NAMED = 10
 
 
 @dataclass
@@ -41,8 +43,9 @@ class TaskArguments:
         default=None,
         metadata={
             "help": "GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte), name on the Hub, folder with train, "
-            "validation and test files, or one file (parquet, csv, json, jsonl); write ./mrpc for a folder that is "
-            "named like a task. Without it, or as standard_library: the embedded demo task, whose columns are fixed."
+            "validation and test files, or one file (parquet, csv, tsv, json, jsonl, also .gz); write ./mrpc for a "
+            "folder that is named like a task. Without it, or as standard_library: the embedded demo task, whose "
+            "columns are fixed."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
@@ -129,11 +132,12 @@ class Task:
         return replace(self, splits=DatasetDict({name: self.splits[name] for name in kept}), truncated=truncated)
 
 
-def load_task(arguments: TaskArguments) -> Task:
+def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
     """Load a data set, find out what it asks for, and print which columns are read.
 
     Args:
         arguments: What to load, and what not to infer.
+        is_whole: Leave the splits as they come, without carving those that are missing, to evaluate on every row.
 
     Returns:
         The task with raw text in its text columns and the label column renamed to "labels".
@@ -150,7 +154,7 @@ def load_task(arguments: TaskArguments) -> Task:
         task = load_standard_library_task()
         screen.info(f"{task.name}: {describe_columns(task.splits['train'], task.text_columns, task.label_column)}")
     else:
-        task = _build_task(arguments.dataset_name, arguments)
+        task = _build_task(arguments.dataset_name, arguments, is_whole)
     metric_name = arguments.metric_name or task.metric_name
     check_metric(metric_name, task.problem_type, task.num_labels)
     splits = DatasetDict(task.splits)
@@ -160,7 +164,10 @@ def load_task(arguments: TaskArguments) -> Task:
             rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:num_samples]
             splits[name] = split.select(np.sort(rows))
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    screen.info(f"{task.name}: {task.problem_type} of {task.num_labels} labels, metric {metric_name}, rows: {sizes}")
+    names = f" ({', '.join(task.label_names)})" if 1 < task.num_labels <= MAX_NAMED else ""
+    screen.info(
+        f"{task.name}: {task.problem_type} of {task.num_labels} labels{names}, metric {metric_name}, rows: {sizes}"
+    )
     return replace(task, metric_name=metric_name, splits=splits)
 
 
@@ -294,7 +301,7 @@ def _check_arguments(arguments: TaskArguments) -> None:
         )
 
 
-def _build_task(dataset_name: str, arguments: TaskArguments) -> Task:
+def _build_task(dataset_name: str, arguments: TaskArguments, is_whole: bool) -> Task:
     name, splits = read_splits(dataset_name, arguments.dataset_config_name)
     train = splits["train"]
     label_column = find_label_column(train, arguments.label_column)
@@ -319,7 +326,7 @@ def _build_task(dataset_name: str, arguments: TaskArguments) -> Task:
         metric_name = DEFAULT_METRICS[labels.problem_type]
     return Task(
         name=name,
-        splits=_complete_splits(splits, arguments, is_stratified=labels.problem_type == SINGLE_LABEL),
+        splits=DatasetDict(splits) if is_whole else _complete_splits(splits, arguments, labels.problem_type),
         text_columns=text_columns,
         problem_type=labels.problem_type,
         label_names=labels.names,
@@ -328,7 +335,7 @@ def _build_task(dataset_name: str, arguments: TaskArguments) -> Task:
     )
 
 
-def _complete_splits(splits: dict[str, Dataset], arguments: TaskArguments, is_stratified: bool) -> DatasetDict:
+def _complete_splits(splits: dict[str, Dataset], arguments: TaskArguments, problem_type: str) -> DatasetDict:
     """Make the validation split the test split if there is no other, and carve what is missing from train."""
     splits = dict(splits)
     if "test" not in splits and "validation" in splits:
@@ -337,7 +344,7 @@ def _complete_splits(splits: dict[str, Dataset], arguments: TaskArguments, is_st
         if name in splits:
             continue
         train = splits["train"]
-        labels = np.asarray(train["labels"][:]) if is_stratified else np.zeros(len(train))
+        labels = np.asarray(train["labels"][:]) if problem_type == SINGLE_LABEL else np.zeros(len(train))
         generator = np.random.default_rng(arguments.split_seed)
         held_out: list[int] = []
         for label in np.unique(labels):

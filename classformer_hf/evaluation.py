@@ -11,7 +11,7 @@ import evaluate
 import numpy as np
 import torch
 import transformers
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import ClassLabel, Dataset, Image
 from huggingface_hub import snapshot_download
 from scipy.stats import binomtest
 from tqdm import tqdm
@@ -23,10 +23,10 @@ from .data import TaskArguments, load_tokenizer
 from .elsewhere import check_tokenizer
 from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code
 from .hub import explain_failure, first_line
-from .labels import find_label_column
+from .labels import as_class, find_label_column, is_missing, name_as_number
 from .metrics import TaskMetric, compute_score, standard_error
 from .publishing import find_task, retry_if_busy
-from .sources import BUILDERS, GLUE_REPOSITORY, GLUE_TASKS
+from .sources import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output
@@ -164,7 +164,7 @@ def stream_examples(
     """
     source = str(arguments.dataset_name)
     split = _open_stream(source, arguments.dataset_config_name, split_name)
-    name = Path(source).stem
+    name = name_path(Path(source).expanduser())
     label_column = find_label_column(split, arguments.label_column)
     label = split.features[label_column]
     images = [column for column, feature in split.features.items() if isinstance(feature, Image)]
@@ -177,16 +177,19 @@ def stream_examples(
             raise ValueError(f"cannot read an example of the split {split_name!r} of {source}: {reason}") from error
 
     def name_label(value: Any) -> str:
-        if value is None or value == -1:
+        if is_missing(value) or str(value) == "-1":
             raise ValueError(f"the split {split_name!r} of {source} has an example without a label.")
-        return label.int2str(value) if isinstance(label, ClassLabel) else str(value)
+        return label.int2str(value) if isinstance(label, ClassLabel) else str(as_class(value))
 
     if images:
         column = image_column or images[0]
         screen.info(f"{name}: images from {column}, labels from {label_column}")
         return name, lambda: ((row[column], name_label(row[label_column])) for row in read_rows())
     given = tuple(c for c in (arguments.text_column, arguments.text_pair_column) if c)
-    first = Dataset.from_list(list(itertools.islice(read_rows(), NUM_PROBED)), features=split.features)
+    rows = list(itertools.islice(read_rows(), NUM_PROBED))
+    if not rows:
+        raise ValueError(f"the split {split_name!r} of {source} is empty: there is no example to evaluate.")
+    first = Dataset.from_list(rows, features=split.features)
     text_columns = find_text_columns(first, label_column, given)
     screen.info(f"{name}: {describe_columns(first, text_columns, label_column)}")
 
@@ -200,22 +203,18 @@ def stream_examples(
 
 
 def _open_stream(name: str, config_name: str | None, split_name: str) -> Any:
-    path, files = Path(name), None
-    source: list[Any]
     if name in GLUE_TASKS:
         # the labels of its test split are not public, so that the validation split takes its place
         if split_name == "validation":
             raise ValueError(f"the validation split of {name} is the test split here; name that one.")
-        split_name = {"test": "validation_matched" if name == "mnli" else "validation"}.get(split_name, split_name)
-        source = [GLUE_REPOSITORY, name]
-    elif path.suffix in BUILDERS:
-        if split_name != "train":
-            raise ValueError(f"one file is a train split: stream {path.name} with --split train.")
-        source, files = [BUILDERS[path.suffix]], name
-    else:
-        source = [name, config_name]
+        name, config_name, split_name = GLUE_REPOSITORY, name, split_name.replace("test", "validation")
+    if Path(name).expanduser().is_file() and split_name != "train":
+        raise ValueError(f"one file is a train split: stream {Path(name).name} with --split train.")
     try:
-        split = load_dataset(*source, split=split_name, data_files=files, streaming=True)
+        splits = stream_splits(name, config_name)
+        if split_name not in splits:
+            raise ValueError(f"there are only {', '.join(splits)}")
+        split = splits[split_name]
         return split if split.features else split._resolve_features()
     except StopIteration as error:
         raise ValueError(f"the split {split_name!r} of {name} is empty: there is no example to evaluate.") from error
@@ -269,8 +268,9 @@ def evaluate_examples(
     def inputs() -> Iterator[Any]:
         for example, label in itertools.islice(examples, max_examples):
             # a model that was saved without names numbers its labels
-            known = label if label in ids else f"LABEL_{label}"
-            if known not in ids:
+            plain = name_as_number(label)
+            known = next((name for name in (label, plain, f"LABEL_{plain}") if name in ids), None)
+            if known is None:
                 raise ValueError(f"{folder} predicts {list(ids)}, but the data have the label {label!r}.")
             references.append(ids[known])
             yield example

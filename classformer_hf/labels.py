@@ -3,15 +3,25 @@
 Splits are compared by the names of labels, not by their ids, so files that order the classes differently agree.
 """
 
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Dataset, LargeList, List, Value
 from datasets.features.features import FeatureType
 
+# what a command says on standard output
+screen = logging.getLogger("screen")
+
 SINGLE_LABEL = "single_label_classification"
 REGRESSION = "regression"
 MULTI_LABEL = "multi_label_classification"
+
+# numbers of more different values are no classes, unless they are integers
+MAX_NUMBERED_CLASSES = 20
+# what files write where a value is missing, and what may be a class
+MISSING_WORDS = ("na", "n/a", "nan", "none", "null", "")
 
 LABEL_COLUMNS = ("label", "labels", "target", "targets", "class", "category", "score")
 
@@ -37,10 +47,10 @@ def find_label_column(train: Dataset, label_column: str | None = None) -> str:
         if label_column is None:
             raise ValueError(
                 f"no label column: none of {list(LABEL_COLUMNS)} is in the train split, found {train.column_names}; "
-                "name it by `label_column`."
+                "name it by --label_column."
             )
     elif label_column not in train.column_names:
-        raise ValueError(f"`label_column` {label_column!r} is not in the train split, found {train.column_names}.")
+        raise ValueError(f"--label_column {label_column!r} is not in the train split, found {train.column_names}.")
     return label_column
 
 
@@ -49,15 +59,16 @@ def is_labelled(split: Dataset, train: Dataset, column: str) -> bool:
     if column not in split.column_names:
         return False
     placeholder = None if -1 in _read(train, column) else -1
-    return not all(_is_missing(label) or label == placeholder for label in _read(split, column))
+    return not all(is_missing(label) or label == placeholder for label in _read(split, column))
 
 
 def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | None = None) -> Labels:
     """Encode a label column.
 
-    Without `problem_type`, floats are a regression, lists are multi-label and anything else is single-label. A list
-    holds the labels of its row; but if it holds floats or booleans, or if all lists have one length >= 2 and hold only
-    0 and 1, it holds one 0-1 entry per label. Classes are in the order in which the file names them, else sorted.
+    Without `problem_type`, lists are multi-label, floats are a regression, unless they are a few whole numbers, which
+    is said, and anything else is single-label. A list holds the labels of its row; but if it holds floats or booleans,
+    or if all lists have one length >= 2 and hold only 0 and 1, it holds one 0-1 entry per label. Classes are in the
+    order in which the file names them, else sorted.
 
     Args:
         splits: Raw splits, each with the column, among them "train".
@@ -68,25 +79,28 @@ def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | N
         The labels; a regression has one name, that of the column.
 
     Raises:
-        ValueError: A label is missing, does not fit the problem type, or does not occur in train.
+        ValueError: A label is missing, does not fit the problem type, or does not occur in train; or labels are numbers
+            in words, which may be classes or not.
     """
     feature = splits["train"].features[column]
     values = {name: _read(split, column) for name, split in splits.items()}
     for name, labels in values.items():
-        missing = [row for row, label in enumerate(labels) if _is_missing(label)]
+        missing = [row for row, label in enumerate(labels) if is_missing(label)]
         if missing:
             raise ValueError(
                 f"label column {column!r} of split {name!r} misses {len(missing)} of {len(labels)} labels, the first "
                 f"in row {missing[0]}; remove these rows or fill them in."
             )
-    problem_type = _check_problem_type(feature, column, problem_type)
+    if problem_type is None:
+        problem_type = _infer_problem_type(feature, column, [label for labels in values.values() for label in labels])
     for split in splits.values():
         _check_problem_type(split.features[column], column, problem_type)
     if problem_type == REGRESSION:
-        return Labels(problem_type, [column], values, Value("float32"))
+        numbers = {name: [_as_number(label, column) for label in labels] for name, labels in values.items()}
+        return Labels(problem_type, [column], numbers, Value("float32"))
     # every row becomes the list of its labels, so that both kinds of classification go the same way
     if problem_type == SINGLE_LABEL:
-        rows = {name: [[_as_class(label)] for label in labels] for name, labels in values.items()}
+        rows = {name: [[as_class(label)] for label in labels] for name, labels in values.items()}
         counted = None
     else:
         rows, counted = _label_lists(feature, column, values)
@@ -118,37 +132,110 @@ def _read(split: Dataset, column: str) -> list:
     return [[name(index) for index in value] if isinstance(value, list) else name(value) for value in values]
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
+    """Tell whether a label, or one of a list, is missing."""
     if isinstance(label, list):
-        return any(_is_missing(element) for element in label)
+        return any(is_missing(element) for element in label)
     # only NaN differs from itself
     return label is None or label != label
 
 
-def _check_problem_type(feature: FeatureType, column: str, problem_type: str | None) -> str:
-    """Infer the problem type where it is not given, and check that the column can hold it."""
-    is_list = isinstance(feature, List | LargeList)
+def _infer_problem_type(feature: FeatureType, column: str, labels: list) -> str:
+    """Say what labels pose, none of them missing.
+
+    Raises:
+        ValueError: It cannot be told.
+    """
     dtype = feature.dtype if isinstance(feature, Value) else ""
-    is_number = dtype.startswith(("int", "uint", "float"))
-    fits = {SINGLE_LABEL: isinstance(feature, Value | ClassLabel), REGRESSION: is_number, MULTI_LABEL: is_list}
-    if problem_type is None:
-        problem_type = MULTI_LABEL if is_list else REGRESSION if dtype.startswith("float") else SINGLE_LABEL
+    if isinstance(feature, List | LargeList):
+        return MULTI_LABEL
+    if dtype.startswith("float"):
+        values = sorted(set(labels))
+        if len(values) > MAX_NUMBERED_CLASSES or not all(value.is_integer() for value in values):
+            return REGRESSION
+        numbers = ", ".join(f"{value:g}" for value in values)
+        screen.info(
+            f"label column {column!r} holds the numbers {numbers}, which are read as classes; --problem_type "
+            "regression reads them as values."
+        )
+    elif dtype in ("string", "large_string"):
+        _refuse_unclear_numbers(column, labels)
+    return SINGLE_LABEL
+
+
+def _refuse_unclear_numbers(column: str, labels: list[str]) -> None:
+    numbers = {label for label in labels if is_number(label)}
+    words = {label for label in labels} - numbers
+    if not numbers or not all(word.strip().lower() in MISSING_WORDS for word in words):
+        return
+    if words:
+        raise ValueError(
+            f"label column {column!r} holds numbers and {', '.join(map(repr, sorted(words)))}: remove the rows where a "
+            "number is missing, or give --problem_type single_label_classification where that is a class."
+        )
+    if len(numbers) > MAX_NUMBERED_CLASSES or not all(float(label).is_integer() for label in numbers):
+        raise ValueError(
+            f"label column {column!r} holds {len(numbers)} different numbers as text, such as {min(numbers)!r}: give "
+            "--problem_type regression where they are values, single_label_classification where they are names."
+        )
+
+
+def _check_problem_type(feature: FeatureType, column: str, problem_type: str) -> None:
+    """Check that a column can hold labels of a problem type."""
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    fits = {
+        SINGLE_LABEL: isinstance(feature, Value | ClassLabel),
+        # strings may be numbers
+        REGRESSION: dtype.startswith(("int", "uint", "float", "string", "large_string")),
+        MULTI_LABEL: isinstance(feature, List | LargeList),
+    }
     if problem_type not in fits:
-        raise ValueError(f"`problem_type` must be one of {list(fits)}, got {problem_type!r}.")
+        raise ValueError(f"--problem_type must be one of {list(fits)}, got {problem_type!r}.")
     if not fits[problem_type]:
         raise ValueError(
-            f"label column {column!r} cannot be {problem_type}, it holds {feature}; change `problem_type` or "
-            "`label_column`."
+            f"label column {column!r} cannot be {problem_type}, it holds {feature}; change --problem_type or "
+            "--label_column."
         )
-    return problem_type
 
 
-def _as_class(label: Any) -> Any:
+def is_number(text: str) -> bool:
+    """Tell whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _as_number(label: Any, column: str) -> Any:
+    if not isinstance(label, str):
+        return label
+    if not is_number(label):
+        raise ValueError(
+            f"label column {column!r} cannot be regression, it holds {label!r}; change --problem_type or "
+            "--label_column."
+        )
+    return float(label)
+
+
+def name_as_number(label: str) -> str:
+    """Give the name that a class has where a column of numbers, or of true and false, was read as such."""
+    if label.strip().lower() in ("true", "false"):
+        return label.strip().capitalize()
+    is_whole = is_number(label) and float(label).is_integer()
+    return str(int(float(label))) if is_whole else label
+
+
+def as_class(label: Any) -> Any:
+    """Give a class as its name or number; a whole number that was read as a float is an integer.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
     if not isinstance(label, float):
         return label
     if not label.is_integer():
         raise ValueError(
-            f"classes must be whole numbers or names, got {label}; for a regression change `problem_type`."
+            f"classes must be whole numbers or names, got {label}; for a regression give --problem_type regression."
         )
     return int(label)
 

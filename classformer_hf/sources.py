@@ -1,9 +1,15 @@
 """Where a task's splits come from: GLUE and the rest of the Hub, a local folder, or one file."""
 
+import glob
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+
+from .delimited import guess_csv_options, guess_encoding, type_columns
+from .hub import first_line
 
 GLUE_REPOSITORY = "nyu-mll/glue"
 # text columns and metric
@@ -18,14 +24,19 @@ GLUE_TASKS = {
     "rte": (("sentence1", "sentence2"), "accuracy"),
 }
 SPLIT_NAMES = {
-    "train": "train",
+    **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "validation_matched", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "test_matched"), "test"),
+    **dict.fromkeys(("test", "testing", "test_matched"), "test"),
 }
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+# one of the two, as the other names say
+UNCLEAR_NAMES = ("eval", "evaluation")
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 # plain text has no labels
 TEXT_BUILDERS = {**BUILDERS, ".txt": "text"}
-SHARD = re.compile(r"-\d+-of-\d+$")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+SHARD = re.compile(r"-\d+-of-\d+(-\w+)?$")
+# what `save_to_disk` leaves
+SAVED = ("dataset_dict.json", "state.json")
 
 
 def read_splits(
@@ -52,21 +63,21 @@ def read_splits(
     name = dataset_name
     if dataset_name in GLUE_TASKS:
         splits = _read_hub(GLUE_REPOSITORY, dataset_name)
-    elif path.is_dir():
-        name, splits = path.resolve().name, _read_folder(path, builders)
-    elif path.is_file():
-        name, splits = path.stem, {"train": _read_files([path], builders)}
-    elif path.suffix in builders or dataset_name.startswith((".", "/", "~")):
+    elif path.exists():
+        name, splits = name_path(path), _read_path(path, builders)
+    elif is_path(dataset_name, builders):
         raise ValueError(f"there is no file or folder {dataset_name}; check the path.")
     else:
         splits = _read_hub(dataset_name, config_name)
         if config_name in GLUE_TASKS and dataset_name in ("glue", GLUE_REPOSITORY):
             name = config_name
     found = list(splits)
-    chosen = [SPLIT_NAMES[split] for split in found if split in SPLIT_NAMES]
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"{dataset_name} has two splits for one of {sorted(set(chosen))}, found {found}; keep one.")
-    splits = {SPLIT_NAMES[split]: rows for split, rows in splits.items() if split in SPLIT_NAMES}
+    names = name_splits(found)
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{dataset_name} has two splits for one of {sorted(set(names.values()))}, found {found}; keep one."
+        )
+    splits = {names[split]: rows for split, rows in splits.items() if split in names}
     if "train" not in splits:
         raise ValueError(
             f"{dataset_name} has no train split, found {found}; a task needs one to learn from "
@@ -80,6 +91,29 @@ def read_splits(
     return name, splits
 
 
+def stream_splits(
+    dataset_name: str, config_name: str | None = None, builders: dict[str, str] = BUILDERS
+) -> dict[str, IterableDataset]:
+    """Open the splits of a local data set, or of one on the Hub, to be read while they are used.
+
+    Columns of csv files hold text. A folder without files named like splits is read as the library `datasets` does.
+
+    Raises:
+        ValueError: There is no such file, or it cannot be read; the library raises errors of other kinds, too.
+    """
+    path = Path(dataset_name).expanduser()
+    if not path.exists() and is_path(dataset_name, builders):
+        raise ValueError(f"there is no file or folder {dataset_name}")
+    splits: dict[str, IterableDataset]
+    if path.exists() and (saved := _read_saved(path)):
+        splits = {split: rows.to_iterable_dataset() for split, rows in saved.items()}
+    elif path.exists() and (files := find_files(path, builders)):
+        splits = {split: load_files(paths, builders, streaming=True) for split, paths in files.items()}
+    else:
+        splits = dict(load_dataset(str(path) if path.exists() else dataset_name, config_name, streaming=True))
+    return {name: splits[split] for split, name in name_splits(splits).items()}
+
+
 def _read_hub(repository: str, config_name: str | None) -> dict[str, Dataset]:
     try:
         return dict(load_dataset(repository, config_name))
@@ -88,43 +122,108 @@ def _read_hub(repository: str, config_name: str | None) -> dict[str, Dataset]:
         config = f" ({config_name})" if config_name else ""
         raise ValueError(
             f"could not load {repository!r}{config} from the Hub, nor is it a local folder or file; check the name and "
-            f"the connection, or give a local folder with train.parquet. {type(error).__name__}: {_first_line(error)}"
+            f"the connection, or give a local folder with train.parquet. {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
-def _read_folder(folder: Path, builders: dict[str, str]) -> dict[str, Dataset]:
-    """Read every file that is named like a split; one may come in shards such as train-00000-of-00002.parquet."""
-    files: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        split = SHARD.sub("", file.stem)
-        if file.suffix in builders and split in SPLIT_NAMES:
-            files.setdefault(split, []).append(file)
-    if not files:
+def _read_path(path: Path, builders: dict[str, str]) -> dict[str, Dataset]:
+    if saved := _read_saved(path):
+        return saved
+    found = find_files(path, builders)
+    if not found:
         raise ValueError(
-            f"folder {folder} has no file like train.parquet, found {sorted(file.name for file in folder.iterdir())}; "
-            f"name the files train, validation and test, with one of the endings {list(builders)}."
+            f"folder {path} has no file like train.parquet, found {sorted(file.name for file in path.iterdir())}; name "
+            f"the files train, validation and test, with one of the endings {list(builders)}."
         )
-    return {split: _read_files(paths, builders) for split, paths in files.items()}
+    splits = {split: load_files(files, builders) for split, files in found.items()}
+    of_csv = {split: rows for split, rows in splits.items() if builders[_part_name(found[split][0])[1]] == "csv"}
+    return splits | type_columns(of_csv)
 
 
-def _read_files(files: list[Path], builders: dict[str, str]) -> Dataset:
+def _read_saved(path: Path) -> dict[str, Dataset] | None:
+    """Read a folder that `save_to_disk` left, if it is one."""
+    if not any((path / file).is_file() for file in SAVED):
+        return None
+    saved = load_from_disk(path)
+    return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
+
+
+def find_files(path: Path, builders: dict[str, str] = BUILDERS) -> dict[str, list[Path]]:
+    """Find the files of a local data set by split: one file, or a folder of files that are named like splits.
+
+    A split may come in shards such as train-00000-of-00002.parquet, all of them in a folder `data`, as on the Hub.
+    """
+    if path.is_file():
+        return {"train": [path]}
+    files: dict[str, list[Path]] = {}
+    for folder in (path, path / "data"):
+        for file in sorted(folder.iterdir()) if folder.is_dir() and not files else ():
+            stem, ending = _part_name(file)
+            split = SHARD.sub("", stem).lower()
+            if ending in builders and (split in SPLIT_NAMES or split in UNCLEAR_NAMES):
+                files.setdefault(split, []).append(file)
+    return files
+
+
+def load_files(files: list[Path], builders: dict[str, str] = BUILDERS, streaming: bool = False) -> Any:
+    """Load one split from its file or shards, as a data set or as a stream; columns of csv files hold text.
+
+    Raises:
+        ValueError: They are of several kinds, or cannot be read.
+    """
     names = [file.name for file in files]
-    if len(files) > 1 and (
-        len({file.suffix for file in files}) > 1 or not all(SHARD.search(file.stem) for file in files)
-    ):
+    stems, endings = zip(*map(_part_name, files), strict=True)
+    if len(files) > 1 and (len(set(endings)) > 1 or not all(SHARD.search(stem) for stem in stems)):
         raise ValueError(f"one split must come from one file or from its shards, found {names}; keep one of them.")
-    suffix = files[0].suffix
-    if suffix not in builders:
+    ending = endings[0]
+    if ending not in builders:
         raise ValueError(f"a data file must end in one of {list(builders)}, got {names[0]}.")
+    is_packed = any(file.suffix.lower() in COMPRESSIONS for file in files)
+    if is_packed and "[" in "".join(names):
+        raise ValueError(f"the library `datasets` opens no compressed file with a [ in its name; rename {names[0]}.")
+    options: dict[str, Any] = {}
     try:
-        return load_dataset(builders[suffix], data_files=[str(file) for file in files], split="train")
+        if builders[ending] == "csv":
+            options = guess_csv_options(files)
+        elif builders[ending] == "text":
+            options = {"encoding": guess_encoding(files)}
+            if is_packed and options["encoding"] != "utf-8":
+                raise ValueError("the library `datasets` reads compressed texts in UTF-8 only; unpack it")
+        # a name may hold what a pattern means something by
+        paths = [glob.escape(str(file)) for file in files]
+        return load_dataset(builders[ending], data_files=paths, split="train", streaming=streaming, **options)
     # as above; an empty file ends in a StopIteration, one without rows in a ValueError
     except Exception as error:
         raise ValueError(
-            f"could not read {', '.join(names)} ({_first_line(error.__cause__ or error)}); check that it is a "
-            f"{builders[suffix]} file with at least one row."
+            f"could not read {', '.join(names)} ({first_line(error.__cause__ or error)}); check that it is a "
+            f"{builders[ending]} file with at least one row, and values of one type in every column."
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def name_splits(found: Iterable[str]) -> dict[str, str]:
+    """Say which splits are train, validation and test; `eval` is what no other one is, and others are left out."""
+    names = {split: SPLIT_NAMES[split.lower()] for split in found if split.lower() in SPLIT_NAMES}
+    for split in found:
+        free = [name for name in ("validation", "test") if name not in names.values()]
+        if split.lower() in UNCLEAR_NAMES and free:
+            names[split] = free[0]
+    return names
+
+
+def name_path(path: Path) -> str:
+    """Name a data set after its folder or file."""
+    return path.resolve().name if path.is_dir() else _part_name(path)[0]
+
+
+def is_path(dataset_name: str, builders: dict[str, str] = BUILDERS) -> bool:
+    """Tell whether a name must be that of a file or folder, and not one on the Hub."""
+    return _part_name(Path(dataset_name))[1] in builders or dataset_name.startswith((".", "/", "~"))
+
+
+def _part_name(file: Path) -> tuple[str, str]:
+    """Give a file's name without its endings, and the last one but that of a compression, in lower case."""
+    name = file.name
+    for compression in COMPRESSIONS:
+        name = name[: -len(compression)] if name.lower().endswith(compression) else name
+    ending = Path(name).suffix
+    return name.removesuffix(ending), ending.lower()

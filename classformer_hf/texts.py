@@ -6,12 +6,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from .columns import NUM_PROBED, describe_columns, find_text_columns, is_text
 from .corpus import joined_texts, load_standard_library_task
-from .sources import SPLIT_NAMES, TEXT_BUILDERS, read_splits
+from .sources import TEXT_BUILDERS, name_path, read_splits, stream_splits
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output
@@ -107,12 +107,8 @@ def load_texts(arguments: TextArguments) -> Texts:
 def _stream(arguments: TextArguments) -> Texts:
     """Open the train split as an endless stream; without a validation split its first texts are held out."""
     name = str(arguments.dataset_name)
-    path = Path(name).expanduser()
-    source: dict[str, Any] = {"path": name, "name": arguments.dataset_config_name}
-    if path.exists():
-        source = _list_files(path)
     try:
-        splits: Any = load_dataset(**source, streaming=True)
+        splits = stream_splits(name, arguments.dataset_config_name, TEXT_BUILDERS)
         if "train" not in splits:
             raise ValueError(f"it has no train split, only {', '.join(splits)}")
         first = Dataset.from_list(list(islice(splits["train"], NUM_PROBED)))
@@ -133,19 +129,7 @@ def _stream(arguments: TextArguments) -> Texts:
             )
     # repeated, since a resumed training finds its place in one pass only
     train = train.shuffle(seed=42, buffer_size=SHUFFLE_BUFFER).repeat(None)
-    return Texts(path.stem, _rename_text(train, column), Dataset.from_dict({"text": held_out}))
-
-
-def _list_files(path: Path) -> dict[str, Any]:
-    """Say how `load_dataset` reads a folder or a file."""
-    files: dict[str, list[str]] = {}
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        split = "train" if file == path else SPLIT_NAMES.get(file.stem.partition("-")[0])
-        if split in ("train", "validation") and file.suffix in TEXT_BUILDERS:
-            files.setdefault(split, []).append(str(file))
-    if "train" not in files:
-        raise ValueError(f"{path} has no train file of the kinds {', '.join(TEXT_BUILDERS)}.")
-    return {"path": TEXT_BUILDERS[Path(files["train"][0]).suffix], "data_files": files}
+    return Texts(name_path(Path(name).expanduser()), _rename_text(train, column), Dataset.from_dict({"text": held_out}))
 
 
 def _rename_text(texts: Any, column: str) -> Any:

@@ -121,7 +121,7 @@ def evaluate_texts(
     folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments
 ) -> tuple[dict, Results, Task]:
     """Evaluate on a task of texts, of any kind of label; give the record, all results and the task."""
-    task = load_task(task_arguments)
+    task = load_task(task_arguments, is_whole=arguments.split == "all")
     if arguments.split == "all":
         rows = concatenate_datasets(list(task.splits.values()))
         task = replace(task, splits=DatasetDict({"train": rows, "all": rows}))

@@ -86,6 +86,13 @@ def test_all_rows_of_a_file_are_evaluated(run, text_folder, tiny_text_file):
     assert "test: 6 examples" in run("evaluate_model", text_folder, *flags)[1]
 
 
+def test_all_of_three_rows_are_evaluated(run, text_folder, tmp_path):
+    (tmp_path / "few.csv").write_text("sentence,label\na warm film,positive\na dull plot,negative\nbad,negative\n")
+    flags = ("--dataset_name", tmp_path / "few.csv", "--split", "all", "--device", "cpu", *SHORT)
+    code, printed, words = run("evaluate_model", text_folder, *flags)
+    assert code == 0 and "few all: 3 examples, majority 0.6667" in printed, words
+
+
 def test_images_are_evaluated_and_the_card_tells(run, image_folder):
     flags = ("--dataset_name", "digits", "--max_examples", 40, "--device", "cpu", "--update_card")
     code, printed, words = run("evaluate_model", image_folder, *flags)

@@ -179,10 +179,10 @@ DATA = {
     "missing text": ("sentence,label\na film,positive\n,positive\n", "without a text in 'sentence'"),
     "no label column": ("sentence,other\na film,1\n", "no label column"),
     "no text column": ("label,number\npositive,3\n", "which column is the text?"),
-    "texts that are all missing": ("sentence,label\n,positive\n", "cannot read an example of the split 'train'"),
+    "texts that are all missing": ("sentence,label\n,positive\n", "has an example without a text in 'sentence'"),
     "no rows": ("sentence,label\n", "is empty: there is no example"),
     "empty file": ("", "cannot stream"),
-    "rows of other lengths": ("sentence,label\na,b,c,d\n", "the data have the label 'd'"),
+    "rows of other lengths": ("sentence,label\na,b,c,d\n", "Expected 2 fields in line 2, saw 4"),
 }
 
 

@@ -5,6 +5,7 @@ the thesis' (R. Bidart, 2023, section 3.6): random crops of the padded image and
 crops for large ones. Everything runs on Pillow and torch.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from transformers import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -30,7 +31,13 @@ screen = logging.getLogger("screen")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation")}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# what `save_to_disk` leaves
+SAVED = ("dataset_dict.json", "state.json")
 
 
 @dataclass
@@ -272,13 +279,13 @@ def _read_splits(arguments: ImageTaskArguments) -> tuple[str, dict[str, Dataset]
         raise ValueError(f"there is no file or folder {name}; check the path.")
     try:
         if path.is_file():
-            found = {"train": load_dataset("parquet", data_files=str(path), split="train")}
+            found = {"train": load_dataset("parquet", data_files=glob.escape(str(path)), split="train")}
+        elif any((path / file).is_file() for file in SAVED):
+            found = _read_saved(path)
+        elif path.is_dir() and (files := _find_parquet(path)):
+            found = dict(load_dataset("parquet", data_files=files))
         elif path.is_dir():
-            # one split may come in shards such as train-00000-of-00002.parquet
-            names = {file.stem.split("-")[0] for file in path.glob("*.parquet")}
-            files = {split: [str(file) for file in sorted(path.glob(f"{split}*.parquet"))] for split in sorted(names)}
-            read = ("parquet", {"data_files": files}) if files else ("imagefolder", {"data_dir": str(path)})
-            found = dict(load_dataset(read[0], **read[1]))
+            found = dict(load_dataset("imagefolder", data_dir=glob.escape(str(path))))
         else:
             found = dict(load_dataset(name, arguments.dataset_config_name))
     # the libraries below raise errors of many kinds, from connections to parsers
@@ -288,13 +295,35 @@ def _read_splits(arguments: ImageTaskArguments) -> tuple[str, dict[str, Dataset]
             f"could not read {name!r} ({reason}); it must be a folder of parquet files or of images in folders per "
             "class, a parquet file, or a name on a Hub that can be reached."
         ) from error
-    splits = {SPLIT_NAMES[split]: rows for split, rows in found.items() if split in SPLIT_NAMES}
+    names = {split: SPLIT_NAMES[split.lower()] for split in found if split.lower() in SPLIT_NAMES}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{name} has two splits for one of {sorted(set(names.values()))}, found {list(found)}; keep one."
+        )
+    splits = {names[split]: rows for split, rows in found.items() if split in names}
     if "train" not in splits:
         raise ValueError(f"{name} has no train split, found {list(found)}; name a folder or file train.")
     empty = [split for split, rows in splits.items() if not len(rows)]
     if empty:
         raise ValueError(f"split {empty[0]!r} of {name} is empty; add images or remove it.")
     return path.resolve().stem if path.exists() else name, splits
+
+
+def _find_parquet(folder: Path) -> dict[str, list[str]]:
+    """Find the parquet files of every split, which may come in shards and, as on the Hub, in a folder `data`."""
+    files: dict[str, list[str]] = {}
+    for place in (folder, folder / "data"):
+        for file in sorted(place.iterdir()) if place.is_dir() and not files else ():
+            if file.suffix.lower() == ".parquet":
+                # a name may hold what a pattern means something by
+                files.setdefault(file.stem.split("-")[0], []).append(glob.escape(str(file)))
+    return files
+
+
+def _read_saved(folder: Path) -> dict[str, Dataset]:
+    """Read what `save_to_disk` left."""
+    saved = load_from_disk(folder)
+    return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
 
 
 def load_digits() -> dict[str, Dataset]:

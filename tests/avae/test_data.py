@@ -1,12 +1,13 @@
 """Images and voxels from every source, the image processor, and the poses that data get."""
 
+import shutil
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 import avae_hf.data
 from avae_hf import AVAEConfig, AVAEImageProcessor
@@ -88,6 +89,17 @@ def test_every_source_is_the_same_task(parquet, rows, tmp_path, monkeypatch):
     assert sum(len(images) for images in single.images.values()) == 18
     monkeypatch.setattr(avae_hf.data, "load_dataset", lambda name, config: {"train": rows, "test": rows.select([18])})
     assert torch.equal(load("somebody/shapes").images["test"], expected[:1])
+
+
+def test_folders_of_other_forms_are_the_same_task(parquet, rows, tmp_path):
+    expected = load(parquet).images["test"]
+    clone = tmp_path / "clone[1]"
+    (clone / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        shutil.copy(parquet / f"{split}.parquet", clone / "data" / f"{split}-00000-of-00001.parquet")
+    DatasetDict(train=rows.select(range(18)), test=rows.select(range(18, len(rows)))).save_to_disk(tmp_path / "saved")
+    for name in ("clone[1]", "saved"):
+        assert torch.equal(load(tmp_path / name).images["test"], expected)
 
 
 def test_digits_are_embedded():

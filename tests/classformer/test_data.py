@@ -218,21 +218,46 @@ def test_splits_that_number_the_classes_differently_agree(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "problem_type", "expected"),
-    [([0.5, 4.0] * 5, None, [0.5, 4.0]), ([1, 4] * 5, "regression", [1.0, 4.0])],
-    ids=["floats", "integers-on-request"],
+    [
+        ([0.5, 4.0] * 5, None, [0.5, 4.0]),
+        ([1, 4] * 5, "regression", [1.0, 4.0]),
+        ([1.0, 4.0] * 5, "regression", [1.0, 4.0]),
+        (["3.4", "-2"] * 5, "regression", [3.4, -2.0]),
+    ],
+    ids=["floats", "integers-on-request", "whole-floats-on-request", "numbers-as-text"],
 )
 def test_regression(tmp_path, labels, problem_type, expected):
     columns = {"text": TEXTS, "score": labels}
     task = load(write(tmp_path, train=columns, test=part(columns, 0, 2)), problem_type=problem_type)
     assert (task.problem_type, task.metric_name, task.label_names) == ("regression", "spearmanr", ["score"])
-    assert task.splits["test"]["labels"][:] == expected
+    assert task.splits["test"]["labels"][:] == pytest.approx(expected)
     assert task.splits["train"].features["labels"] == Value("float32")
 
 
-def test_floats_can_be_classes_on_request(tmp_path):
-    columns = {"text": TEXTS, "label": [1.0, 2.0] * 5}
-    task = load(write(tmp_path, train=columns), problem_type="single_label_classification")
-    assert task.label_names == ["1", "2"]
+def test_a_few_whole_numbers_are_classes_though_they_are_floats(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    columns = {"text": TEXTS, "label": [1.0, 0.0] * 5}
+    task = load(write(tmp_path, train=columns, test=columns))
+    assert (task.problem_type, task.metric_name) == ("single_label_classification", "accuracy")
+    assert task.label_names == ["0", "1"]
+    assert task.splits["test"]["labels"][:] == [1, 0] * 5
+    assert "column 'label' holds the numbers 0, 1, which are read as classes; --problem_type regression" in caplog.text
+
+
+def test_many_whole_numbers_are_values(tmp_path):
+    columns = {
+        "text": [f"text {number}" for number in range(60)],
+        "label": [float(number % 30) for number in range(60)],
+    }
+    assert load(write(tmp_path, train=columns)).problem_type == "regression"
+
+
+def test_numbers_as_text_are_classes_where_they_are_few(tmp_path):
+    task = load(write(tmp_path, ".jsonl", train={"text": TEXTS, "label": ["3", "4"] * 5}))
+    assert (task.problem_type, task.label_names) == ("single_label_classification", ["3", "4"])
+    columns = {"text": TEXTS, "label": ["3.5", "4"] * 5}
+    task = load(write(tmp_path / "named", train=columns), problem_type="single_label_classification")
+    assert task.label_names == ["3.5", "4"]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +307,6 @@ DATES = [f"2024-01-{day:02d} 12:30" for day in range(1, 11)]
     [
         ({"review": TEXTS, "label_text": ["bad", "good"] * 5}, "review"),
         ({"label_text": ["bad", "good"] * 5, "text": TEXTS}, "text"),
-        ({"review": TEXTS, "stars": ["one star", "five stars"] * 3 + ["two stars", "four stars"] * 2}, "review"),
         ({"review": TEXTS, "text": ["bad", "good"] * 5}, "review"),
         ({"id": list("abcdefghij"), "tweet": TEXTS}, "tweet"),
         ({"id": [f"{number:04d}" for number in range(10)], "tweet": TEXTS}, "tweet"),
@@ -401,8 +425,8 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
             {},
             "could not read validation.parquet .* at least one row",
         ),
-        ({"train": {"text": TEXTS}}, {}, r"no label column: .* found \['text'\]; name it by `label_column`"),
-        ({"train": RATED}, {"label_column": "y"}, r"`label_column` 'y' is not in .* found \['text', 'label'\]"),
+        ({"train": {"text": TEXTS}}, {}, r"no label column: .* found \['text'\]; name it by --label_column"),
+        ({"train": RATED}, {"label_column": "y"}, r"--label_column 'y' is not in .* found \['text', 'label'\]"),
         ({"train": RATED}, {"text_column": "txt"}, r"column 'txt' is not in split 'train', found \['text', 'label'\]"),
         ({"train": {"number": LABELS, "label": LABELS}}, {}, r"Of \['number', 'label'\] none seems to be"),
         (
@@ -421,9 +445,20 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
         ),
         ({"train": RATED, "validation": {"sentence": TEXTS}}, {}, "column 'text' is not in split 'validation'"),
         ({"train": {"text": TEXTS, "label": [1] * 10}}, {}, r"classes must be at least two, .* only \[1\]"),
-        ({"train": {"text": TEXTS, "label": TEXTS}}, {"problem_type": "regression"}, "'label' cannot be regression"),
+        ({"train": {"text": TEXTS, "label": TEXTS}}, {"problem_type": "regression"}, "regression, it holds 'text 0'"),
+        ({"train": {"text": TEXTS, "label": ["3.4", "2"] * 5}}, {}, "2 different numbers as text, such as '2': give"),
+        (
+            {"train": {"text": TEXTS * 3, "label": [str(number) for number in range(30)]}},
+            {},
+            "30 different numbers as text, such as '0': give --problem_type regression where they are values",
+        ),
+        (
+            {"train": {"text": TEXTS, "label": ["1", "0", "NA", "2", "1"] * 2}},
+            {},
+            "holds numbers and 'NA': remove the rows",
+        ),
         ({"train": RATED}, {"problem_type": "multi_label_classification"}, "cannot be multi_label_classification"),
-        ({"train": RATED}, {"problem_type": "ranking"}, "`problem_type` must be one of .* got 'ranking'"),
+        ({"train": RATED}, {"problem_type": "ranking"}, "--problem_type must be one of .* got 'ranking'"),
         (
             {"train": {"text": TEXTS, "label": [0.5, 1.0] * 5}},
             {"problem_type": "single_label_classification"},
@@ -443,7 +478,7 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
         (
             {"train": {"id": list("abcdefghij"), "kind": ["x", "y"] * 5, "label": LABELS}},
             {},
-            r"id is not taken unasked \(an identifier\); kind is not taken unasked \(tells the label: 2 different",
+            r"id is not taken unasked \(an identifier\); kind is not taken unasked \(names the label\)",
         ),
         ({"train": RATED}, {"text_pair_column": "text"}, "name the first by `text_column`"),
     ],

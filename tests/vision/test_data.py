@@ -1,10 +1,12 @@
 """Image tasks: the same data from every source, splits that never mix, augmentation, and clear refusals."""
 
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from vision_hf import data as data_module
 from vision_hf.data import (
@@ -31,6 +33,29 @@ def test_parquet_and_image_folders_are_the_same_task(image_parquet, image_folder
         assert task.label_names == ["dark", "light", "red"]
         assert {name: len(split) for name, split in task.splits.items()} == {"train": 32, "validation": 4, "test": 12}
     assert contents(tasks[0].splits["test"]) == contents(tasks[1].splits["test"])
+
+
+def test_folders_of_other_forms_are_the_same_task(tmp_path, image_parquet, image_folder, image_rows, caplog):
+    caplog.set_level("INFO")
+    expected = contents(load(image_parquet).splits["test"])
+    clone = tmp_path / "clone[1]"
+    (clone / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        shutil.copy(image_parquet / f"{split}.parquet", clone / "data" / f"{split}-00000-of-00001.PARQUET")
+    DatasetDict(train=image_rows.select(range(36)), eval=image_rows.select(range(36, 48))).save_to_disk(
+        tmp_path / "saved"
+    )
+    shutil.copytree(image_folder, tmp_path / "pictures[*]")
+    for name in ("clone[1]", "saved", "pictures[*]"):
+        assert contents(load(tmp_path / name).splits["test"]) == expected
+        column = "image" if name == "pictures[*]" else "img"
+        assert f"images from {column}, labels from label; 3 classes, rows: train 32" in caplog.messages[-1]
+
+
+def test_two_splits_of_one_name_are_refused(tmp_path, image_rows):
+    DatasetDict(train=image_rows, dev=image_rows, validation=image_rows).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match="two splits for one of .'train', 'validation'., found .'train', 'dev'"):
+        load(tmp_path)
 
 
 def test_hub_data_sets_are_loaded_by_name(monkeypatch, image_rows):

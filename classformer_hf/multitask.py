@@ -84,6 +84,11 @@ class MultitaskClassformer(ClassformerPreTrainedModel):
         model.roberta.load_state_dict(encoder.state_dict(), strict=False)
         return model
 
+    def copy_to(self, encoder: ClassformerModel) -> ClassformerModel:
+        """Put the trained weights into the encoder of the beginning; its pooler, which no task reads, stays."""
+        encoder.load_state_dict(self.roberta.state_dict(), strict=False)
+        return encoder
+
     def forward(
         self,
         input_ids: torch.Tensor,

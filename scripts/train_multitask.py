@@ -140,7 +140,8 @@ def main():
     }
     if training.process_index == 0:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        save_folder(trained.roberta, output, tokenizer)
+        # whole, as readers expect it: with a pooler
+        save_folder(trained.copy_to(encoder), output, tokenizer)
         results.write_text(json.dumps(row, indent=2) + "\n")
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         print(

@@ -300,6 +300,20 @@ def test_text_model_is_published(hub, client, folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_encoder_of_several_tasks_is_published(run, hub, client, tmp_path, tiny_roberta_folder, tiny_text_file):
+    other = tmp_path / "other.csv"
+    other.write_text("sentence,label\n" + "".join(f"film number {n} is a film,{n % 3}\n" for n in range(60)))
+    code, _, words = run(
+        *("train_multitask", "--model_name_or_path", tiny_roberta_folder, "--gamma", 1, 2, 1, "--max_length", 32),
+        *("--dataset_names", tiny_text_file, other, "--max_steps", 2, "--use_cpu", "--save_strategy", "no"),
+        *("--disable_tqdm", "True", "--output_dir", tmp_path / "several"),
+    )
+    assert code == 0, words
+    printed = client("publish", tmp_path / "several", "--repo_id", "alice/several", "--license", "mit")
+    assert "read back: ClassformerModel" in printed and "output within" in printed
+
+
+@pytest.mark.slow
 def test_second_push_replaces_the_first(hub, client, folder):
     # a busy Hub is tried again, and that is said
     hub.fail("POST .*/commit/main", status=503, times=1)

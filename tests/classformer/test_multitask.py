@@ -79,6 +79,19 @@ def test_a_head_learns_from_its_task_only(model, tasks):
     assert model.roberta.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
+def test_the_trained_encoder_is_whole(model, tasks, tmp_path):
+    encoder = ClassformerModel(model.config)
+    pooler = {name: weight.clone() for name, weight in encoder.pooler.state_dict().items()}
+    with torch.no_grad():
+        model.roberta.embeddings.word_embeddings.weight.add_(1)
+    model.copy_to(encoder).save_pretrained(tmp_path)
+    read, info = ClassformerModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    for name, weight in model.roberta.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[name], weight)
+    torch.testing.assert_close(dict(read.pooler.state_dict()), pooler)
+
+
 def test_several_labels_per_example_are_refused(tasks):
     with pytest.raises(ValueError, match="several labels"):
         mix_tasks([tasks[0], make_task("many", [[1, 0], [0, 1]], MULTI_LABEL, 2)])

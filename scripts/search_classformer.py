@@ -32,11 +32,12 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import majority_score
 from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import OneShotSettings, search_with_supernet
+from classformer_hf.search.reference import check_learned, check_requirement
 from classformer_hf.search.report import (
     TABLE_LEGEND,
     format_table,
@@ -166,7 +167,8 @@ class SearchArguments:
     latency_threads: int = field(default=1, metadata={"help": "CPU threads while latency is measured."})
     latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved latency measurement per trial."})
     force: bool = field(
-        default=False, metadata={"help": "Search on even if the full model is no better than the majority class."}
+        default=False,
+        metadata={"help": "Search on even if the full model, or what is asked, is no better than the majority class."},
     )
     results_file: str | None = field(
         default=None, metadata={"help": "JSON file for the summary and all trials, such as results/mrpc_search.json."}
@@ -228,36 +230,6 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
         prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
     tokenizer = load_tokenizer(checkpoint)
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
-
-
-def check_reference(trial: Trial, task: Task, search: SearchArguments):
-    """Refuse to trade away accuracy that is not there, and warn where the requirement is hardly above the floor."""
-    floor, margin = majority_score(task), 2 * trial.measurement["standard_error"]
-    if trial.score < floor + margin:
-        message = (
-            f"the full model's {task.metric_name} of {trial.score:.3f} is not above the majority score {floor:.3f} by "
-            f"2 standard errors ({margin:.3f}), so there is nothing to keep; train longer, take another checkpoint or "
-            "more data, or search anyway with --force."
-        )
-        if not search.force:
-            raise ValueError(message)
-        logger.warning("warning: %s", message)
-    elif (1 - search.required_performance) * trial.score < trial.measurement["standard_error"]:
-        logger.warning(
-            "warning: the loss that is allowed, %.3f, is smaller than the standard error of %.3f on %d validation "
-            "examples, so the search cannot tell who meets the requirement; give it more examples, or ask for less.",
-            (1 - search.required_performance) * trial.score,
-            trial.measurement["standard_error"],
-            trial.measurement["num_examples"],
-        )
-    elif search.required_performance * trial.score < floor + margin:
-        logger.warning(
-            "warning: %g %% of %.3f is within 2 standard errors of the majority score %.3f; a model that learned "
-            "nothing may pass, so ask for more.",
-            100 * search.required_performance,
-            trial.score,
-            floor,
-        )
 
 
 class Progress:
@@ -344,7 +316,11 @@ class Search:
         return is_over
 
     def check_reference(self, trial: Trial):
-        check_reference(trial, self.task, self.arguments)
+        floor, required = self.about["majority_score"], self.arguments.required_performance
+        check_requirement(trial, floor, required, self.arguments.force)
+
+    def check_supernet(self, trial: Trial):
+        check_learned(trial, self.about["majority_score"], self.arguments.force, "supernet's full model")
 
     @contextmanager
     def executors(self) -> Iterator[dict[str, Any]]:
@@ -363,6 +339,8 @@ class Search:
 
     def by_fine_tuning(self) -> SearchResult:
         """Fine-tune every trial (thesis section 5.1.2)."""
+        if self.arguments.strategy not in THESIS_STRATEGIES:
+            self.objective.original = self.objective
         search, journal = self.arguments, Journal(self.output / "trials.jsonl", self.objective.identity(), self.is_main)
         known = None
         if search.strategy == "constrained":
@@ -437,6 +415,7 @@ class Search:
                 settings,
                 start_progress,
                 check_reference=self.check_reference,
+                check_supernet=self.check_supernet,
                 is_time_up=self.is_time_up,
                 executors=executors,
             )

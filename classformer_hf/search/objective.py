@@ -31,6 +31,7 @@ from ..folders import save_folder
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
 from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
+from .reference import choose_reference
 from .space import Schedule
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 PREDICTIONS = "validation_predictions.npy"
 # entries of a trial's measurement that training gives, not timing
 TRAINED: tuple[str, ...] = ("score", "score_as_is", "standard_error", "paired_standard_error", "metric_name")
-TRAINED += ("num_examples", "num_epochs", "train_seconds", "seed")
+TRAINED += ("num_examples", "num_epochs", "train_seconds", "seed", "reference", "supernet_score")
 
 
 class FineTuneObjective:
@@ -57,7 +58,13 @@ class FineTuneObjective:
         latency_threads: CPU threads while latency is measured.
         latency_rounds: Rounds of interleaved measurement.
         dtype: Of the weights where the result shall run; training stays in float32 (or as `arguments` say).
+
+    Attributes:
+        original: Has the checkpoint that was given, which may be the full model as it is (see `choose_reference`);
+            `None`: the full model is fine-tuned like every schedule, as in the thesis.
     """
+
+    original: "FineTuneObjective | None" = None
 
     def __init__(
         self,
@@ -179,6 +186,12 @@ class FineTuneObjective:
         """
         if schedule in self.adopted:
             return dict(self.adopted[schedule])
+        if schedule == self.full and self.original is not None:
+            return choose_reference(self, self.original)
+        return self.fine_tune(schedule)
+
+    def fine_tune(self, schedule: Schedule) -> dict[str, Any]:
+        """Fine-tune and validate a schedule; see `__call__`."""
         model = self.load(schedule)
         arguments = copy.copy(self.arguments)
         folder = self.output / "current_trial" / schedule.key
@@ -191,6 +204,10 @@ class FineTuneObjective:
                 shutil.rmtree(folder, ignore_errors=True)
                 with suppress(OSError):  # another worker trains there
                     folder.parent.rmdir()
+        return self.keep(schedule, model, result)
+
+    def keep(self, schedule: Schedule, model: PreTrainedModel, result: FineTuned) -> dict[str, Any]:
+        """Save a model as that of a schedule, in the main process, and put its validation into plain data."""
         return on_main_process(lambda: self.record(schedule, model, result))
 
     def record(self, schedule: Schedule, model: PreTrainedModel, result: FineTuned) -> dict[str, Any]:

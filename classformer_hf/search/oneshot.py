@@ -6,9 +6,9 @@ Stages, each of which leaves a file that the next one reads and that a stopped s
 2. `latency_table.json`: the times of one layer, from which those of every schedule follow.
 3. `trials.jsonl`: the search; a trial is a validation, nothing is trained.
 4. `direct_latency.json`: the best candidates timed directly, side by side, and the table's error on them.
-5. `winners/`: the full model and the fastest candidate, fine-tuned shortly, then judged. Where it falls short, or keeps
-   clearly more than was asked, the bar of stage 3 moves, and stages 3 to 5 go on: until the fastest schedule that was
-   not refuted is one that kept the requirement.
+5. `winners/`: the full model, before stage 3, and then the fastest candidate, fine-tuned shortly and judged. Where that
+   falls short, or keeps clearly more than was asked, the bar of stage 3 moves, and stages 3 to 5 go on: until the
+   fastest schedule that was not refuted is one that kept the requirement.
 """
 
 import copy
@@ -108,6 +108,7 @@ class Hooks:
 
     start_progress: StartProgress
     check_reference: Callable[[Trial], None] | None = None
+    check_supernet: Callable[[Trial], None] | None = None
     is_time_up: Callable[[], bool] | None = None
     executors: Mapping[str, Any] | None = None
 
@@ -118,6 +119,7 @@ def search_with_supernet(
     settings: OneShotSettings,
     start_progress: StartProgress,
     check_reference: Callable[[Trial], None] | None = None,
+    check_supernet: Callable[[Trial], None] | None = None,
     is_time_up: Callable[[], bool] | None = None,
     executors: Mapping[str, Any] | None = None,
 ) -> OneShotResult:
@@ -129,7 +131,8 @@ def search_with_supernet(
         settings: What is asked.
         start_progress: Called with the name of a stage, its largest number of trials and that of the finished ones;
             gives what is called after every trial.
-        check_reference: As in `run_search`.
+        check_reference: As in `run_search`, of the full model that winners are a share of.
+        check_supernet: The same of the full model with the supernet's weights.
         is_time_up: As in `run_search`, for the trials with the supernet; then one winner is fine-tuned at most.
         executors: Arguments of `run_search` that say where these trials run.
 
@@ -141,7 +144,8 @@ def search_with_supernet(
         JournalError: The folder belongs to another study, another process searches there, or a file cannot be written.
     """
     with only_driver(objective.output):
-        return _run_stages(objective, space, settings, Hooks(start_progress, check_reference, is_time_up, executors))
+        hooks = Hooks(start_progress, check_reference, check_supernet, is_time_up, executors)
+        return _run_stages(objective, space, settings, hooks)
 
 
 @contextmanager
@@ -183,6 +187,8 @@ def _run_stages(
     if not is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
     stage = SupernetStage(objective, space, settings, hooks, folder, table, is_here)
+    # damaged weights would pass for those of another study
+    on_main_process(stage.supernet.check)
     winners = prepare_winners(objective, folder, settings.winner_epochs)
     if reuse is not None:
         adopt_reference(winners, reuse)
@@ -195,6 +201,13 @@ def _judge_winners(stage: "SupernetStage", winners: FineTuneObjective) -> tuple[
     """Search and fine-tune the fastest candidate in turns, until it is one that kept the requirement already."""
     settings, hooks, output = stage.settings, stage.hooks, stage.objective.output
     question, num_left = settings.question, None
+    foreign_table = None if stage.is_here else stage.table
+
+    def judge_one(candidate: Schedule | None) -> SearchResult:
+        check_reference = hooks.check_reference if candidate is None else None
+        return judge(winners, stage.space, candidate, question, hooks.start_progress, check_reference, foreign_table)
+
+    verdict = judge_one(None)
     while True:
         judged = on_main_process(lambda: read_judged(output, question))
         num_left = settings.num_winners - judged.num_asked if num_left is None else num_left - 1
@@ -202,14 +215,13 @@ def _judge_winners(stage: "SupernetStage", winners: FineTuneObjective) -> tuple[
         candidate = queue[0] if queue and queue[0] not in judged.kept else None
         if candidate is not None and not _may_judge(candidate, judged, num_left, hooks.is_time_up):
             candidate = None
-        foreign_table = None if stage.is_here else stage.table
-        verdict = judge(winners, stage.space, candidate, question, hooks.start_progress, foreign_table)
         if candidate is None:
             result = answer(verdict.trials, question)
             # what is best under another question stays, too
             judged_all = replace(result, trials=verdict.trials)
             on_main_process(partial(prune_models, winners.output / "models", judged_all))
             return result, about
+        verdict = judge_one(candidate)
         if stage.is_here:
             warn_of_drift(verdict.trials[-1], output / "direct_latency.json")
 
@@ -288,7 +300,8 @@ class SupernetStage:
         if asked != required:
             logger.info("by what winners kept of their promises, a candidate must promise %.2f %% now.", 100 * asked)
         num_extra = 0 if is_last else EXTRA_TRIALS * sum(one.moves_bar(required) for one in judged.verdicts)
-        result = self.validate(asked, num_extra)
+        # trials are shares of the supernet's full model
+        result = self.validate(min(asked * judged.reference_ratio, 1.0), num_extra)
         queue, about = self.choose(result, judged)
         self.seconds += time.monotonic() - started
         about |= {"num_search_trials": len(result.trials), "answer_seconds": round(self.seconds, 1)}
@@ -336,7 +349,7 @@ class SupernetStage:
             asked,
             max_trials,
             is_over,
-            check_reference=self.hooks.check_reference,
+            check_reference=self.hooks.check_supernet,
             on_trial=self.hooks.start_progress("validate with the supernet", max_trials, len(journal.trials)),
             **(self.hooks.executors or {}),
         )

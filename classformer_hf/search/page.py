@@ -17,6 +17,7 @@ from . import figures
 from .constrained import SIGNIFICANT, SMALLEST_ERROR, MonotonicityAudit, audit_monotonicity, is_shorter
 from .figures import latency_quartiles, latency_source, speedup_against_stock
 from .journal import Journal, Trial
+from .reference import describe_reference
 from .space import Schedule, SearchSpace
 from .study import SearchResult, observe, summarise
 
@@ -218,6 +219,7 @@ def hide_paths(text: str) -> str:
 def list_facts(account: Account) -> list[tuple[str, str]]:
     """List what the search was made with."""
     about, hardware = account.about, account.result.best.measurement.get("hardware") or {}
+    full = account.result.reference
     cut = ", ".join(f"{count:,} {name}" for name, count in (about.get("truncated") or {}).items() if count)
     source = {"direct": "timed on this hardware, batch 1, medians of ratios in the same rounds"}
     source["table"] = "predicted for this hardware by its latency table, batch 1"
@@ -229,7 +231,7 @@ def list_facts(account: Account) -> list[tuple[str, str]]:
         ("validation examples", f"{about['num_validation_examples']:,}"),
         ("truncated texts", cut or "none"),
         ("majority class", f"{account.metric_name} {about['majority_score']:.3f}"),
-        ("full model", f"{account.metric_name} {account.result.reference.score:.3f}"),
+        ("full model", f"{account.metric_name} {full.score:.3f}, {describe_reference(full.measurement)}"),
         ("strategy", about.get("strategy", "")),
         ("a trial is", ONE_SHOT if account.is_one_shot else "a fine-tuning of its own, then a timing"),
         ("trials", f"{len(account.search.trials)}{f', {num_failed} of them failed' if num_failed else ''}"),

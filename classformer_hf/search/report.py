@@ -25,6 +25,7 @@ from .figures import (
     speedup_against_stock_range,
 )
 from .page import EXAMPLE_LENGTH, write_report
+from .reference import TUNED, describe_reference
 from .study import SearchResult, pareto_front
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         f"layer_lengths_for_{EXAMPLE_LENGTH}_tokens": layer_lengths(best.schedule, EXAMPLE_LENGTH),
         "score": best.score,
         "full_score": result.reference.score,
+        "reference": result.reference.measurement.get("reference", TUNED),
         "full_standard_error": result.reference.measurement.get("standard_error"),
         "performance": result.performance(best),
         "latency_ratio": best.latency_ratio,
@@ -272,6 +274,7 @@ def write_card(data: dict[str, Any], folder: Path):
     config = ClassformerConfig.from_pretrained(folder)
     tokens = min(EXAMPLE_LENGTH, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
     example: Any = {"example_tokens": tokens, "example_lengths": config.layer_lengths(tokens, cls_only=True)}
+    example["reference_text"] = describe_reference(data)
     card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data, **example)
     card.save(folder / "README.md")
 

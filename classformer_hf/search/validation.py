@@ -118,6 +118,14 @@ class SupernetObjective:
         splits = DatasetDict({**self.task.splits, "validation": split.select(range(affordable))})
         self.task, self.is_limited = replace(self.task, splits=splits), True
 
+    def check(self):
+        """Refuse weights that cannot be loaded.
+
+        Raises:
+            JournalError: They cannot.
+        """
+        self.load()
+
     def load(self) -> Any:
         """Load the weights, once."""
         if self.model is None:

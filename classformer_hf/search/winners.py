@@ -42,11 +42,19 @@ def choose_candidates(result: SearchResult, number: int, refuted: Collection[Sch
 
 
 def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: float) -> FineTuneObjective:
-    """Give what fine-tunes candidates shortly from a supernet, in a folder of its own."""
+    """Give what fine-tunes candidates shortly from a supernet, in a folder of its own.
+
+    Args:
+        objective: Of the search; a classifier that it was given is the reference as it is.
+        supernet: Folder of the weights to start from.
+        num_epochs: Epochs of a fine-tuning.
+    """
     arguments = copy.copy(objective.arguments)
     arguments.output_dir = str(objective.output / "winners")
     arguments.num_train_epochs = num_epochs
-    return objective.for_checkpoint(str(supernet), arguments)
+    winners = objective.for_checkpoint(str(supernet), arguments)
+    winners.original = objective
+    return winners
 
 
 def adopt_reference(winners: FineTuneObjective, study: Path):
@@ -63,6 +71,9 @@ def adopt_reference(winners: FineTuneObjective, study: Path):
     found = {**journal.found_identity, "latency": journal.found_identity["latency"]["dtype"]}
     model, reference = study / "winners" / "models" / winners.full.key, find_reference(journal.trials)
     if found != {**wanted, "latency": wanted["latency"]["dtype"]} or reference is None or not model.exists():
+        return
+    if "reference" not in reference.measurement:
+        # of a time when the full model was fine-tuned even where that made it worse
         return
     winners.adopt(winners.full, reference.measurement, model)
 
@@ -103,12 +114,14 @@ class Judged:
         kept: Winners that kept the requirement.
         refuted: Those that fell short or failed.
         num_asked: Winners that were fine-tuned for the very question that is asked.
+        reference_ratio: Score of the full model that the promises are shares of, relative to the supernet's.
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
     kept: list[Schedule] = field(default_factory=list)
     refuted: list[Schedule] = field(default_factory=list)
     num_asked: int = 0
+    reference_ratio: float = 1.0
 
 
 def read_judged(study: Path, question: Mapping[str, Any]) -> Judged:
@@ -125,6 +138,7 @@ def read_judged(study: Path, question: Mapping[str, Any]) -> Judged:
     result = answer(trials, question)
     winners = [trial for trial in result.trials if trial.schedule != result.reference.schedule]
     full_as_is = result.reference.measurement["score_as_is"]
+    supernet_score = result.reference.measurement.get("supernet_score", full_as_is)
     verdicts = [
         Verdict(
             trial.measurement["score_as_is"] / full_as_is,
@@ -139,6 +153,7 @@ def read_judged(study: Path, question: Mapping[str, Any]) -> Judged:
         [trial.schedule for trial in winners if result.is_feasible(trial)],
         [trial.schedule for trial in winners if not result.is_feasible(trial)],
         sum(trial.measurement.get("question") == question for trial in winners),
+        full_as_is / supernet_score if supernet_score > 0 else 1.0,
     )
 
 
@@ -180,9 +195,10 @@ def judge(
     candidate: Schedule | None,
     question: Mapping[str, Any],
     start_progress: StartProgress,
+    check_reference: Callable[[Trial], None] | None = None,
     foreign_table: LatencyTable | None = None,
 ) -> SearchResult:
-    """Fine-tune a candidate, and the full model if that was not yet, shortly from the supernet.
+    """Fine-tune a candidate shortly from the supernet, and before the first one choose the full model.
 
     Args:
         winners: Fine-tunes.
@@ -190,6 +206,7 @@ def judge(
         candidate: A schedule that was not judged yet; `None`: the full model alone.
         question: What is asked; noted beside each winner.
         start_progress: As in `search_with_supernet`.
+        check_reference: As in `run_search`.
         foreign_table: The latency table where nothing can be timed here.
     """
 
@@ -206,6 +223,10 @@ def judge(
     journal = Journal(winners.output / "trials.jsonl", winners.identity(), is_writer=PartialState().is_main_process)
     retime_trials(journal, timing, is_stale)
     max_trials = max(len(journal.trials), 1) + (candidate is not None)
+    on_trial = None
+    if max_trials > len(journal.trials):
+        name = "fine-tune the full model" if candidate is None else "fine-tune a winner"
+        on_trial = start_progress(name, max_trials, len(journal.trials))
     result = run_search(
         space,
         winners,
@@ -213,7 +234,8 @@ def judge(
         journal,
         required,
         max_trials,
-        on_trial=start_progress("fine-tune a winner", max_trials, len(journal.trials)),
+        check_reference=check_reference,
+        on_trial=on_trial,
         timing=lambda schedule: {**timing(schedule), "question": dict(question)},
     )
     if result.interrupted:

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.cost import Latency
 from classformer_hf.data import load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, timing
 from classformer_hf.search import objective as objective_module
+from classformer_hf.search import reference as reference_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import EXTRA_TRIALS, OneShotSettings, only_driver, search_with_supernet
 from classformer_hf.search.timing import measure_directly
 from classformer_hf.search.validation import SupernetObjective
-from classformer_hf.search.winners import Verdict, required_promise, warn_of_drift
-from classformer_hf.training import ClassformerTrainingArguments
+from classformer_hf.search.winners import Verdict, prepare_winners, required_promise, warn_of_drift
+from classformer_hf.training import ClassformerTrainingArguments, FineTuned
 
 REQUIRED = 0.6
 
@@ -39,7 +40,7 @@ def few_rounds(monkeypatch):
 def build(tiny_roberta_folder, tiny_text_file, tiny_task):
     """Build an objective in a folder; keyword arguments go to it."""
 
-    def make(folder, task=None, **settings):
+    def make(folder, task=None, checkpoint=tiny_roberta_folder, **settings):
         arguments = ClassformerTrainingArguments(
             output_dir=str(folder),
             use_cpu=True,
@@ -53,7 +54,7 @@ def build(tiny_roberta_folder, tiny_text_file, tiny_task):
         )
         tokenizer = load_tokenizer(str(tiny_roberta_folder))
         task = tokenize((task or tiny_task).without_test(), tokenizer, 64)
-        return FineTuneObjective(str(tiny_roberta_folder), task, tokenizer, arguments, latency_rounds=2, **settings)
+        return FineTuneObjective(str(checkpoint), task, tokenizer, arguments, latency_rounds=2, **settings)
 
     return make
 
@@ -110,6 +111,7 @@ def test_every_stage_leaves_its_file(study):
     assert winners[0]["origin"] == "reference" and winners[0]["measurement"]["score_as_is"] == pytest.approx(
         trials[0]["measurement"]["score"]
     ), "a winner starts from the supernet"
+    assert winners[0]["measurement"]["score"] >= winners[0]["measurement"]["score_as_is"]
 
 
 def test_trials_have_the_scores_of_the_supernet(build, study, space):
@@ -133,7 +135,7 @@ def test_finished_search_repeats_nothing(build, study, space, monkeypatch):
     before = (study / "trials.jsonl").read_bytes()
     found, stages = search(build(study), space)
     assert (study / "trials.jsonl").read_bytes() == before
-    assert [number for _, number in stages] == [5, len(rows(study / "winners" / "trials.jsonl"))]
+    assert stages == [("validate with the supernet", 5)]
     assert found.result.best.schedule.key in {row["key"] for row in rows(study / "winners" / "trials.jsonl")}
 
 
@@ -495,9 +497,11 @@ def world(build, study, space, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("classformer_hf.search.oneshot.EXTRA_TRIALS", 3)
     monkeypatch.setattr("classformer_hf.search.oneshot.prune_models", lambda *_: None)
 
-    def ask(keep=lambda lost: 1 - lost, **settings):
+    def ask(keep=lambda lost: 1 - lost, full=None, **settings):
         def fine_tune(self, schedule):
             lost = 0.02 * bits_lost(schedule)
+            if schedule == space.full and full is not None:
+                return {**full, "supernet_score": 1.0, "standard_error": 0, "num_examples": 12}
             return {"score": keep(lost), "score_as_is": 1 - lost, "standard_error": 0, "num_examples": 12}
 
         monkeypatch.setattr(FineTuneObjective, "__call__", fine_tune)
@@ -517,7 +521,8 @@ def test_search_goes_on_where_winners_fall_short(world):
     scores = [trial.score for trial in result.trials]
     assert len(scores) == 3 and scores[1] < 0.95 <= scores[2], "one falls short, the next keeps the requirement"
     assert result.best is result.trials[2]
-    assert stages == ["validate with the supernet", "fine-tune a winner"] * 3, "the last round fine-tunes nothing"
+    assert stages[0] == "fine-tune the full model"
+    assert stages[1:] == ["validate with the supernet", "fine-tune a winner"] * 2 + ["validate with the supernet"]
     assert len(trials) == 15
 
 
@@ -568,6 +573,75 @@ def test_finished_question_is_not_asked_again(world, caplog):
 
 def test_time_budget_allows_one_winner(world, tmp_path, caplog):
     journal = tmp_path / "new" / "winners" / "trials.jsonl"
-    is_time_up = lambda: journal.exists()  # noqa: E731
+
+    def is_time_up():
+        return journal.exists() and len(rows(journal)) > 1
+
     result, *_ = world(lambda lost: 1 - lost / 2, required_performance=0.95, is_time_up=is_time_up)
     assert len(result.trials) == 2 and "would be faster: no time is left" in caplog.text
+
+
+@pytest.fixture
+def scored(build, tmp_path, tiny_roberta_two_labels, monkeypatch):
+    """Choose the reference of a study of a classifier, or of an encoder, whose scores are given."""
+
+    def make(given, supernet, tuned, has_head=True):
+        objective = build(tmp_path / "run", checkpoint=tiny_roberta_two_labels)
+        objective.has_head = has_head
+        winners = prepare_winners(objective, tiny_roberta_two_labels, 1)
+        winners.has_head = True
+        scores = {id(objective): given, id(winners): supernet}
+
+        def load(self, schedule):
+            model = load_from_encoder(self.checkpoint, **schedule.config, **self.task.head_config)
+            # what tells the three models apart
+            model.classifier.out_proj.bias.data.fill_(scores[id(self)])
+            model.score = scores[id(self)]
+            return model
+
+        def fine_tune(model, task, tokenizer, arguments, evaluate_as_is=False):
+            score_as_is = model.score if evaluate_as_is else None
+            if arguments.num_train_epochs > 0:
+                model.score = tuned
+                model.classifier.out_proj.bias.data.fill_(tuned)
+            return FineTuned(model.score, score_as_is, np.zeros(12, int), 1.0, arguments.num_train_epochs)
+
+        monkeypatch.setattr(FineTuneObjective, "load", load)
+        monkeypatch.setattr(objective_module, "fine_tune", fine_tune)
+        monkeypatch.setattr(reference_module, "fine_tune", fine_tune)
+        monkeypatch.setattr(objective_module, "standard_error", lambda *_: 0.02)
+        measured = winners(winners.full)
+        model = ClassformerForSequenceClassification.from_pretrained(winners.model_folder(winners.full))
+        assert float(model.classifier.out_proj.bias[0].detach()) == pytest.approx(measured["score"]), "that very model"
+        return measured
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("scores", "has_head", "expected"),
+    [
+        # the majority has 0.5: what a classifier of this task scores is not improved and not made worse
+        ((0.7, 0.9, 0.95), True, {"reference": "given", "score": 0.7, "score_as_is": 0.7, "supernet_score": 0.9}),
+        ((0.8, 0.6, 0.7), True, {"reference": "given", "score": 0.8, "score_as_is": 0.8, "supernet_score": 0.6}),
+        # a head that learned nothing is none
+        ((0.52, 0.696, 0.679), True, {"reference": "untuned", "score": 0.696, "score_as_is": 0.696}),
+        ((0.9, 0.696, 0.679), False, {"reference": "untuned", "score": 0.696, "score_as_is": 0.696}),
+        ((0.9, 0.696, 0.71), False, {"reference": "tuned", "score": 0.71, "score_as_is": 0.696}),
+    ],
+)
+def test_reference_is_what_was_given_or_the_better_one(scored, scores, has_head, expected):
+    measured = scored(*scores, has_head)
+    assert {name: value for name, value in measured.items() if name in (*expected, "supernet_score")} == expected
+
+
+def test_thesis_fine_tunes_its_reference(build, tmp_path, tiny_roberta_two_labels):
+    objective = build(tmp_path / "run", checkpoint=tiny_roberta_two_labels)
+    assert objective.has_head and objective.original is None
+    assert "reference" not in objective(objective.full)
+
+
+def test_promises_are_shares_of_the_given_classifier(world):
+    """It has 0.9 of the supernet's score, so that candidates may score less with the supernet's weights."""
+    result, _, trials = world(required_performance=0.95, num_winners=1, full={"score": 0.9, "score_as_is": 0.9})
+    assert result.best.latency_ratio == fastest(trials, 0.95 * 0.9)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from classformer_hf.search import (
     reward,
     run_search,
 )
+from classformer_hf.search.reference import check_requirement
 from classformer_hf.search.samplers import Observation
 
 IDENTITY = {"dataset": "formula"}
@@ -154,6 +156,38 @@ def test_failed_full_model_is_tried_again(space, tmp_path):
     result = search(space, tmp_path / "trials.jsonl", objective=failing_once)
     assert result.reference.number == 1 and result.reference.schedule == space.full
     assert len(result.trials) == 8
+
+
+@pytest.mark.parametrize(
+    ("score", "required", "message"),
+    [
+        (
+            0.83,
+            0.99,
+            "0.830 is not above the majority score 0.812 by 2 standard errors (0.030), so there is nothing to",
+        ),
+        # README's first headline: what was asked of MRPC is met by a model that learned nothing
+        (0.864, 0.95, "95 % of the full model's f1 0.864 is 0.821, which is not above the majority score 0.812 by 2"),
+        (0.864, 0.95, "ask for at least --required_performance 0.975, or search anyway with --force"),
+    ],
+)
+def test_requirement_that_learning_nothing_meets_is_refused(score, required, message, caplog):
+    measurement = {"score": score, "standard_error": 0.015, "metric_name": "f1", "num_examples": 408}
+    trial = Trial(0, Schedule((1, 1)), "reference", "ok", measurement)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_requirement(trial, 0.812, required, is_forced=False)
+    assert not caplog.messages
+    check_requirement(trial, 0.812, required, is_forced=True)
+    assert len(caplog.messages) == 1 and message in caplog.messages[0]
+
+
+def test_requirement_above_the_floor_is_searched(caplog):
+    measurement = {"score": 0.9, "standard_error": 0.015, "metric_name": "f1", "num_examples": 408}
+    trial = Trial(0, Schedule((1, 1)), "reference", "ok", measurement)
+    check_requirement(trial, 0.812, 0.95, is_forced=False)
+    assert not caplog.messages
+    check_requirement(trial, 0.812, 0.99, is_forced=False)
+    assert "the loss that is allowed, 0.009, is smaller than the standard error of 0.015" in caplog.text
 
 
 @pytest.mark.parametrize("score", [0.0, -0.1])

@@ -164,7 +164,7 @@ def test_failed_full_model_is_tried_again(space, tmp_path):
         (
             0.83,
             0.99,
-            "0.830 is not above the majority score 0.812 by 2 standard errors (0.030), so there is nothing to",
+            "0.830 is not above the majority score 0.812 by 2 standard errors (0.030), so there is nothing",
         ),
         # README's first headline: what was asked of MRPC is met by a model that learned nothing
         (0.864, 0.95, "95 % of the full model's f1 0.864 is 0.821, which is not above the majority score 0.812 by 2"),

@@ -21,7 +21,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from .columns import NUM_PROBED, describe_columns, find_text_columns
 from .data import TaskArguments, load_tokenizer
 from .elsewhere import check_tokenizer
-from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code
+from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code, is_export
 from .hub import explain_failure, first_line
 from .labels import as_class, find_label_column, is_missing, name_as_number
 from .metrics import TaskMetric, compute_score, standard_error
@@ -95,7 +95,7 @@ def find_pipeline(folder: Path) -> str:
 def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> Any:
     """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package.
 
-    A stored output is compared.
+    A stored output is compared. Exported graphs are opened, with as many threads as torch has.
 
     Args:
         folder: What [`resolve_folder`] gives.
@@ -105,6 +105,11 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
     Raises:
         ValueError: It does not load, or gives another output than was stored with it.
     """
+    if is_export(folder):
+        # which imports this module
+        from .serving import ExportedClassifier
+
+        return ExportedClassifier.from_pretrained(folder, num_threads=torch.get_num_threads())
     try:
         reference = read_config(folder).get("auto_map", {}).get(AUTO_CLASSES[kind])
         model_class: Any = getattr(transformers, AUTO_CLASSES[kind])

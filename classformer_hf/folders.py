@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +23,8 @@ from .elsewhere import OUR_PACKAGES, compare_output, compute_output, make_inputs
 
 # in a folder of its own, because tools take every *.safetensors beside the weights for weights
 GOLDEN = "golden/output.safetensors"
+# of a folder of exported graphs, which has no weights
+EXPORT_INDEX = "graphs.json"
 # in half precision other kernels round otherwise
 TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
 HALF_TOLERANCE = 0.05
@@ -35,6 +38,8 @@ CONFIGS = (
     "video_preprocessor_config.json",
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
+# of exports, into which nobody writes by hand
+GRAPHS = (".onnx", ".pt2", ".xml")
 # may hold pickles, and hold arrays here
 ARRAYS = ("*.npy", "*.npz")
 # what reading JSON or Python of strangers raises
@@ -59,6 +64,11 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.mo
 def digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds exported graphs, which [`serving.ExportedClassifier`] opens, and no weights."""
+    return (folder / EXPORT_INDEX).is_file()
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -150,6 +160,8 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
         if path.is_file():
             name = path.relative_to(folder)
             is_left_out = any(fnmatch(part, pattern) for part in name.parts for pattern in LEFT_OUT)
+            # weights of OpenVINO, which are no pickle
+            is_left_out &= path.suffix != ".bin" or not path.with_suffix(".xml").is_file()
             is_outside = not path.resolve().is_relative_to(folder.resolve())
             (left_out if is_left_out or is_outside else kept).append(name.as_posix())
     return kept, left_out
@@ -181,6 +193,9 @@ def find_load_defects(folder: Path) -> list[str]:
     are_names = all(isinstance(label, str) for label in labels.values())
     if set(labels) != {str(index) for index in range(len(labels))} or not are_names:
         return [f"id2label of config.json must name the labels 0 to {len(labels) - 1}, got {labels}"]
+    # whoever opens an export looks at its graphs
+    if is_export(folder):
+        return []
     return _find_code_defects(folder) + _find_weight_defects(folder)
 
 
@@ -294,19 +309,27 @@ def find_leaks(folder: Path, names: Sequence[str], private: Mapping[str, str] | 
         found = ABSOLUTE_PATH.search(text)
         if found:
             path = found[1] or found[2] or found[3]
-            defects.append(f"{name} holds the path {path} of one machine; replace it by a name")
+            mend = "export the model again" if name.endswith(GRAPHS) else "replace it by a name"
+            defects.append(f"{name} holds the path {path} of one machine; {mend}")
     if "README.md" in names:
         defects += find_card_defects(folder / "README.md")
     return defects
 
 
 def _read_text(path: Path) -> str:
-    """Read a file for words; of tensors only the metadata, of other binary files nothing."""
+    """Read a file for words; of tensors only the metadata, of archives the JSON, of other binary files nothing."""
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as tensors:
                 return json.dumps(tensors.metadata() or {})
         except safetensors.SafetensorError:
+            return ""
+    if path.suffix == ".pt2":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith(".json")]
+                return "\n".join(archive.read(name).decode(errors="ignore") for name in names)
+        except zipfile.BadZipFile:
             return ""
     content = path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -347,6 +370,7 @@ def find_strange_code(folder: Path) -> list[str]:
 
 
 __all__ = [
+    "EXPORT_INDEX",
     "GOLDEN",
     "check_difference",
     "check_golden_output",
@@ -357,6 +381,7 @@ __all__ = [
     "find_outside_links",
     "find_strange_code",
     "follow_umask",
+    "is_export",
     "list_files",
     "save_folder",
     "store_golden_output",

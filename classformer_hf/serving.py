@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,9 +23,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .evaluation import load_classifier, load_processor, resolve_folder
+from .folders import EXPORT_INDEX, is_export
 from .modeling_classformer import count_tokens
 
-INDEX, CASCADE = "graphs.json", "graph-cascade"
+CASCADE = "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
 EXAMPLE_TOKENS = 32
 # of a logit in float32
@@ -51,7 +53,7 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
     """
     check_runtime(runtime, int8)
     source = resolve_folder(str(folder))
-    model, tokenizer = load_classifier(source), load_processor(source)
+    model, tokenizer = load_for_export(source), load_processor(source)
     output = Path(output) if output is not None else Path(folder) / (f"{runtime}-int8" if int8 else runtime)
     output.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -79,15 +81,41 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
         # each a tensor of its own: the exporter takes one that is given twice for one input
         inputs = {name: torch.ones_like(example) for name in names} | {"input_ids": example}
         with quiet():
-            _export_graph(single, inputs, runtime, int8).save_pretrained(output / name)
+            graph = _export_graph(single, inputs, runtime, int8)
+            _forget_sources(graph.program)
+            # the config beside the index is enough
+            graph.config = None
+            graph.save_pretrained(output / name)
         # only torch.export refuses shorter inputs than its graph was made for
         padded = shortest if runtime == "torch" else 1
         index.append({"folder": name, "max_tokens": limit, "min_padded_tokens": padded})
     config.save_pretrained(output)
+    for path in source.glob("*.py"):
+        shutil.copy(path, output)
     tokenizer.save_pretrained(output)
+    for path in output.glob("graph-*"):
+        # of an earlier export, of a model with other buckets
+        if path.name not in schedules:
+            shutil.rmtree(path)
     content = {"runtime": runtime, "int8": int8, "inputs": names, "graphs": index}
-    (output / INDEX).write_text(json.dumps(content, indent=2) + "\n")
+    (output / EXPORT_INDEX).write_text(json.dumps(content, indent=2) + "\n")
     return output
+
+
+def load_for_export(folder: Path) -> Any:
+    """Load a classifier in float32, whatever its folder holds: half precision on a processor is slow and rounds.
+
+    Args:
+        folder: What [`resolve_folder`] gives.
+
+    Raises:
+        ValueError: It does not load, or holds exported graphs.
+    """
+    if is_export(folder):
+        raise ValueError(f"{folder} is an export itself; name the folder with the weights.")
+    model = load_classifier(folder).float()
+    model.config.dtype = torch.float32
+    return model
 
 
 def check_runtime(runtime: str, int8: bool = False):
@@ -142,6 +170,19 @@ def _export_graph(model: PreTrainedModel, inputs: dict[str, Any], runtime: str, 
     return exporters.OnnxExporter().export(model, inputs, config=exporters.OnnxConfig(**options))
 
 
+def _forget_sources(program: Any):
+    """Take out what an exporter notes of every node: which line of which file of this machine made it."""
+    if isinstance(program, torch.export.ExportedProgram):
+        for module in program.graph_module.modules():
+            if isinstance(module, torch.fx.GraphModule):
+                for node in module.graph.nodes:
+                    node.meta.pop("stack_trace", None)
+    elif hasattr(program, "graphs"):
+        for graph in program.graphs():
+            for node in graph:
+                node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+
+
 def _with_schedule(model: PreTrainedModel, schedule: tuple[list[int], int] | None) -> PreTrainedModel:
     """Give the same weights one schedule and no other; `None` for another architecture."""
     single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
@@ -184,12 +225,15 @@ class ExportedClassifier(PreTrainedModel):
         config: Of the classifier.
         index: Content of `graphs.json`.
         graphs: As many callables.
+        batch_int8: As for [`from_pretrained`].
         source: Arguments of [`from_pretrained`], by which a copy or another process opens the same.
     """
 
     config_class = ExportedConfig
 
-    def __init__(self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any], source: tuple):
+    def __init__(
+        self, config: PreTrainedConfig, index: dict[str, Any], graphs: list[Any], batch_int8: bool, source: tuple
+    ):
         config = copy.deepcopy(config)
         # nothing here attends, and PreTrainedModel would ask how
         config._attn_implementation = "eager"
@@ -201,15 +245,22 @@ class ExportedClassifier(PreTrainedModel):
         self.has_cascade = len(by_length) < len(index["graphs"])
         self.shortest = [entry["min_padded_tokens"] for entry in index["graphs"]]
         self.graphs, self.source = graphs, source
+        # one scale for all of a batch's activations lets an answer depend on the texts beside it
+        self.one_at_a_time = index["int8"] and not batch_int8
         self.pad_token_id = config.pad_token_id or 0
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, num_threads: int | None = None) -> "ExportedClassifier":  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | Path, num_threads: int | None = None, batch_int8: bool = False
+    ) -> "ExportedClassifier":
         """Open what [`export`] wrote.
 
         Args:
             folder: Local.
             num_threads: Of the runtime, for one call; its own choice by default.
+            batch_int8: Let a graph in int8 take a whole batch at once, which is faster; ONNX Runtime scales activations
+                by the largest of the batch, so that an answer then depends on the other texts. By default such a graph
+                takes one text at a time.
 
         Raises:
             ValueError: The folder holds no graphs, they are damaged, their runtime is not installed, or `num_threads`
@@ -219,19 +270,19 @@ class ExportedClassifier(PreTrainedModel):
 
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"`num_threads` must be at least 1, got {num_threads}.")
-        if not (Path(folder) / INDEX).is_file():
-            raise ValueError(f"{folder} holds no {INDEX}: it is no export; scripts/export_model.py writes one.")
+        if not is_export(Path(folder)):
+            raise ValueError(f"{folder} holds no {EXPORT_INDEX}: it is no export; scripts/export_model.py writes one.")
         try:
-            index = json.loads((Path(folder) / INDEX).read_text())
+            index = json.loads((Path(folder) / EXPORT_INDEX).read_text())
             paths = [Path(folder) / entry["folder"] for entry in index["graphs"]]
             check_runtime(index["runtime"])
             assert all({"max_tokens", "min_padded_tokens"} <= set(entry) for entry in index["graphs"])
-            assert index["inputs"]
+            assert index["inputs"] and isinstance(index["int8"], bool)
         except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
-            raise ValueError(f"{folder}/{INDEX} is damaged ({error!r}); export the model again.") from error
+            raise ValueError(f"{folder}/{EXPORT_INDEX} is damaged ({error!r}); export the model again.") from error
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         graphs = [_open_graph(path, index["runtime"], num_threads) for path in paths]
-        return cls(config, index, graphs, (Path(folder).resolve(), num_threads))
+        return cls(config, index, graphs, batch_int8, (Path(folder).resolve(), num_threads, batch_int8))
 
     def __reduce__(self):
         # what a runtime has opened cannot be copied or sent to another process: that opens the folder itself
@@ -271,11 +322,11 @@ class ExportedClassifier(PreTrainedModel):
         Raises:
             ValueError: The batch is empty or padded on the left, or a text is longer than the model reads.
         """
-        ids = torch.as_tensor(input_ids)
+        ids = torch.as_tensor(input_ids).cpu()
         if ids.ndim != 2 or ids.numel() == 0:
             raise ValueError(f"`input_ids` must be (B, L), the batch is empty or of another form: {tuple(ids.shape)}.")
-        mask = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
-        types = torch.zeros_like(ids) if token_type_ids is None else torch.as_tensor(token_type_ids)
+        mask = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask).cpu()
+        types = torch.zeros_like(ids) if token_type_ids is None else torch.as_tensor(token_type_ids).cpu()
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         inputs = {name: inputs[name] for name in self.input_names}
         lengths = count_tokens(mask)
@@ -286,7 +337,7 @@ class ExportedClassifier(PreTrainedModel):
             raise ValueError(f"the model reads at most {self.limits[-1]} tokens, got {int(lengths.max())}.")
         if not self.has_cascade:
             return SequenceClassifierOutput(logits=self._run_by_bucket(inputs, lengths))
-        logits = self._run(-1, inputs, int(lengths.max()))
+        logits = self._run(-1, inputs, lengths)
         best, second = logits.softmax(-1).topk(2).values.unbind(-1)
         unsure = (best - second < self.config.cascade["margin"]).nonzero()[:, 0]
         if len(unsure) > 0:
@@ -299,21 +350,30 @@ class ExportedClassifier(PreTrainedModel):
         logits: torch.Tensor | None = None
         for bucket in buckets.unique().tolist():
             rows = (buckets == bucket).nonzero()[:, 0]
-            part = self._run(bucket, {name: value[rows] for name, value in inputs.items()}, int(lengths[rows].max()))
+            part = self._run(bucket, {name: value[rows] for name, value in inputs.items()}, lengths[rows])
             if logits is None:
                 logits = part.new_empty(len(lengths), part.shape[1])
             logits[rows] = part
         assert logits is not None
         return logits
 
-    def _run(self, bucket: int, inputs: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
+    def _run(self, bucket: int, inputs: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
+        step = 1 if self.one_at_a_time else len(lengths)
+        parts = [
+            self._run_graph(
+                bucket, {name: value[n : n + step] for name, value in inputs.items()}, int(lengths[n : n + step].max())
+            )
+            for n in range(0, len(lengths), step)
+        ]
+        return torch.cat(parts)
+
+    def _run_graph(self, bucket: int, inputs: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
         missing = max(self.shortest[bucket] - longest, 0)
         cut = {name: torch.nn.functional.pad(value[:, :longest], (0, missing)) for name, value in inputs.items()}
         # what stands under the mask is padding to RoBERTa's embeddings too, which count positions by the ids
         cut["input_ids"] = torch.where(cut["attention_mask"] == 1, cut["input_ids"], self.pad_token_id)
-        output = self.graphs[bucket](**cut)
-        # a copy, because a runtime may keep its buffer
-        return torch.as_tensor(output.logits).clone()
+        # callers copy it, because a runtime may keep its buffer
+        return torch.as_tensor(self.graphs[bucket](**cut).logits)
 
 
 class OpenVINOGraph:

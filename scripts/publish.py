@@ -20,7 +20,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.folders import find_load_defects, find_notes, list_files
+from classformer_hf.folders import find_load_defects, find_notes, is_export, list_files
 from classformer_hf.publishing import complete_card, find_status, push_folder, read_back, stage_folder, verify_folder
 
 
@@ -105,6 +105,10 @@ def main():
         raise ValueError("the Hub needs a token to write: run `hf auth login`, or set HF_TOKEN, and try again.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one that save_pretrained, a training or a search has written.")
+    if is_export(folder):
+        raise ValueError(
+            f"{folder} is an export, which has no weights: publish the model's folder with the export in it."
+        )
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary, folder.resolve().name)
         stage_folder(folder, staged)

@@ -4,14 +4,17 @@ import json
 import logging
 import multiprocessing
 import pickle
+import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf.folders import find_leaks, list_files
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
@@ -49,10 +52,10 @@ def for_model(batch, classifier):
     return {name: value for name, value in batch.items() if name in classifier.input_names}
 
 
-def save(folder, settings, tokenizer, **changes):
+def save(folder, settings, tokenizer, dtype=torch.float32, **changes):
     torch.manual_seed(0)
     model = ClassformerForSequenceClassification(ClassformerConfig(**{**settings, "num_labels": 2}, **changes)).eval()
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
 
@@ -165,6 +168,60 @@ def test_spawned_processes_answer_alike(exported):
     torch.testing.assert_close(found, answers_of(classifier, batches), atol=1e-5, rtol=0)
 
 
+def test_no_file_tells_where_it_was_made(exported):
+    names, left_out = list_files(exported[2])
+    assert not left_out and not find_leaks(exported[2], names)
+    for name in names:
+        if not name.endswith(".py"):
+            assert not re.search(rb"/[\w.-]+/[\w./-]+\.py", (exported[2] / name).read_bytes()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exported", [CASES[name] for name in ("onnx", "openvino")], indirect=True)
+def test_exports_are_published_with_the_model(hub, client, exported, tmp_path):
+    _, classifier, output = exported
+    printed = client("publish", output.parent, "--repo_id", "alice/fast", "--license", "mit")
+    assert "read back: ClassformerForSequenceClassification" in printed
+    client('from huggingface_hub import snapshot_download; snapshot_download("alice/fast", local_dir="copy")')
+    copy, batch = ExportedClassifier.from_pretrained(tmp_path / "copy" / output.name), make_batch([9, 20])
+    torch.testing.assert_close(copy(**batch).logits, classifier(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_an_export_alone_is_not_published(run, exported):
+    code, _, words = run("publish", exported[2], "--repo_id", "alice/fast", "--license", "mit", "--dry_run")
+    assert code == 1 and "publish the model's folder with the export in it" in words
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+def test_half_precision_is_exported_in_float32(tiny_settings, tiny_tokenizer, tmp_path, dtype):
+    model = save(tmp_path, tiny_settings, tiny_tokenizer, dtype=dtype, gamma=[1, 2, 1], eta=0)
+    classifier = ExportedClassifier.from_pretrained(export(tmp_path, "torch"))
+    assert classifier.config.dtype == torch.float32
+    batch = make_batch([30, 12])
+    expected = model.float()(**for_model(batch, classifier)).logits
+    torch.testing.assert_close(classifier(**batch).logits, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="is an export itself"):
+        export(tmp_path / "torch", "torch")
+
+
+def test_int8_takes_one_text_at_a_time_unless_told(tiny_config):
+    sizes = []
+
+    def run_graph(input_ids, attention_mask):
+        sizes.append(tuple(input_ids.shape))
+        return SimpleNamespace(logits=input_ids[:, :2].float())
+
+    graphs = [{"folder": "graph-64", "max_tokens": 64, "min_padded_tokens": 1}]
+    index = {"runtime": "onnx", "inputs": ["input_ids", "attention_mask"], "graphs": graphs}
+    answers = []
+    for int8, batch_int8 in ((True, False), (True, True), (False, False)):
+        classifier = ExportedClassifier(tiny_config, {**index, "int8": int8}, [run_graph], batch_int8, ())
+        torch.manual_seed(0)
+        answers.append(classifier(**make_batch([9, 5, 12])).logits)
+    assert sizes == [(1, 9), (1, 5), (1, 12), (3, 12), (3, 12)]
+    assert torch.equal(answers[0], answers[1])
+
+
 def test_wrong_batches_are_refused(exported):
     with pytest.raises(ValueError, match="reads at most 64 tokens, got 65"):
         exported[1](**make_batch([65]))
@@ -234,6 +291,10 @@ def test_int8_weights_are_a_quarter_and_logits_close(tiny_settings, tiny_tokeniz
         output = export(tmp_path, "onnx", int8=int8)
         sizes[int8] = sum(path.stat().st_size for path in output.rglob("*.onnx*"))
     classifier, batch = ExportedClassifier.from_pretrained(tmp_path / "onnx-int8"), make_batch([30, 12])
+    alone = torch.cat([classifier(batch["input_ids"][row : row + 1, :n]).logits for row, n in enumerate((30, 12))])
+    torch.testing.assert_close(classifier(**batch).logits, alone, atol=1e-6, rtol=0)
+    together = ExportedClassifier.from_pretrained(tmp_path / "onnx-int8", batch_int8=True)(**batch).logits
+    assert (together - alone).abs().max() > 1e-4
     with torch.no_grad():
         logits = model(**for_model(batch, classifier)).logits
     difference = (classifier(**batch).logits - logits).abs().max()

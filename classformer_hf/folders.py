@@ -17,8 +17,8 @@ from typing import Any
 import safetensors
 import safetensors.torch
 from accelerate.utils import extract_model_from_parallel
-from huggingface_hub import ModelCard
 
+from .cards import find_card_defects
 from .elsewhere import OUR_PACKAGES, compare_output, compute_output, make_inputs
 
 # in a folder of its own, because tools take every *.safetensors beside the weights for weights
@@ -337,14 +337,6 @@ def _read_text(path: Path) -> str:
     return "" if b"\0" in content[:1024] else content.decode(errors="ignore")
 
 
-def find_card_defects(path: Path) -> list[str]:
-    try:
-        ModelCard.load(path)
-    except Exception as error:  # of the card's parser, of many kinds
-        return [f"README.md has unreadable metadata: {' '.join(str(error).split())}"]
-    return []
-
-
 def find_notes(folder: Path) -> list[str]:
     """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the packages'."""
     notes = []
@@ -374,7 +366,6 @@ __all__ = [
     "GOLDEN",
     "check_difference",
     "check_golden_output",
-    "find_card_defects",
     "find_leaks",
     "find_load_defects",
     "find_notes",

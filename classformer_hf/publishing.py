@@ -25,12 +25,12 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 
+from .cards import find_licence_defect, load_card
 from .elsewhere import run_elsewhere
 from .folders import (
     CODE_PREFIXES,
     GOLDEN,
     check_difference,
-    find_card_defects,
     find_leaks,
     find_load_defects,
     find_outside_links,
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 # at the top of a repository, of an earlier push: what a folder no longer has must not be loaded with it
 REPLACED = ("model*.safetensors", "model.safetensors.index.json", *(f"{prefix}*.py" for prefix in CODE_PREFIXES))
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 GENERATED = "[More Information Needed]"
 BUSY = (429, 500, 502, 503, 504)
 PLACEHOLDER = "path/or/name/of/this/model"
@@ -142,9 +141,7 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
     path, config = folder / "README.md", json.loads((folder / "config.json").read_text())
     title = repo_id.rpartition("/")[2]
     if path.is_file():
-        if defects := find_card_defects(path):
-            raise ValueError(f"{defects[0]}.")
-        card = ModelCard.load(path)
+        card = load_card(path)
         if GENERATED in card.text:
             # of `push_to_hub`, which writes a form to be filled in
             card.text = _new_card(folder, title).text
@@ -160,10 +157,8 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
     if card.data.eval_results:
         card.data.model_name = title
     card.text = card.text.replace(PLACEHOLDER, repo_id)
-    if given.get("license") and not LICENCE.fullmatch(str(given["license"])):
-        raise ValueError(
-            f"--license must be an identifier as the Hub lists them, as apache-2.0, got {given['license']}."
-        )
+    if given.get("license") and (defect := find_licence_defect(str(given["license"]))):
+        raise ValueError(f"--license must be {defect}.")
     if not card.data.license:
         raise ValueError(
             "the model card names no licence: give one, as --license apache-2.0; a base model's binds you."
@@ -233,9 +228,7 @@ def add_results(folder: Path, results: list[EvalResult], base_model: str | None 
     path = folder / "README.md"
     if not path.is_file():
         _new_card(folder, folder.name).save(path)
-    if defects := find_card_defects(path):
-        raise ValueError(f"{defects[0]}.")
-    card = ModelCard.load(path)
+    card = load_card(path)
 
     def measurement(result: EvalResult) -> tuple:
         # a latency's name tells what it was measured on

@@ -143,6 +143,22 @@ DEFECTS = {
     ),
     "windows folder": (write("search.json", '"C:\\\\Users\\\\somebody"'), "search.json holds the path C:"),
     "broken card": (write("README.md", "---\nlicense: [\n---\n"), "README.md has unreadable metadata"),
+    "no data set": (
+        write("README.md", "---\nlicense: mit\ndatasets: [null]\n---\n"),
+        "datasets must be texts, got None",
+    ),
+    "file for a data set": (
+        write("README.md", "---\ndatasets: [my data.csv]\n---\n"),
+        "datasets must name",
+    ),
+    "folder for a base model": (write("README.md", "---\nbase_model: runs/a/b\n---\n"), "base_model must name repos"),
+    "licence of no list": (write("README.md", "---\nlicense: [mit, Apache-2.0]\n---\n"), "did you mean apache-2.0?"),
+    "tags that are numbers": (
+        write("README.md", "---\ntags: [fast, 3]\n---\n"),
+        "tags must be texts, got 3",
+    ),
+    "language in capitals": (write("README.md", "---\nlanguage: [en, FR]\n---\n"), "language must be a code in lower"),
+    "pipeline without a name": (write("README.md", "---\npipeline_tag: 3\n---\n"), "pipeline_tag must be a text"),
     "broken model-index": (write("README.md", "---\nmodel-index: 3\n---\n"), "README.md has unreadable metadata"),
 }
 
@@ -269,6 +285,7 @@ def test_card_is_completed_and_kept(folder):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [own]\n---\n# My own words\n")
     complete_card(folder, "somebody/a-name")
     card = ModelCard.load(folder / "README.md")
+    assert find_leaks(folder, ["README.md"]) == []
     assert card.data.license == "apache-2.0" and card.data.tags == ["own"] and "My own words" in card.text
 
 
@@ -360,7 +377,11 @@ def test_every_model_is_published(hub, client, tmp_path, tiny_settings, contract
         (lambda folder: None, ("--repo_id", "model"), "model has no owner"),
         (remove("tokenizer.json"), (), "a file of the tokenizer is missing"),
         (change_config(hidden_size=64), (), "the weights do not fit the code.*mismatched"),
-        (lambda folder: None, ("--license", "gibberish !!"), "--license must be an identifier"),
+        (lambda folder: None, ("--license", "gibberish !!"), "--license must be an identifier that the Hub lists"),
+        (lambda folder: None, ("--license", "apache"), "did you mean apache-2.0"),
+        (lambda folder: None, ("--license", "bert"), "for one that it does not list, write other"),
+        (write("README.md", "---\nbase_model: a/b/c\n---\n"), (), "base_model must name repositories on the Hub"),
+        (write("README.md", "---\nlicense: mit\ndatasets: [null]\n---\n"), (), "datasets must be texts"),
     ],
 )
 def test_bad_folders_and_flags_end_with_one_sentence(run, folder, change, flags, message):

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from .configuration_classformer import ClassformerConfig
 from .families import FAMILIES, Family
 from .hub import explain_failure, first_line, resolve_commit
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
+from .outputs import check_output_names, describe_assumption, find_label_order, name_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +80,15 @@ CARRIED_FIELDS = {field.name for field in dataclasses.fields(ClassformerConfig)}
 def load_from_encoder(
     name_or_path: str | Path,
     model_class: type[PreTrainedModel] = ClassformerForSequenceClassification,
+    output_names: Sequence[str] | None = None,
+    needs_head: bool = False,
     **config_overrides: Any,
 ) -> PreTrainedModel:
     """Load a pretrained encoder as a Classformer.
 
-    A head of the kind that is asked for is carried; another kind is left out and a fresh head made. BERT's pooler is
+    A head of the kind that is asked for is carried; another kind is left out and a fresh head made. Labels that are
+    given by `id2label` are found among the checkpoint's by name, and its outputs brought into their order; a head of as
+    many other labels is left out too. BERT's pooler is
     the first layer of its classification head, so it also starts that layer where a BERT checkpoint is bare, as in BERT
     fine-tuning. The tokenizer is the checkpoint's own.
 
@@ -91,6 +96,8 @@ def load_from_encoder(
         name_or_path: Folder or Hub name of a RoBERTa, XLM-R, CamemBERT, BERT, ELECTRA, DistilBERT or Classformer
             checkpoint: bare, classifier or masked LM.
         model_class: `ClassformerForSequenceClassification`, `ClassformerForMaskedLM` or `ClassformerModel`.
+        output_names: The labels that are given, in the order of the checkpoint's outputs, where names do not say it.
+        needs_head: Refuse to make a fresh classification head.
         config_overrides: Fields of [`ClassformerConfig`] (`gamma`, `eta`, `num_labels`, ...), `attn_implementation`,
             or `dtype`, the precision of the weights (float32 otherwise, whatever the checkpoint's).
 
@@ -100,7 +107,8 @@ def load_from_encoder(
     Raises:
         OSError: The config or the weights cannot be read.
         ValueError: The checkpoint holds something that a Classformer cannot express, weights are missing, unexpected
-            or of another shape than the config says, or an override is unknown or invalid.
+            or of another shape than the config says, an override is unknown or invalid, or a head is needed and not
+            there.
     """
     name = str(name_or_path)
     dtype = config_overrides.pop("dtype", torch.float32)
@@ -108,9 +116,12 @@ def load_from_encoder(
     source_config = _read_config(name)
     family = FAMILIES[source_config.model_type]
     config = _translate_config(name, source_config, family, config_overrides)
+    order = None
+    if head is CLASSIFIER:
+        order = _order_outputs(name, source_config, config_overrides, config, output_names)
 
     source, missing, unused = _load_source(name, source_config, family, head)
-    weights = _translate_weights(source, missing, family, config, head)
+    weights = _translate_weights(source, missing, family, config, head, order)
     if head is MASKED_LM and "lm_head.dense.weight" in weights:
         _complete_masked_lm_head(name, source_config, family, config, weights)
 
@@ -120,6 +131,10 @@ def load_from_encoder(
     if misfits:
         raise ValueError(f"overrides must fit the weights of `{name}`, got {config_overrides}; at odds: {misfits}.")
     model.name_or_path = model.config.name_or_path = name
+    if fresh and needs_head:
+        raise ValueError(
+            f"`{name}` must be a classifier of {', '.join(name_outputs(config))}; it lacks {_list(fresh)}."
+        )
     if fresh:
         logger.warning(
             "Fresh weights, which `%s` does not have in this shape and training must set: %s", name, _list(fresh)
@@ -127,6 +142,14 @@ def load_from_encoder(
     if unused | homeless:
         logger.info("Weights of `%s` that are not used: %s", name, _list(unused | homeless))
     return model
+
+
+def has_head(config: PreTrainedConfig, label_names: Sequence[str], output_names: Sequence[str] | None = None) -> bool:
+    """Say whether a checkpoint is a classifier of these labels, so that it can be judged before any training."""
+    return (
+        _has_architecture(config, CLASSIFIER)
+        and find_label_order(name_outputs(config), label_names, output_names) is not None
+    )
 
 
 def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) -> ClassformerForSequenceClassification:
@@ -267,6 +290,38 @@ def _translate_labels(source: PreTrainedConfig, overrides: Mapping[str, Any]) ->
     return changes
 
 
+def _order_outputs(
+    name: str,
+    source: PreTrainedConfig,
+    overrides: Mapping[str, Any],
+    config: ClassformerConfig,
+    output_names: Sequence[str] | None,
+) -> list[int] | None:
+    """Find the outputs of a checkpoint's classifier that mean the labels that are asked for; `None` where none do."""
+    found, wanted = name_outputs(source), name_outputs(config)
+    check_output_names(output_names, wanted)
+    is_classifier = source.architectures is None or _has_architecture(source, CLASSIFIER)
+    if len(found) != len(wanted) or not is_classifier:
+        return None
+    order = find_label_order(found, wanted if "id2label" in overrides else found, output_names)
+    if order is None:
+        logger.warning(
+            "The labels of `%s` are %s and not %s: its head is left out; if they mean the same, say in which order by "
+            "--label_order (`output_names`).",
+            name,
+            ", ".join(found),
+            ", ".join(wanted),
+        )
+        return None
+    if order.is_assumed:
+        logger.info(describe_assumption(name, found, wanted))
+    return order.outputs
+
+
+def _has_architecture(config: PreTrainedConfig, head: Head) -> bool:
+    return any(architecture.endswith(head.architectures) for architecture in config.architectures or [])
+
+
 def _load_quietly(model_class: Any, name: str | None, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Call `from_pretrained` without its bar and its report, which names stock keys; the caller reads `info`."""
     verbosity = transformers_logging.get_verbosity()
@@ -293,8 +348,8 @@ def _load_source(
         ValueError: The encoder is incomplete, or the checkpoint holds weights that are neither encoder nor known head.
     """
     # a config that does not say is searched for the head
-    has_head = config.architectures is None or any(arch.endswith(head.architectures) for arch in config.architectures)
-    stock_class = head.stock_class if has_head else AutoModel
+    may_have_head = config.architectures is None or _has_architecture(config, head)
+    stock_class = head.stock_class if may_have_head else AutoModel
     try:
         source, info = _load_quietly(stock_class, name, config=config, dtype=torch.float32, trust_remote_code=False)
     except READ_ERRORS as error:
@@ -311,7 +366,7 @@ def _load_source(
     unknown = _list(
         key
         for key in unexpected
-        if not _is_head(key, source) or (has_head and family.rename(_strip(key, source)).startswith(head.prefix))
+        if not _is_head(key, source) or (may_have_head and family.rename(_strip(key, source)).startswith(head.prefix))
     )
     if unknown:
         raise ValueError(f"`{name}` must hold weights of {type(source).__name__} only, but it has {unknown} too.")
@@ -319,9 +374,18 @@ def _load_source(
 
 
 def _translate_weights(
-    source: PreTrainedModel, missing: set[str], family: Family, config: ClassformerConfig, head: Head
+    source: PreTrainedModel,
+    missing: set[str],
+    family: Family,
+    config: ClassformerConfig,
+    head: Head,
+    order: list[int] | None,
 ) -> dict[str, torch.Tensor]:
-    """Bring the weights of a stock model under the names and shapes of the Classformer that is asked for."""
+    """Bring the weights of a stock model under the names and shapes of the Classformer that is asked for.
+
+    Args:
+        order: Of the classifier's outputs; without one they are left out.
+    """
     weights = {
         family.rename(_strip(key, source)): weight for key, weight in source.state_dict().items() if key not in missing
     }
@@ -334,8 +398,10 @@ def _translate_weights(
         weights["embeddings.token_type_embeddings.weight"] = no_types
     if family.has_pooler_head and head is CLASSIFIER:
         weights = {re.sub(r"^pooler\.", "classifier.", key): weight for key, weight in weights.items()}
-    if config.num_labels != source.config.num_labels:
-        weights = {key: weight for key, weight in weights.items() if not key.startswith("classifier.out_proj.")}
+    for key in [key for key in weights if key.startswith("classifier.out_proj.")]:
+        weight = weights.pop(key)
+        if order is not None:
+            weights[key] = weight[order]
     if head is BARE:
         return weights
     return {re.sub(r"^(embeddings|encoder|pooler)\.", r"roberta.\1.", key): weight for key, weight in weights.items()}

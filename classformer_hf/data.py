@@ -23,6 +23,7 @@ from .hub import explain_failure, first_line
 from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
 from .limits import limit_tokenizer
 from .metrics import DEFAULT_METRICS, check_metric
+from .outputs import check_output_names
 from .sources import GLUE_TASKS, read_splits
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,13 @@ class TaskArguments:
     max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many examples."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many examples."})
     split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn examples."})
+    label_order: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The labels in the order of the model's outputs, where its own names do not say it, as LABEL_0 "
+            "does not. The class that a metric is of stays the same."
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ class Task:
         metric_name: What `metrics.compute_score` computes.
         truncated: Number of inputs cut per split; empty before `tokenize`.
         label_column: What the data set calls its column of labels.
+        output_names: The labels in the order of a head's outputs, as the user says, for a head that does not say it.
     """
 
     name: str
@@ -99,6 +108,7 @@ class Task:
     metric_name: str
     truncated: dict[str, int] = field(default_factory=dict)
     label_column: str = "labels"
+    output_names: list[str] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -119,6 +129,7 @@ class Task:
     def fingerprint(self) -> str:
         """16 hex digits over what a search depends on: train, validation, labels and metric, not the test split."""
         settings = [self.text_columns, self.problem_type, self.label_names, self.metric_name]
+        settings += [] if self.output_names is None else [self.output_names]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for name in ("train", "validation"):
             for batch in self.splits[name].iter(batch_size=1000):
@@ -144,7 +155,8 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
 
     Raises:
         ValueError: The data set cannot be read, has no train split, an empty split or a missing value; a column cannot
-            be found; a label does not occur in train; the metric does not fit; or an argument is out of range.
+            be found; a label does not occur in train; the metric or the label names do not fit; or an argument is out
+            of range.
     """
     _check_arguments(arguments)
     if arguments.dataset_name in (None, "standard_library"):
@@ -155,6 +167,7 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
         screen.info(f"{task.name}: {describe_columns(task.splits['train'], task.text_columns, task.label_column)}")
     else:
         task = _build_task(arguments.dataset_name, arguments, is_whole)
+    check_output_names(arguments.label_order, task.label_names)
     metric_name = arguments.metric_name or task.metric_name
     check_metric(metric_name, task.problem_type, task.num_labels)
     splits = DatasetDict(task.splits)
@@ -168,7 +181,7 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
     screen.info(
         f"{task.name}: {task.problem_type} of {task.num_labels} labels{names}, metric {metric_name}, rows: {sizes}"
     )
-    return replace(task, metric_name=metric_name, splits=splits)
+    return replace(task, metric_name=metric_name, splits=splits, output_names=arguments.label_order)
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

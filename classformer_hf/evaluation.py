@@ -19,12 +19,13 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .columns import NUM_PROBED, describe_columns, find_text_columns
-from .data import TaskArguments, load_tokenizer
+from .data import Task, TaskArguments, load_tokenizer
 from .elsewhere import check_tokenizer
 from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code, is_export
 from .hub import explain_failure, first_line
-from .labels import as_class, find_label_column, is_missing, name_as_number
+from .labels import as_class, find_label_column, is_missing
 from .metrics import TaskMetric, compute_score, standard_error
+from .outputs import describe_assumption, find_label_order, name_outputs, normalise_name
 from .publishing import find_task, retry_if_busy
 from .sources import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
 
@@ -132,6 +133,32 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
     return model
 
 
+def order_outputs(config: Any, task: Task, name: str) -> list[int]:
+    """Find a task's labels among a classifier's outputs, by name or in the order that the user has given.
+
+    Args:
+        config: Of the classifier.
+        task: What it is evaluated on.
+        name: Of the classifier, for messages.
+
+    Returns:
+        Of every label the index of its output.
+
+    Raises:
+        ValueError: They do not mean the same.
+    """
+    found = name_outputs(config)
+    order = find_label_order(found, task.label_names, task.output_names)
+    if order is None:
+        difference = f"{name} predicts {found}, but {task.name} has the labels {task.label_names}"
+        if len(found) != task.num_labels:
+            raise ValueError(f"{difference}: not as many.")
+        raise ValueError(f"{difference}; if they mean the same, say in which order it has them by --label_order.")
+    if order.is_assumed:
+        screen.info(describe_assumption(name, found, task.label_names))
+    return order.outputs
+
+
 def load_processor(folder: Path, kind: str = TEXT) -> Any:
     """Load the tokenizer or image processor of a saved folder.
 
@@ -237,6 +264,7 @@ def evaluate_examples(
     device: str | None = None,
     max_length: int = 128,
     max_examples: int | None = None,
+    label_names: list[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run a saved classifier's pipeline over examples.
 
@@ -248,6 +276,8 @@ def evaluate_examples(
         device: As "cpu" or "cuda:0"; a GPU if there is one and none is named.
         max_length: Longer texts are cut to so many tokens.
         max_examples: The first so many; all by default.
+        label_names: What the data call the model's outputs, in order; by default as the model does, whatever the case,
+            or by number where it has no names.
 
     Returns:
         Predictions and labels as ids, (N,) each.
@@ -256,7 +286,13 @@ def evaluate_examples(
         ValueError: There is no example, or one has a label that the model does not know.
     """
     model = load_classifier(folder, kind)
-    ids = {label: int(index) for index, label in model.config.id2label.items()}
+    outputs = name_outputs(model.config)
+    known = label_names or outputs
+    if len(known) != len(outputs):
+        raise ValueError(f"--label_order must name the outputs of {folder}, {outputs}, got {known}.")
+    # names may differ in case or signs only
+    normalise = normalise_name if len(set(map(normalise_name, known))) == len(known) else str
+    ids = {normalise(label): index for index, label in enumerate(known)}
     processor = load_processor(folder, kind)
     parts: dict[str, Any] = {PROCESSORS[kind]: processor}
     classify = transformers.pipeline(kind, model=model, device=device, **parts)  # type: ignore[call-overload]
@@ -272,12 +308,13 @@ def evaluate_examples(
 
     def inputs() -> Iterator[Any]:
         for example, label in itertools.islice(examples, max_examples):
-            # a model that was saved without names numbers its labels
-            plain = name_as_number(label)
-            known = next((name for name in (label, plain, f"LABEL_{plain}") if name in ids), None)
-            if known is None:
-                raise ValueError(f"{folder} predicts {list(ids)}, but the data have the label {label!r}.")
-            references.append(ids[known])
+            index = ids.get(normalise(label))
+            if index is None:
+                raise ValueError(
+                    f"{folder} predicts {known}, but the data have the label {label!r}; --label_order says what the "
+                    "data call its outputs, in order."
+                )
+            references.append(index)
             yield example
 
     answers = tqdm(
@@ -295,7 +332,7 @@ def evaluate_examples(
         ) from error
     if any(math.isnan(answer["score"]) for answer in best):
         raise ValueError(f"{folder} gives NaN for an example; check its inputs and weights.")
-    predictions = [ids[answer["label"]] for answer in best]
+    predictions = [outputs.index(answer["label"]) for answer in best]
     if not predictions:
         raise ValueError("there is no example to evaluate; check --split and --max_examples.")
     return np.asarray(predictions), np.asarray(references)
@@ -353,6 +390,7 @@ __all__ = [
     "find_pipeline",
     "load_classifier",
     "load_processor",
+    "order_outputs",
     "read_config",
     "resolve_folder",
     "score_model",

@@ -217,14 +217,6 @@ def _as_number(label: Any, column: str) -> Any:
     return float(label)
 
 
-def name_as_number(label: str) -> str:
-    """Give the name that a class has where a column of numbers, or of true and false, was read as such."""
-    if label.strip().lower() in ("true", "false"):
-        return label.strip().capitalize()
-    is_whole = is_number(label) and float(label).is_integer()
-    return str(int(float(label))) if is_whole else label
-
-
 def as_class(label: Any) -> Any:
     """Give a class as its name or number; a whole number that was read as a float is an integer.
 

@@ -25,6 +25,7 @@ from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.evaluation import order_outputs
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.peers import build_stock
 from classformer_hf.serving import ExportedClassifier, check_runtime, export
@@ -116,7 +117,8 @@ def main():
         config = model.config
         row: dict[str, Any] = {"model": model_name, "variant": variant}
         row |= {"gamma": getattr(config, "gamma", None), "eta": getattr(config, "eta", None)}
-        predictions = predictions_from_logits(task.problem_type, predict(model, split, tokenizer))
+        logits = predict(model, split, tokenizer)[:, order_outputs(config, task, name)]
+        predictions = predictions_from_logits(task.problem_type, logits)
         row["score"] = compute_score(task.metric_name, predictions, references)
         row["standard_error"] = standard_error(task.metric_name, predictions, references)
         rows.append(row)

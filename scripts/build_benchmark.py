@@ -15,6 +15,7 @@ that neither training nor validation has seen (with --max_train_samples), --num_
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.checkpoints import load_from_encoder
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
@@ -76,7 +77,9 @@ def main():
     lengths = [row["input_ids"].shape[1] for row in sample_inputs(whole.splits["validation"])]
     task = tokenize(select_split(benchmark, arguments), tokenizer, arguments.max_length)
     split = task.splits["validation"]
-    model = ClassformerForSequenceClassification.from_pretrained(benchmark.supernet)
+    model: Any = load_from_encoder(
+        benchmark.supernet, output_names=task.output_names, needs_head=True, **task.head_config
+    )
     space = SearchSpace(
         model.config.num_hidden_layers,
         longest,

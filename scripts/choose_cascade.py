@@ -19,8 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.checkpoints import reconfigure
+from classformer_hf.checkpoints import load_from_encoder, reconfigure
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
@@ -82,7 +81,9 @@ class Chooser:
 
     def __init__(self, arguments: CascadeArguments, task: Task, tokenizer: Any):
         self.arguments, self.task, self.tokenizer = arguments, task, tokenizer
-        self.model = ClassformerForSequenceClassification.from_pretrained(arguments.model_name_or_path).eval()
+        self.model: Any = load_from_encoder(
+            arguments.model_name_or_path, output_names=task.output_names, needs_head=True, **task.head_config
+        )
         self.model.config.length_buckets = self.model.config.cascade = None
         split = task.splits["validation"]
         lengths = [len(ids) for ids in split["input_ids"]]

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.baselines import check_plain, mark_front, operating_points
-from classformer_hf.checkpoints import checkpoint_fingerprint, reconfigure
+from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder, reconfigure
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
@@ -94,7 +94,10 @@ class Comparison:
     def __init__(self, arguments: CompareArguments, task: Task, tokenizer: Any, training: ClassformerTrainingArguments):
         self.arguments, self.task, self.tokenizer, self.training = arguments, task, tokenizer, training
         self.output = Path(str(training.output_dir))
-        self.full = ClassformerForSequenceClassification.from_pretrained(arguments.model_name_or_path)
+        set_seed(training.seed)  # of a head that is fresh
+        self.full: Any = load_from_encoder(
+            arguments.model_name_or_path, output_names=task.output_names, **task.head_config
+        )
         check_plain(self.full)
         self.points = build_points(arguments, self.full)
 

@@ -33,6 +33,7 @@ from classformer_hf.evaluation import (
     find_pipeline,
     load_classifier,
     load_processor,
+    order_outputs,
     resolve_folder,
     score_model,
     stream_examples,
@@ -89,28 +90,15 @@ class EvaluationArguments:
     confidence: float = field(default=0.95, metadata={"help": "Of all certificates together."})
 
 
-def check_labels(model, task: Task, name: str):
-    """Refuse a model whose outputs mean something else than the dataset's labels."""
-    found = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    generic = [f"LABEL_{index}" for index in range(model.config.num_labels)]
-    if len(found) != task.num_labels or (found != list(task.label_names) and found != generic):
-        unknown = [label for label in task.label_names if label not in found]
-        why = f"it does not know {', '.join(unknown)}" if unknown else "only some of them, or another order"
-        raise ValueError(
-            f"{name} predicts {found}, but {task.name} has the labels {list(task.label_names)}: {why}. With "
-            "--streaming labels are compared by name."
-        )
-
-
 def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:
     """Return a model's row, its predictions and the labels, of a task of texts."""
     # the model first, because its files are checked
     model = load_classifier(folder)
     tokenizer = load_processor(folder)
-    check_labels(model, task, name)
+    order = order_outputs(model.config, task, name)
     split = tokenize(task, tokenizer, max_length).splits[arguments.split]
     device = arguments.device or torch.accelerator.current_accelerator() or "cpu"
-    logits = predict(model.to(device), split, tokenizer, arguments.batch_size)
+    logits = predict(model.to(device), split, tokenizer, arguments.batch_size)[:, order]
     predictions = predictions_from_logits(task.problem_type, logits)
     references = np.asarray(split["labels"])
     metric_names = [task.metric_name, *arguments.more_metrics]
@@ -170,6 +158,7 @@ def evaluate_by_pipeline(
             arguments.device,
             task_arguments.max_length,
             arguments.max_examples,
+            task_arguments.label_order,
         )
         row = score_model(name, ["accuracy", *arguments.more_metrics], predictions, references)
         results.append((row, predictions, references))

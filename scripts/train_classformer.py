@@ -84,6 +84,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
     set_seed(seed)
     model = load_from_encoder(
         model_arguments.model_name_or_path,
+        output_names=task.output_names,
         **task.head_config,
         **schedule,
     )

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from classformer_hf.peers import PEERS, build_peers, count_executed_flops, known_settings
 from tests.test_hub_contract import build_vision
@@ -146,6 +147,76 @@ def test_labels_that_the_model_does_not_know(run, text_folder, tmp_path):
         *SHORT,
     )
     assert code == 1 and "but the data have the label 'good'" in words
+
+
+@pytest.fixture
+def telling_folder(text_folder, tiny_text_file):
+    """A classifier that is right for most texts of the file, but not for all."""
+    model = AutoModelForSequenceClassification.from_pretrained(text_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(text_folder)
+    rows = [line.rsplit(",", 1) for line in tiny_text_file.read_text().splitlines()[1:]]
+    states = []
+    model.classifier.out_proj.register_forward_hook(lambda module, inputs, output: states.append(inputs[0]))
+    with torch.no_grad():
+        model(**tokenizer([text.strip('"') for text, _ in rows], padding=True, return_tensors="pt"))
+        labels = torch.tensor([1.0 if label == "positive" else -1.0 for _, label in rows])
+        labels[::5] *= -1  # wrong for some
+        features = torch.cat([states[0], torch.ones(len(rows), 1)], dim=1)
+        found = torch.linalg.lstsq(features, labels[:, None]).solution[:, 0]
+        model.classifier.out_proj.weight.copy_(torch.stack([-found[:-1], found[:-1]]))
+        model.classifier.out_proj.bias.copy_(torch.stack([-found[-1], found[-1]]))
+    model.save_pretrained(text_folder)
+    return text_folder
+
+
+def rename_outputs(folder, names, order):
+    """Give a saved classifier's outputs another order and other names."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in model.classifier.out_proj.parameters():
+            weight.copy_(weight[order].clone())
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {}
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "flags", "said"),
+    [
+        (["positive", "negative"], [1, 0], (), None),
+        (["POSITIVE", "NEGATIVE"], [1, 0], (), None),
+        (["LABEL_0", "LABEL_1"], [0, 1], (), "LABEL_0 is negative, LABEL_1 is positive; --label_order gives another"),
+        (["LABEL_0", "LABEL_1"], [1, 0], ("--label_order", "positive", "negative"), None),
+        (["good", "bad"], [1, 0], ("--label_order", "positive", "negative"), None),
+    ],
+)
+def test_labels_are_compared_by_name(run, telling_folder, tiny_text_file, tmp_path, caplog, names, order, flags, said):
+    def evaluate(*more):
+        flags = ("--dataset_name", tiny_text_file, "--device", "cpu", *SHORT, "--output", tmp_path / "out.json", *more)
+        code, _, words = run("evaluate_model", telling_folder, *flags)
+        assert code == 0, words
+        return json.loads((tmp_path / "out.json").read_text())["models"]
+
+    stored, streamed = ("--metric_name", "f1", "--split", "all"), WHOLE
+    before = evaluate(*stored), evaluate(*streamed)
+    assert 0.6 < before[0][0]["score"] < 1
+    rename_outputs(telling_folder, names, order)
+    caplog.clear()
+    assert evaluate(*stored, *flags) == before[0]
+    assert said is None or said in caplog.text
+    # a stream does not say which labels there are
+    after = evaluate(*streamed, *(flags or ("--label_order", "negative", "positive") * bool(said)))
+    assert after[0]["score"] == before[1][0]["score"]
+
+
+def test_labels_that_no_name_tells_are_refused(run, text_folder, tiny_text_file):
+    rename_outputs(text_folder, ["bad", "good"], [0, 1])
+    flags = ("--dataset_name", tiny_text_file, "--device", "cpu", *SHORT)
+    code, _, words = run("evaluate_model", text_folder, *flags)
+    assert code == 1 and "if they mean the same, say in which order it has them by --label_order" in words
+    code, _, words = run("evaluate_model", text_folder, *flags, "--label_order", "bad", "good")
+    assert code == 1 and "--label_order must be the labels ['negative', 'positive'] in some order" in words
+    code, _, words = run("evaluate_model", text_folder, *flags, *WHOLE)
+    assert code == 1 and "--label_order says what the data call its outputs" in words
 
 
 def test_texts_and_images_do_not_mix(run, text_folder, image_folder):

@@ -355,6 +355,30 @@ def test_training_says_what_is_wrong(run, tiny_roberta_two_labels, tiny_text_fil
     assert re.search(message, words)
 
 
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [(["Positive", "Negative"], ()), (["good", "bad"], ("--label_order", "positive", "negative"))],
+)
+def test_training_keeps_a_head_in_another_order(
+    run, tiny_settings, tiny_tokenizer, tiny_text_file, tmp_path, names, flags
+):
+    config = RobertaConfig(**{**tiny_settings, "num_labels": 2}, id2label=dict(enumerate(names)))
+    original = RobertaForSequenceClassification(config).eval()
+    original.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    code, _, words = run(
+        *("train_classformer", "--model_name_or_path", tmp_path / "model", "--dataset_name", tiny_text_file, *CARVED),
+        *("--output_dir", tmp_path / "run", "--use_cpu", "--max_steps", 1, "--learning_rate", 1e-12),
+        *("--save_strategy", "no", "--eval_strategy", "no", "--load_best_model_at_end", "False", *flags),
+    )
+    assert code == 0, words
+    trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "seed-42")
+    assert trained.config.id2label == {0: "negative", 1: "positive"}
+    batch = tiny_tokenizer(["a warm film", "a dull film"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(trained(**batch).logits, original(**batch).logits[:, [1, 0]], atol=1e-4, rtol=1e-4)
+
+
 def test_settings_that_left_nothing_are_taken_over(tmp_path):
     path = tmp_path / "seed-42" / "settings.json"
     check_settings(path, {"recipe": 1}, is_writer=True)

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from ..checkpoints import checkpoint_fingerprint, load_from_encoder
+from ..checkpoints import checkpoint_fingerprint, has_head, load_from_encoder
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
 from ..folders import save_folder
@@ -90,15 +90,8 @@ class FineTuneObjective:
         self.adopted: dict[Schedule, dict[str, Any]] = {}
         source = AutoConfig.from_pretrained(checkpoint)
         self.full = Schedule((1,) * source.num_hidden_layers)
-        names = [source.id2label[index] for index in range(source.num_labels)]
-        generic = [f"LABEL_{index}" for index in range(task.num_labels)]
-        is_classifier = any("SequenceClassification" in name for name in source.architectures or [])
         # a head that was trained on this task can be judged before any fine-tuning
-        self.has_head = is_classifier and names in (list(task.label_names), generic)
-        # a head of as many other labels would be carried and mean something else
-        self.is_foreign_head = is_classifier and not self.has_head and len(names) == task.num_labels
-        if self.is_foreign_head:
-            logger.warning("the checkpoint's labels %s are not the task's %s: fresh head.", names, task.label_names)
+        self.has_head = has_head(source, task.label_names, task.output_names)
 
     def load(self, schedule: Schedule) -> PreTrainedModel:
         """Load the checkpoint with a schedule; a new head is the same for every schedule."""
@@ -106,11 +99,8 @@ class FineTuneObjective:
         if self.model_folder(schedule).parent.exists():
             # what is fresh has been said before the first trial
             logging.getLogger(load_from_encoder.__module__).setLevel(logging.ERROR)
-        model: Any = load_from_encoder(self.checkpoint, **schedule.config, **self.task.head_config)
-        if self.is_foreign_head:
-            torch.nn.init.normal_(model.classifier.out_proj.weight, std=model.config.initializer_range)
-            torch.nn.init.zeros_(model.classifier.out_proj.bias)
-        return model
+        names = self.task.output_names
+        return load_from_encoder(self.checkpoint, output_names=names, **schedule.config, **self.task.head_config)
 
     def model_folder(self, schedule: Schedule) -> Path:
         return self.output / "models" / schedule.key

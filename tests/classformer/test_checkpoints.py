@@ -263,6 +263,24 @@ def test_other_number_of_labels_gives_a_fresh_output_layer(tmp_path, caplog, fam
     torch.testing.assert_close(model.classifier.dense.weight, original.get_submodule(dense).weight)
 
 
+@FAMILIES
+def test_head_takes_the_order_of_the_labels(tmp_path, caplog, family):
+    original = save(tmp_path, family, "ForSequenceClassification", id2label={0: "a", 1: "b", 2: "c"})
+    model = load_from_encoder(tmp_path, id2label={0: "C", 1: "A", 2: "B"})
+    batch = padded_batch(model.config)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, original(**batch).logits[:, [2, 0, 1]])
+    assert not caplog.records
+    # of other labels nothing is carried but what all labels share
+    model = load_from_encoder(tmp_path, id2label={0: "x", 1: "y", 2: "z"})
+    assert ["its head is left out" in text for text in messages(caplog, logging.WARNING)] == [True, False]
+    model = load_from_encoder(tmp_path, id2label={0: "x", 1: "y", 2: "z"}, output_names=["y", "z", "x"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, original(**batch).logits[:, [2, 0, 1]])
+    with pytest.raises(ValueError, match="must be a classifier of x, y, z; it lacks classifier.out_proj.bias"):
+        load_from_encoder(tmp_path, id2label={0: "x", 1: "y", 2: "z"}, needs_head=True)
+
+
 def test_names_of_labels_can_be_given(tmp_path, caplog):
     save(tmp_path, "bert", "ForSequenceClassification")
     model = load_from_encoder(tmp_path, id2label={0: "no", 1: "yes"})
@@ -427,6 +445,7 @@ def test_missing_weights_of_the_head_are_fresh(tmp_path, caplog):
         ({"hidden_size": 32}, "overrides must fit the weights .*'hidden_size': 32}; at odds: .* and 26 more"),
         ({"num_hidden_layers": 1}, "overrides must fit the weights .*layer.1.attention"),
         ({"num_hidden_layers": 3}, "overrides must fit the weights .*layer.2.attention"),
+        ({"id2label": {0: "a", 1: "b"}, "output_names": ["b", "c"]}, "must be the labels .'a', 'b'. in some order"),
         ({"id2label": {0: "a"}, "num_labels": 2}, "`id2label` must name `num_labels` labels, got 1 names for 2"),
         ({"num_labels": 1, "problem_type": "single_label_classification"}, ".*num_labels > 1"),
         ({"num_labels": 0}, "`num_labels` must be an integer >= 1, got 0"),

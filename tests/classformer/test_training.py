@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf import training as training_module
-from classformer_hf.data import tokenize
+from classformer_hf.data import TaskArguments, load_task, tokenize
 from classformer_hf.search import Schedule
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.training import (
@@ -15,6 +16,7 @@ from classformer_hf.training import (
     build_trainer,
     find_checkpoint,
     fine_tune,
+    predict,
 )
 
 
@@ -162,16 +164,58 @@ def test_mixed_precision_does_not_change_the_measured_latency(tiny_roberta_folde
     assert saved.dtype == torch.float32
 
 
-def test_head_of_other_labels_is_fresh(tiny_roberta_folder, task, tiny_tokenizer, tmp_path, caplog):
-    model = ClassformerForSequenceClassification.from_pretrained(
-        tiny_roberta_folder, num_labels=2, ignore_mismatched_sizes=True
-    )
-    model.config.id2label, model.config.label2id = {0: "positive", 1: "negative"}, {"positive": 0, "negative": 1}
-    model.save_pretrained(tmp_path / "swapped")
+def save_with_labels(folder, names, **settings):
+    """Save a stock classifier whose outputs have these names; its head tells them apart."""
+    config = RobertaConfig(**{**settings, "num_labels": len(names)}, id2label=dict(enumerate(names)))
+    model = RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "said"),
+    [
+        (["positive", "negative"], [1, 0], None),
+        (["POS", "NEG"], [1, 0], None),
+        (["LABEL_0", "LABEL_1"], [0, 1], "LABEL_0 is negative, LABEL_1 is positive; --label_order gives another"),
+        (["ham", "spam"], None, "its head is left out"),
+        (["negative", "positive", "neutral"], None, None),
+    ],
+)
+def test_search_keeps_a_head_whose_labels_are_known(
+    task, tiny_settings, tiny_tokenizer, tmp_path, caplog, names, order, said
+):
+    model = save_with_labels(tmp_path / "model", names, **tiny_settings)
     arguments = ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
-    objective = FineTuneObjective(str(tmp_path / "swapped"), task.without_test(), tiny_tokenizer, arguments)
-    assert not objective.has_head
-    assert "fresh head" in caplog.text
-    loaded = objective.load(Schedule((1, 1, 1)))
-    assert not torch.equal(loaded.classifier.out_proj.weight, model.classifier.out_proj.weight)
+    objective = FineTuneObjective(str(tmp_path / "model"), task.without_test(), tiny_tokenizer, arguments)
+    with caplog.at_level("INFO", logger="classformer_hf.checkpoints"):
+        loaded = objective.load(Schedule((1, 1, 1)))
+    assert objective.has_head == (order is not None)
     assert loaded.config.id2label == {0: "negative", 1: "positive"}
+    if order is not None:
+        split = task.splits["validation"]
+        wanted = predict(model, split, tiny_tokenizer)[:, order]
+        np.testing.assert_allclose(predict(loaded, split, tiny_tokenizer), wanted, atol=1e-5)
+        assert "Fresh weights" not in caplog.text
+    else:
+        assert loaded.classifier.out_proj.weight.std() < 1.5 * tiny_settings["initializer_range"]
+        # the same for every schedule
+        again = objective.load(Schedule((1, 2, 1)))
+        assert torch.equal(again.classifier.out_proj.weight, loaded.classifier.out_proj.weight)
+        assert "Fresh weights" in caplog.text
+    assert said is None or said in caplog.text
+
+
+def test_order_that_the_user_gives_counts_where_names_say_nothing(
+    tiny_text_file, tiny_settings, tiny_tokenizer, tmp_path
+):
+    model = save_with_labels(tmp_path / "model", ["ham", "spam"], **tiny_settings)
+    arguments = TaskArguments(
+        dataset_name=str(tiny_text_file), validation_fraction=0.25, label_order=["positive", "negative"]
+    )
+    task = tokenize(load_task(arguments), tiny_tokenizer, 64)
+    training = ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    objective = FineTuneObjective(str(tmp_path / "model"), task.without_test(), tiny_tokenizer, training)
+    loaded = objective.load(Schedule((1, 1, 1)))
+    assert objective.has_head and loaded.config.id2label == {0: "negative", 1: "positive"}
+    assert torch.equal(loaded.classifier.out_proj.weight, model.classifier.out_proj.weight[[1, 0]])

@@ -76,6 +76,24 @@ def limit_tokenizer(tokenizer: PreTrainedTokenizerBase, name_or_path: str, trust
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
 
 
+def check_first_token(tokenizer: PreTrainedTokenizerBase):
+    """Refuse a tokenizer that puts no special token first, where the classification head reads.
+
+    Raises:
+        ValueError: Says so, and what a tokenizer lacks that was trained and saved without a template.
+    """
+    ids = tokenizer("a")["input_ids"]
+    # a word that it does not know is no beginning either
+    if not ids or ids[0] not in {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}:
+        first = tokenizer.convert_ids_to_tokens(ids[:1])
+        raise ValueError(
+            f"the classification head reads position 0, where the tokenizer puts no special token, but {first} of the "
+            'text "a": give it a template, as `tokenizer.backend_tokenizer.post_processor = '
+            'tokenizers.processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B </s>", '
+            "special_tokens=[...])`, and save it again."
+        )
+
+
 def check_inputs(model: Any, split: Dataset):
     """Refuse inputs that are beyond a model's tables.
 
@@ -121,4 +139,4 @@ def _find_largest(split: Dataset) -> dict[str, int]:
     return found
 
 
-__all__ = ["InputLimits", "check_inputs", "limit_tokenizer", "read_limits"]
+__all__ = ["InputLimits", "check_first_token", "check_inputs", "limit_tokenizer", "read_limits"]

@@ -36,7 +36,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
-from .limits import check_inputs
+from .limits import check_first_token, check_inputs
 from .metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
 from .plan import Plan
 
@@ -252,11 +252,12 @@ def build_trainer(
         A Trainer that stops early, keeps the best epoch and refuses to go on after a NaN loss.
 
     Raises:
-        ValueError: The tokenizer pads on the left, the model has another number of labels than the task or no table
-            for an input, or the best epoch is to be chosen by what is not measured.
+        ValueError: The tokenizer pads on the left or begins with a word, the model has another number of labels than
+            the task or no table for an input, or the best epoch is to be chosen by what is not measured.
     """
     if tokenizer.padding_side != "right":
         raise ValueError('Classformer reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
+    check_first_token(tokenizer)
     if model.config.num_labels != task.num_labels:
         raise ValueError(
             f"the model has {model.config.num_labels} labels and the task {task.num_labels} ({task.label_names}); "

@@ -25,7 +25,7 @@ from classformer_hf.command import check_settings, describe_command, parse_argum
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tasks, load_tokenizer
 from classformer_hf.folders import save_folder
-from classformer_hf.limits import check_inputs
+from classformer_hf.limits import check_first_token, check_inputs
 from classformer_hf.multitask import MultitaskClassformer, mix_tasks
 from classformer_hf.plan import describe_lost_training, stoppable
 from classformer_hf.pretraining import count_training_flops
@@ -117,6 +117,7 @@ def main():
     mixed = mix_tasks(tasks)
     set_seed(training.seed)
     encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
+    check_first_token(tokenizer)
     check_inputs(encoder, mixed)
     trainer = build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, tokenizer, training)
     started = time.perf_counter()

@@ -5,6 +5,9 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -18,6 +21,7 @@ from transformers import (
     ElectraConfig,
     ModernBertConfig,
     MPNetConfig,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLMRobertaConfig,
@@ -26,7 +30,7 @@ from transformers import (
 
 from classformer_hf import ClassformerConfig, load_from_encoder
 from classformer_hf.data import load_tokenizer
-from classformer_hf.limits import check_inputs, read_limits
+from classformer_hf.limits import check_first_token, check_inputs, read_limits
 from classformer_hf.training import ClassformerTrainingArguments, build_trainer, predict
 
 SIZES = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -105,6 +109,20 @@ def test_tokenizer_makes_no_types_where_the_model_tells_none_apart(tmp_path):
     # a model with two types gets them
     BertModel(BertConfig(**{**SIZES, "vocab_size": 11})).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path))("a film", "clever")["token_type_ids"][-1] == 1
+
+
+@pytest.mark.parametrize("word", ["a", "film"])
+def test_a_tokenizer_without_a_template_is_refused(tiny_roberta_folder, tiny_tokenizer, tiny_task, word):
+    words = Tokenizer(WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, word: 4}, unk_token="<unk>"))
+    special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    bare = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    model = load_from_encoder(tiny_roberta_folder, num_labels=2)
+    with pytest.raises(ValueError, match="puts no special token, but .* of the text .*: give it a template"):
+        build_trainer(model, tiny_task, bare, ClassformerTrainingArguments(use_cpu=True))
+    template = {"single": "<s> $A </s>", "pair": "<s> $A </s> $B </s>", "special_tokens": [("<s>", 0), ("</s>", 2)]}
+    bare.backend_tokenizer.post_processor = TemplateProcessing(**template)
+    check_first_token(bare)
+    check_first_token(tiny_tokenizer)
 
 
 @pytest.mark.parametrize(

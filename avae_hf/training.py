@@ -58,6 +58,14 @@ class AVAETrainingArguments(TrainingArguments):
         default_factory=lambda: ["pose", "labels"], metadata={"help": "Columns that are no input of the model."}
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_smoothing_factor != 0:
+            raise ValueError(
+                "--label_smoothing_factor must be 0 for an autoencoder, whose loss smooths no labels, got "
+                f"{self.label_smoothing_factor:g}."
+            )
+
     def describe_recipe(self) -> dict[str, str]:
         """List the settings that change what a training gives, so that only the same one is resumed."""
         return {name: str(getattr(self, name)) for name in RECIPE}

@@ -36,6 +36,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data import Task
+from .labels import MULTI_LABEL, REGRESSION
 from .limits import check_first_token, check_inputs
 from .metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
 from .plan import Plan
@@ -230,6 +231,23 @@ class ReportProgress(TrainerCallback):
             self.plan.end()
 
 
+def refuse_label_smoothing(arguments: TrainingArguments, task: str):
+    """Refuse a setting that would have no effect, or another one than is meant.
+
+    Args:
+        arguments: The recipe.
+        task: What is trained.
+
+    Raises:
+        ValueError: Labels are to be smoothed.
+    """
+    if arguments.label_smoothing_factor != 0:
+        raise ValueError(
+            f"--label_smoothing_factor must be 0 for {task}, whose loss smooths no labels, got "
+            f"{arguments.label_smoothing_factor:g}."
+        )
+
+
 def build_trainer(
     model: PreTrainedModel,
     task: Task,
@@ -253,7 +271,8 @@ def build_trainer(
 
     Raises:
         ValueError: The tokenizer pads on the left or begins with a word, the model has another number of labels than
-            the task or no table for an input, or the best epoch is to be chosen by what is not measured.
+            the task or no table for an input, the best epoch is to be chosen by what is not measured, or labels are to
+            be smoothed that are not one class per example.
     """
     if tokenizer.padding_side != "right":
         raise ValueError('Classformer reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
@@ -266,6 +285,10 @@ def build_trainer(
     for name in ("train", "validation"):
         check_inputs(model, task.splits[name])
     arguments.check_best_metric(task.metric_name)
+    if task.problem_type == REGRESSION:
+        refuse_label_smoothing(arguments, "a regression")
+    elif task.problem_type == MULTI_LABEL:
+        refuse_label_smoothing(arguments, "a task with several labels per example")
     if arguments.is_best_by_score:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
         arguments.greater_is_better = True

@@ -56,6 +56,7 @@ from classformer_hf.training import (
     ClassformerTrainingArguments,
     StopOnInvalidLoss,
     find_checkpoint,
+    refuse_label_smoothing,
     show_progress,
 )
 
@@ -273,6 +274,8 @@ def main():
         raise ValueError("--from_scratch takes the shape of --model_name_or_path.")
     if "distillation" in arguments.objectives and (arguments.from_scratch or arguments.model_name_or_path is None):
         raise ValueError("distillation needs a model that has learned something: --model_name_or_path.")
+    if "distillation" in arguments.objectives:
+        refuse_label_smoothing(training, "distillation")
     if not 0 < arguments.mlm_probability < 1:
         raise ValueError(f"--mlm_probability is a share of the tokens, 0 to 1, got {arguments.mlm_probability}.")
     if arguments.eta and arguments.gamma is None:

@@ -33,6 +33,7 @@ from classformer_hf.training import (
     ClassformerTrainingArguments,
     StopOnInvalidLoss,
     find_checkpoint,
+    refuse_label_smoothing,
     show_progress,
 )
 
@@ -96,6 +97,7 @@ def main():
     if training.logging_strategy == "no":
         raise ValueError("--logging_strategy no leaves no loss to report; use steps or epoch.")
     training.require_training()
+    refuse_label_smoothing(training, "several tasks at once")
     if len(arguments.dataset_names) < 2:
         raise ValueError("--dataset_names needs two tasks at least; scripts/train_classformer.py trains on one.")
     output = Path(str(training.output_dir))

@@ -178,6 +178,7 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
         (["--num_seeds", 0], "--num_seeds must be at least 1"),
         (["--spatial_dims", 3], "must have 3 dimensions"),
         (["--learning_rate", "1e30"], "lower --learning_rate"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor must be 0 for an autoencoder"),
         (["--lerning_rate", "3"], "did you mean --learning_rate\\?"),
     ],
     ids=lambda value: "-".join(map(str, value)).strip("-") if isinstance(value, list) else "",

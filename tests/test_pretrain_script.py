@@ -253,6 +253,7 @@ def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
         (["--objectives", "magic"], "the objective must be one of first_k"),
         (["--gamma", 1, 2], "one factor per layer, got 2 for 3"),
         (["--mlm_probability", 1.5], "--mlm_probability is a share"),
+        (["--objectives", "distillation", "--label_smoothing_factor", 0.1], "must be 0 for distillation"),
         (["--block_size", 2], "`block_size` must be 4 to"),
         (["--block_size", 60, "--max_train_blocks", 0], "must be at least 1"),
         (["--dataset_name", "/nowhere/corpus.txt"], "there is no file or folder"),
@@ -356,6 +357,7 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
     for flags, message in (
         (("--dataset_names", other, alike), "all labels of alike are alike"),
         (("--max_steps", 0), "there is nothing to train"),
+        (("--label_smoothing_factor", 0.1), "must be 0 for several tasks at once"),
     ):
         assert message in run(*several, *flags, "--output_dir", tmp_path / "refused")[2]
     assert "needs two tasks" in run(*several, "--dataset_names", other)[2]

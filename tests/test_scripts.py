@@ -218,7 +218,8 @@ def test_two_processes_search_and_train_like_one(tmp_path, tiny_roberta_two_labe
 def test_two_processes_share_a_supernet(tmp_path, tiny_roberta_two_labels, tiny_text_file):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPTS / "search_classformer.py"]
     flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--strategy", "random")
-    command = list(map(str, [*launch, *flags, "--required_performance", 0.5, "--length_buckets", 16]))
+    flags += ["--required_performance", 0.5, "--num_winners", 1, "--length_buckets", 16]
+    command = list(map(str, [*launch, *flags]))
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from .data import EvaluationTransform, ImageTask, ImageTaskArguments, collate, t
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 OPTIMIZERS = ("sgd", "rmsprop_tf", "adamw")
+ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 RECIPE = (
     "learning_rate",
     "num_train_epochs",
@@ -94,9 +95,19 @@ class ImageTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Images are decoded on the fly."})
 
     def __post_init__(self):
+        changed = _list_changed(self)
         super().__post_init__()
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"--optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
+        # what the optimisers and the schedule of here do not read
+        unread = {name: "choose by --optimizer" for name in ("optim", "optim_args", "optim_target_modules")}
+        if self.optimizer != "adamw":
+            unread |= dict.fromkeys(ADAM, "it is for --optimizer adamw")
+        if self.lr_decay_epochs > 0:
+            unread |= dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs"), "--lr_decay_epochs sets the schedule")
+        for name in changed:
+            if name in unread:
+                raise ValueError(f"--{name} would have no effect: {unread[name]}.")
         if self.lr_decay_epochs < 0 or self.lr_decay_factor <= 0:
             raise ValueError("--lr_decay_epochs must not be negative and --lr_decay_factor must be above 0.")
         if not 0 <= self.ema_decay < 1:
@@ -104,7 +115,15 @@ class ImageTrainingArguments(TrainingArguments):
 
     def describe_recipe(self) -> dict[str, str]:
         """List the settings that change what a training gives, so that only the same one is resumed."""
-        return {name: str(getattr(self, name)) for name in RECIPE}
+        # recipes of before had none of adamw's own settings
+        own = [name for name in ADAM if name in _list_changed(self)]
+        return {name: str(getattr(self, name)) for name in (*RECIPE, *own)}
+
+
+def _list_changed(arguments: TrainingArguments) -> list[str]:
+    """Name the settings of [`TrainingArguments`] that have another value than its default."""
+    defaults = {one.name: one.default for one in fields(TrainingArguments)}
+    return [name for name, default in defaults.items() if getattr(arguments, name) not in (default, None, {})]
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -228,7 +247,7 @@ class ImageTrainer(Trainer):
         if args.optimizer == "rmsprop_tf":
             own = {"alpha": args.rmsprop_alpha, "eps": args.rmsprop_epsilon, "momentum": args.momentum}
             return RMSpropTF, {**common, **own}
-        return torch.optim.AdamW, common
+        return torch.optim.AdamW, {**common, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
 
     def create_optimizer(self, model=None):
         is_new = self.optimizer is None

@@ -150,12 +150,13 @@ class SupernetTrainer(Trainer):
         # of the step, so that a resumed training draws what the uninterrupted one would have
         generator = np.random.default_rng([self.args.seed, self.state.global_step])
         drawn = [self.schedules.sample(generator) for _ in range(NUM_RANDOM)]
-        outputs = model(**inputs)
-        losses = [outputs.loss]
+        # the Trainer's own loss, which takes the labels out of what it is given, knows all of its settings
+        loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True, **kwargs)
+        losses = [loss]
         for schedule in [self.schedules.smallest, *drawn]:
             with use_schedule(core, schedule):
-                shortened = model(**inputs)
-            losses.append(shortened.loss + distillation_loss(shortened.logits, outputs.logits, self.problem_type))
+                loss, shortened = super().compute_loss(model, dict(inputs), return_outputs=True, **kwargs)
+            losses.append(loss + distillation_loss(shortened.logits, outputs.logits, self.problem_type))
         loss = torch.stack(losses).mean()
         return (loss, outputs) if return_outputs else loss
 

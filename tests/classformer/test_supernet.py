@@ -126,6 +126,26 @@ def test_a_step_trains_the_full_the_smallest_and_random_schedules(model, tiny_ta
     assert seen[8:10] == seen[:2] and seen[10:] != seen[2:4]
 
 
+def test_labels_are_smoothed_for_every_schedule(model, tiny_task, tiny_tokenizer, drawn, tmp_path):
+    arguments = recipe(tmp_path, label_smoothing_factor=0.3)
+    trainer = build_trainer(model, tiny_task, tiny_tokenizer, arguments, SupernetTrainer)
+    trainer.schedules, trainer.problem_type = drawn, tiny_task.problem_type
+    batch = next(iter(trainer.get_train_dataloader()))
+    generator = np.random.default_rng([arguments.seed, 0])
+    schedules = [Schedule((1, 1, 1)), drawn.smallest, drawn.sample(generator), drawn.sample(generator)]
+    model.train()
+    with torch.no_grad():
+        logits = []
+        for schedule in schedules:
+            with use_schedule(model, schedule):
+                logits.append(model(**batch).logits)
+        smoothed = [functional.cross_entropy(one, batch["labels"], label_smoothing=0.3) for one in logits]
+        taught = [distillation_loss(one, logits[0], tiny_task.problem_type) for one in logits[1:]]
+        loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    assert loss.item() == pytest.approx((sum(smoothed) + sum(taught)).item() / 4, abs=1e-5)
+    torch.testing.assert_close(outputs.logits, logits[0])
+
+
 def test_training_improves_full_and_smallest(model, tiny_task, tiny_tokenizer, drawn, tmp_path):
     def loss(schedule):
         with use_schedule(model, schedule):

@@ -1,5 +1,7 @@
 """The fine-tuning recipe: which epoch is kept, when it stops, what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf import training as training_module
 from classformer_hf.data import TaskArguments, load_task, tokenize
+from classformer_hf.labels import MULTI_LABEL, REGRESSION
 from classformer_hf.search import Schedule
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.training import (
@@ -148,6 +151,14 @@ def test_what_cannot_be_trained_is_refused(
         model = ClassformerForSequenceClassification(tiny_config)
     with pytest.raises(ValueError, match=message):
         build_trainer(model, task, tiny_tokenizer, arguments)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(REGRESSION, "a regression"), (MULTI_LABEL, "several labels")])
+def test_labels_that_are_no_classes_are_not_smoothed(model, task, tiny_tokenizer, arguments, kind, message):
+    arguments.label_smoothing_factor = 0.1
+    build_trainer(model, task, tiny_tokenizer, arguments)
+    with pytest.raises(ValueError, match=f"--label_smoothing_factor must be 0 for .*{message}.*, got 0.1"):
+        build_trainer(model, replace(task, problem_type=kind), tiny_tokenizer, arguments)
 
 
 def test_mixed_precision_does_not_change_the_measured_latency(tiny_roberta_folder, task, tiny_tokenizer, tmp_path):

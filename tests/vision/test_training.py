@@ -103,6 +103,15 @@ def test_optimizer_is_the_recipe_s_and_spares_biases_and_norms(make_trainer, opt
         assert (id(weight) in decayed) == (weight.ndim > 1), name
 
 
+def test_settings_of_adamw_reach_it(make_trainer):
+    trainer = make_trainer(optimizer="adamw", adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6)
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    (group, *_) = trainer.optimizer.param_groups
+    assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
+    recipe = trainer.args.describe_recipe()
+    assert recipe["adam_beta1"] == "0.8" and "adam_beta1" not in make_trainer().args.describe_recipe()
+
+
 def test_training_learns_and_validation_is_the_only_other_split(make_trainer, image_parquet):
     trainer = make_trainer(num_train_epochs=8)
     trained = train(trainer)

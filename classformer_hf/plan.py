@@ -90,6 +90,11 @@ class Plan:
     def __reduce__(self):
         return Plan, (None, False, True)
 
+    def add(self, stages: Mapping[str, float]):
+        """Put stages on the plan, with the seconds that each takes."""
+        self.waiting |= stages
+        self.is_whole = True
+
     def announce(self, note: str = ""):
         """Tell what waits, and how long it takes.
 
@@ -131,7 +136,8 @@ class Plan:
             self.end()
 
     def begin(self, name: str, total: int = 1, done: int = 0):
-        """Begin a stage; arguments as in `stage`."""
+        """Begin a stage, and end the one that runs; arguments as in `stage`."""
+        self.end()
         expected = self.waiting.pop(name, None)
         if name in self.pace:
             expected = self.pace[name] * (total - done)
@@ -151,10 +157,11 @@ class Plan:
             self.bar.close()
             self.bar = None
 
-    def update(self, number: int = 1):
-        """Count finished units of the stage that runs."""
-        if self.current is not None:
-            self.current.done, self.current.part = self.current.done + number, 0.0
+    def update(self, number: int = 1, note: str = ""):
+        """Count finished units of the stage that runs; arguments as in `report`."""
+        stage = self.current
+        if stage is not None:
+            stage.done, stage.part, stage.note = stage.done + number, 0.0, note
         self.show()
 
     def report(self, part: float, note: str = "", is_resumed: bool = False):
@@ -236,8 +243,12 @@ def stoppable(lost: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        message = f"the same command goes on; {lost or 'nothing'} is lost"
-        raise KeyboardInterrupt(*(error.args or [message])) from None
+        raise KeyboardInterrupt(*(error.args or [describe_stop(lost)])) from None
+
+
+def describe_stop(lost: str = "") -> str:
+    """Say what becomes of a command that was stopped by hand."""
+    return f"the same command goes on; {lost or 'nothing'} is lost"
 
 
 def describe_lost_training(arguments: TrainingArguments) -> str:

@@ -21,25 +21,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.metrics import majority_score
+from classformer_hf.plan import Plan, describe_stop, stoppable
 from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import OneShotSettings, search_with_supernet
-from classformer_hf.search.reference import check_learned, check_requirement
+from classformer_hf.search.pace import plan_fine_tuning
+from classformer_hf.search.reference import check_learned, check_requirement, describe_reference
 from classformer_hf.search.report import (
-    TABLE_LEGEND,
+    describe_finding,
+    describe_table,
     format_table,
     prune_models,
     write_report,
@@ -48,9 +51,12 @@ from classformer_hf.search.report import (
 )
 from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
 from classformer_hf.search.timing import prepare_table, retime_trials, was_timed_elsewhere
+from classformer_hf.search.winners import FULL, WINNER
 from classformer_hf.training import ClassformerTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+TRIALS = "fine-tune and time schedules"
 
 
 @dataclass
@@ -232,33 +238,40 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 
-class Progress:
-    """A bar over trials with the best so far, and a line per trial."""
+class TrialLog:
+    """A stage of the plan and a line per trial in it, with the best so far.
 
-    def __init__(self, name: str, max_trials: int, num_before: int, is_hidden: bool):
-        self.max_trials, self.num_before, self.started = max_trials, num_before, time.monotonic()
-        self.is_main = PartialState().is_main_process
-        is_hidden = is_hidden or not self.is_main
-        self.bar = tqdm(total=max_trials, initial=num_before, desc=name, unit="trial", disable=is_hidden)
+    Args:
+        plan: Of the search.
+        name: Of the stage.
+        max_trials: How many there may be.
+        num_before: How many an earlier call has left.
+    """
+
+    def __init__(self, plan: Plan, name: str, max_trials: int, num_before: int):
+        self.plan, self.name, self.max_trials = plan, name, max_trials
+        plan.begin(name, max_trials, num_before)
 
     def __call__(self, result: SearchResult):
         trial, best = result.trials[-1], result.best
-        done = len(result.trials)
-        text = f"trial {done} of at most {self.max_trials}: {trial.schedule.key} ({trial.origin}) "
+        if self.name == FULL:
+            text = f"the full model, {describe_reference(trial.measurement)}: "
+        elif self.name == WINNER:
+            text = f"fine-tuned {trial.schedule.key} ({trial.origin}): "
+        else:
+            text = f"trial {len(result.trials)} of at most {self.max_trials}: {trial.schedule.key} ({trial.origin}) "
         if trial.is_ok:
             as_is = trial.measurement.get("score_as_is")
             text += f"{'' if as_is is None else f'as is {as_is:.3f}, '}score {trial.score:.3f} "
             text += f"({100 * result.performance(trial):.1f} % of full), latency {trial.latency_ratio:.3f}"
         else:
             text += f"failed: {trial.error}"
-        feasible = "feasible" if result.is_feasible(best) else "not feasible"
-        best_text = f"best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x, {feasible}"
-        seconds = (time.monotonic() - self.started) / max(done - self.num_before, 1) * (self.max_trials - done)
-        left = f"at most {seconds / 60:.0f} minutes left" if seconds >= 60 else "less than a minute left"
-        self.bar.set_postfix_str(best_text)
-        self.bar.update()
-        if self.is_main:
-            self.bar.write(f"{text} | {best_text} | {left}")
+        best_text = "best so far the full model"
+        if best is not result.reference:
+            kept = "keeps" if result.is_feasible(best) else "does not keep"
+            best_text = f"best so far {best.schedule.key}: {1 / best.latency_ratio:.2f}x, {kept} what was asked"
+        self.plan.update(note=best_text)
+        self.plan.say(" | ".join(filter(None, [text, best_text, self.plan.left])))
 
 
 class Search:
@@ -342,9 +355,13 @@ class Search:
         if self.arguments.strategy not in THESIS_STRATEGIES:
             self.objective.original = self.objective
         search, journal = self.arguments, Journal(self.output / "trials.jsonl", self.objective.identity(), self.is_main)
-        known = None
-        if search.strategy == "constrained":
-            table = prepare_table(self.objective, self.space, self.output / "latency_table.json", search.latency_table)
+        known, path = None, self.output / "latency_table.json"
+        has_table = search.strategy == "constrained"
+        needs_table = has_table and search.latency_table is None and not path.exists()
+        num_trials = search.max_trials - len(journal.trials)
+        plan_fine_tuning(self.objective, self.space, TRIALS, num_trials, needs_table, search.workers)
+        if has_table:
+            table = prepare_table(self.objective, self.space, path, search.latency_table)
             known = list_known_costs(self.objective, self.space, table)
         sampler = build_sampler(
             search.strategy,
@@ -355,14 +372,10 @@ class Search:
             search.initial_designs,
             known,
         )
-        remaining = search.max_trials - len(journal.trials)
-        if remaining > 0:
-            minutes = self.objective.estimate_seconds() * remaining / 60
-            PartialState().print(f"{remaining} trials to go, about {minutes:.0f} minutes if the machine stays as it is")
-        progress = Progress("trials", search.max_trials, len(journal.trials), self.training.disable_tqdm)
+        show = TrialLog(self.objective.plan, TRIALS, search.max_trials, len(journal.trials))
 
         def on_trial(result: SearchResult):
-            progress(result)
+            show(result)
             if self.is_main:
                 prune_models(self.output / "models", result)
             self.write(result, self.objective)
@@ -385,7 +398,9 @@ class Search:
                 timing=self.objective.measure,
                 **executors,
             )
-        progress.bar.close()
+        self.objective.plan.end()
+        if result.interrupted:
+            logger.warning(f"stopped by hand: {describe_stop('the trial that was running')}")
         self.write(result, self.objective)
         return result
 
@@ -402,25 +417,18 @@ class Search:
             length_buckets=search.length_buckets,
             reuse=None if search.reuse is None else Path(search.reuse),
         )
-        bars: list[Progress] = []
-
-        def start_progress(name: str, max_trials: int, num_before: int) -> Progress:
-            bars.append(Progress(name, max_trials, num_before, self.training.disable_tqdm))
-            return bars[-1]
-
-        with self.executors() as executors:
+        with stoppable(), self.executors() as executors:
             found = search_with_supernet(
                 self.objective,
                 self.space,
                 settings,
-                start_progress,
+                partial(TrialLog, self.objective.plan),
                 check_reference=self.check_reference,
                 check_supernet=self.check_supernet,
                 is_time_up=self.is_time_up,
                 executors=executors,
             )
-        for progress in bars:
-            progress.bar.close()
+        self.objective.plan.end()
         self.about |= found.about
         self.write(found.result, found.winners)
         return found.result
@@ -473,15 +481,16 @@ def main() -> int | None:
     )
     result = study.with_supernet() if search.evaluation == "supernet" else study.by_fine_tuning()
     if study.is_main:
-        print(f"\n{format_table(result)}\n{TABLE_LEGEND}\n")
-        print_summary(study.output / "best", result)
+        is_one_shot = search.evaluation == "supernet"
+        print(f"\n{format_table(result)}\n{describe_table(is_one_shot)}\n")
+        print_summary(study.output / "best", result, is_one_shot)
         print(f"report: {write_report(study.output, result, study.about)}")
         if search.results_file is not None:
             write_results_file(Path(search.results_file), result, study.about, training.seed)
     return 130 if result.interrupted else None
 
 
-def print_summary(folder: Path, result: SearchResult):
+def print_summary(folder: Path, result: SearchResult, is_one_shot: bool):
     data = json.loads((folder / "search.json").read_text())
     speed = f"{data['speedup_schedule_only']:.2f}x by the schedule alone"
     if data["speedup_against_stock"] is not None:
@@ -489,10 +498,8 @@ def print_summary(folder: Path, result: SearchResult):
         speed += f" [{low:.2f} {high:.2f}], {data['speedup_against_stock']:.2f}x against the stock model"
     print(
         f"asked: {100 * result.required_performance:g} % of the full model's "
-        f"{data['metric_name']} {data['full_score']:.3f}\n"
-        f"found: gamma {data['gamma']}, eta {data['eta']}: {data['score']:.3f} (standard error "
-        f"{result.best.measurement['standard_error']:.3f}, n = {result.best.measurement['num_examples']}), "
-        f"{100 * data['performance']:.1f} %\n"
+        f"{data['metric_name']} {data['full_score']:.3f} ({describe_reference(data)})\n"
+        f"{describe_finding(result, is_one_shot)}\n"
         f"speed-up: {speed}\n"
         f"model: {folder}"
     )

@@ -3,7 +3,6 @@
 import copy
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -17,8 +16,6 @@ from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from datasets import Dataset
 from transformers import (
     AutoConfig,
-    BatchEncoding,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -30,6 +27,7 @@ from ..data import Task
 from ..folders import save_folder
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
+from ..plan import Plan
 from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
 from .reference import choose_reference
 from .space import Schedule
@@ -86,7 +84,9 @@ class FineTuneObjective:
         self.latency_threads = latency_threads
         self.latency_rounds = latency_rounds
         self.dtype = dtype
+        self.plan = Plan(has_bars=not arguments.disable_tqdm)
         self.inputs = sample_inputs(task.splits["validation"])
+        self.has_loaded = False
         self.adopted: dict[Schedule, dict[str, Any]] = {}
         source = AutoConfig.from_pretrained(checkpoint)
         self.full = Schedule((1,) * source.num_hidden_layers)
@@ -96,10 +96,10 @@ class FineTuneObjective:
     def load(self, schedule: Schedule) -> PreTrainedModel:
         """Load the checkpoint with a schedule; a new head is the same for every schedule."""
         set_seed(self.arguments.seed)
-        if self.model_folder(schedule).parent.exists():
-            # what is fresh has been said before the first trial
+        if self.has_loaded or self.model_folder(schedule).parent.exists():
+            # what is fresh has been said
             logging.getLogger(load_from_encoder.__module__).setLevel(logging.ERROR)
-        names = self.task.output_names
+        self.has_loaded, names = True, self.task.output_names
         return load_from_encoder(self.checkpoint, output_names=names, **schedule.config, **self.task.head_config)
 
     def model_folder(self, schedule: Schedule) -> Path:
@@ -121,7 +121,7 @@ class FineTuneObjective:
             self.latency_rounds,
             self.dtype,
         )
-        other.inputs = self.inputs
+        other.inputs, other.plan = self.inputs, self.plan
         return other
 
     def adopt(self, schedule: Schedule, measurement: dict[str, Any], model: Path):
@@ -188,7 +188,7 @@ class FineTuneObjective:
         arguments.output_dir = str(folder)
         arguments.save_only_model = True
         try:
-            result = fine_tune(model, self.task, self.tokenizer, arguments, evaluate_as_is=self.has_head)
+            result = fine_tune(model, self.task, self.tokenizer, arguments, self.has_head, plan=self.plan)
         finally:
             if PartialState().is_main_process:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -245,7 +245,7 @@ class FineTuneObjective:
     def _measure(self, schedule: Schedule) -> dict[str, Any]:
         with self.ready_to_time() as (build, inputs):
             models = {"candidate": build(schedule), "full": build(self.full), "stock": build(self.full, cls_only=False)}
-            latency = measure_latency(models, inputs, reference="full", rounds=self.latency_rounds)
+            latency = measure_latency(models, inputs, "full", self.latency_rounds, on_round=self.plan.show)
         flops = {name: sum(count_flops(models[name].config, n) for n in self.lengths) for name in models}
         return {
             "latency_ratio": latency["candidate"].ratio,
@@ -274,28 +274,6 @@ class FineTuneObjective:
             yield build, [{name: value.to(self.device) for name, value in row.items()} for row in self.inputs]
         finally:
             torch.set_num_threads(num_threads)
-
-    def estimate_seconds(self) -> float:
-        """Estimate the longest time that one trial can take, from a few training steps of the unreduced model."""
-        split = self.task.splits["train"]
-        batch_size = min(self.arguments.per_device_train_batch_size, len(split))
-        rows = split.shuffle(seed=0).select(range(batch_size))
-        batch = BatchEncoding(DataCollatorWithPadding(self.tokenizer)(list(rows))).to(self.arguments.device)
-        model: Any = self.load(self.full)
-        model.to(self.arguments.device).train()
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            model(**batch).loss.backward()
-            seconds.append(time.perf_counter() - started)
-        single = self.inputs[len(self.inputs) // 2]
-        started = time.perf_counter()
-        with torch.inference_mode():
-            model.eval()(**{name: value.to(self.arguments.device) for name, value in single.items()})
-        latency = (time.perf_counter() - started) * 3 * len(self.inputs) * (self.latency_rounds + 5)
-        steps = len(split) / batch_size * self.arguments.num_train_epochs
-        validation = len(self.task.splits["validation"]) / batch_size / 3 * max(self.arguments.num_train_epochs, 1)
-        return sorted(seconds)[1] * (steps + validation) + latency
 
 
 def on_main_process(function: Callable[[], Any]) -> Any:

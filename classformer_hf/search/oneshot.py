@@ -28,17 +28,22 @@ from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
 from ..folders import follow_umask
 from ..latency import LatencyTable
+from ..plan import describe_lost_training, describe_stop
 from .journal import Journal, JournalLock, Trial, check_identity
 from .objective import FineTuneObjective, on_main_process
+from .pace import plan_supernet_search
 from .policy import find_policy
 from .report import prune_models
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .study import SearchResult, run_search
 from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_supernet
-from .timing import prepare_table, remeasure
+from .supernet import STAGE as SUPERNET
+from .timing import DIRECT, NUM_REMEASURED, prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
+from .validation import STAGE as VALIDATION
 from .winners import (
+    WINNER,
     Judged,
     StartProgress,
     adopt_reference,
@@ -54,8 +59,8 @@ from .winners import (
 
 logger = logging.getLogger(__name__)
 
-# candidates that are timed directly; further trials after a winner that moved the bar
-NUM_REMEASURED, EXTRA_TRIALS = 10, 10
+# further trials after a winner that moved the bar
+EXTRA_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ def _run_stages(
     output.mkdir(parents=True, exist_ok=True)
     # damage, or another study's trials, is better said before hours of training than behind them
     Journal(output / "trials.jsonl", identify(objective, space), is_writer=False)
+    plan_supernet_search(objective, space, settings, (hooks.executors or {}).get("num_workers", 1))
     if reuse is None:
         folder = prepare_supernet(objective, space)
     else:
@@ -224,6 +230,7 @@ def _judge_winners(stage: "SupernetStage", winners: FineTuneObjective) -> tuple[
         verdict = judge_one(candidate)
         if stage.is_here:
             warn_of_drift(verdict.trials[-1], output / "direct_latency.json")
+        stage.objective.plan.repeat({VALIDATION: EXTRA_TRIALS, DIRECT: stage.objective.latency_rounds, WINNER: 1})
 
 
 def _may_judge(candidate: Schedule, judged: Judged, num_left: int, is_time_up: Callable[[], bool] | None) -> bool:
@@ -350,11 +357,11 @@ class SupernetStage:
             max_trials,
             is_over,
             check_reference=self.hooks.check_supernet,
-            on_trial=self.hooks.start_progress("validate with the supernet", max_trials, len(journal.trials)),
+            on_trial=self.hooks.start_progress(VALIDATION, max_trials, len(journal.trials)),
             **(self.hooks.executors or {}),
         )
         if result.interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(describe_stop("the trial that was running"))
         return result
 
     def choose(self, result: SearchResult, judged: Judged) -> tuple[list[Schedule], dict[str, Any]]:
@@ -415,7 +422,8 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
         arguments.num_train_epochs,
         NUM_RANDOM,
     )
-    seconds = train_supernet(model, objective.task, objective.tokenizer, arguments, sampler)
+    with objective.plan.stage(SUPERNET, lost=describe_lost_training(arguments)):
+        seconds = train_supernet(model, objective.task, objective.tokenizer, arguments, sampler, objective.plan)
     record = {
         "identity": identity,
         "train_seconds": round(seconds, 1),

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import shutil
+import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,10 +34,6 @@ logger = logging.getLogger(__name__)
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 # entry of `search.json` that tells whether others have changed the card
 CARD_DIGEST = "card_sha256"
-TABLE_LEGEND = """as is, tuned: validation score of the checkpoint's weights (where its head is the task's) and after
-fine-tuning; latency: batch 1, relative to the full model in the same rounds; x full: speed-up by the schedule alone,
-the full model also computing only position 0 in its last layer; x stock: against the model without that. Names give
-gamma per layer; a factor as large as the longest input keeps one position beside the first eta; - is not known."""
 
 
 def format_table(result: SearchResult) -> str:
@@ -65,6 +62,44 @@ def format_table(result: SearchResult) -> str:
             f"{1 / trial.latency_ratio:>6.2f} {_number(stock, '.2f'):>7}"
         )
     return "\n".join(lines)
+
+
+def describe_table(is_one_shot: bool) -> str:
+    """Say what stands in the table of `format_table`.
+
+    Args:
+        is_one_shot: Whether the trials are the fine-tuned models of a search with a supernet.
+    """
+    weights = "the checkpoint's weights (where its head is the task's)"
+    if is_one_shot:
+        weights = "the supernet's weights (schedules that were only validated with those are in the report)"
+    return textwrap.fill(
+        f"as is, tuned: validation score of {weights} and after fine-tuning; latency: batch 1, relative to the full "
+        "model in the same rounds; x full: speed-up by the schedule alone, the full model also computing only position "
+        "0 in its last layer; x stock: against the model without that. Names give gamma per layer; a factor as large "
+        "as the longest input keeps one position beside the first eta; - is not known.",
+        width=118,
+    )
+
+
+def describe_finding(result: SearchResult, is_one_shot: bool) -> str:
+    """Say what was found or, where that is the full model, what can be done."""
+    best, full = result.best, result.reference
+    error, number = best.measurement.get("standard_error"), best.measurement.get("num_examples")
+    score = f"{best.score:.3f} (standard error {error:.3f}, n = {number})" if error else f"{best.score:.3f}"
+    if best.schedule != full.schedule:
+        settings = [f"{key} {value}" for key, value in best.schedule.config.items() if key != "length_buckets"]
+        return f"found: {', '.join(settings)}: {score}, {100 * result.performance(best):.1f} %"
+    others = [trial for trial in result.trials if trial.is_ok and trial is not full]
+    closest = max(others, key=lambda trial: trial.score, default=None)
+    more = "--max_trials or --num_winners" if is_one_shot else "--max_trials"
+    text = "found: nothing that is faster and keeps so much, so the result is the full model"
+    if closest is not None:
+        text += f"; the closest, {closest.schedule.key}, is {1 / closest.latency_ratio:.2f}x as fast"
+        text += f" and keeps {100 * result.performance(closest):.1f} %"
+    return (
+        f"{text}. Ask for less (--required_performance), let it try more ({more}) or train longer (--num_train_epochs)"
+    )
 
 
 def _number(value: float | None, form: str) -> str:
@@ -280,7 +315,8 @@ def write_card(data: dict[str, Any], folder: Path):
 
 
 __all__ = [
-    "TABLE_LEGEND",
+    "describe_finding",
+    "describe_table",
     "format_table",
     "prune_models",
     "summary",

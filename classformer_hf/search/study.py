@@ -208,7 +208,6 @@ def run_search(
                 journal.append(run.to_trial(journal.next_number))
             if find_reference(journal.trials) is None:
                 raise
-            logger.warning("stopped by hand after %d trials; the same command goes on.", len(journal.trials))
             return judge(interrupted=True)
         finally:
             runner.abandon()

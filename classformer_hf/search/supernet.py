@@ -22,9 +22,12 @@ from ..configuration_classformer import ClassformerConfig
 from ..cost import sum_flops
 from ..data import Task
 from ..labels import MULTI_LABEL, REGRESSION
+from ..plan import Plan
 from ..training import ClassformerTrainingArguments, batches_by_length, build_trainer, find_checkpoint
 from .space import Schedule, layer_lengths
 
+# of a search, as the screen calls it
+STAGE = "train the supernet"
 TEMPERATURE = 2.0
 NUM_BINS = 24
 NUM_RANDOM = 2
@@ -167,6 +170,7 @@ def train_supernet(
     tokenizer: PreTrainedTokenizerBase,
     arguments: ClassformerTrainingArguments,
     schedules: FlopsUniformSampler,
+    plan: Plan | None = None,
 ) -> float:
     """Train the weights of a full classifier for all schedules, in place; goes on from a checkpoint if there is one.
 
@@ -176,6 +180,7 @@ def train_supernet(
         tokenizer: Pads the batches.
         arguments: The recipe. All epochs are trained: no single schedule's score says when to stop.
         schedules: What is drawn in a step.
+        plan: Shows how far the training has come.
 
     Returns:
         Seconds of training in this call.
@@ -187,7 +192,7 @@ def train_supernet(
     arguments = copy.copy(arguments)
     arguments.load_best_model_at_end, arguments.eval_strategy = False, "no"
     arguments.save_only_model = False
-    trainer = build_trainer(model, task, tokenizer, arguments, SupernetTrainer)
+    trainer = build_trainer(model, task, tokenizer, arguments, SupernetTrainer, plan)
     trainer.schedules, trainer.problem_type = schedules, task.problem_type
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=find_checkpoint(Path(str(arguments.output_dir))))

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..cost import Latency, is_same_hardware, measure_latency
 from ..latency import LatencyTable, build_latency_table, count_steps, drift
@@ -22,7 +22,11 @@ from .supernet import ScheduledModel
 
 logger = logging.getLogger(__name__)
 
-TABLE_ROUNDS = 30
+# stages of a search, as the screen calls them
+TABLE, DIRECT = "build the latency table", "time the best candidates"
+TABLE_ROUNDS, TABLE_SECONDS = 30, 150.0
+# candidates that are timed directly, and untimed rounds before
+NUM_REMEASURED, WARMUP = 10, 5
 
 
 def prepare_table(
@@ -55,9 +59,9 @@ def prepare_table(
             _put_table(table, path)
             return table
         logger.info("%s is of another machine, dtype, number of threads or length.", earlier)
-    logger.info("timing one layer at many lengths for the latency table, which takes up to 3 minutes.")
-    total, is_hidden = count_steps(longest, TABLE_ROUNDS), bool(objective.arguments.disable_tqdm)
-    with tqdm(total=total, desc="latency table", disable=is_hidden) as bar:
+    plan, total, started = objective.plan, count_steps(longest, TABLE_ROUNDS), time.monotonic()
+    steps = itertools.count(1)
+    with plan.stage(TABLE, lost="what was timed of it"):
         table = build_latency_table(
             objective.config,
             longest,
@@ -65,7 +69,9 @@ def prepare_table(
             objective.dtype,
             objective.latency_threads,
             TABLE_ROUNDS,
-            on_step=bar.update,
+            TABLE_SECONDS,
+            # fewer rounds are made where they take too long
+            lambda: plan.report(max(next(steps) / total, (time.monotonic() - started) / TABLE_SECONDS)),
         )
     _put_table(table, path)
     return table
@@ -126,13 +132,14 @@ def remeasure(
         is_here = is_same_hardware(record.get("hardware", {}), objective.hardware)
         if is_here and {schedule.key for schedule in candidates} <= set(record["latency"]):
             return record
-    rounds, warmup = objective.latency_rounds, 5
+    rounds, warmup = objective.latency_rounds, WARMUP
     if seconds is not None:
         milliseconds = table.predict_many([objective.full, *candidates], objective.lengths).sum()
         warmup = 1
         rounds = int(np.clip(1000 * seconds / (milliseconds * len(objective.lengths)) - warmup, 3, rounds))
     started = time.monotonic()
-    latency = measure_directly(objective, candidates, rounds, warmup)
+    with objective.plan.stage(DIRECT, rounds + warmup, lost="this timing"):
+        latency = measure_directly(objective, candidates, rounds, warmup, objective.plan.update)
     # the table's own predictions know no buckets
     single = {schedule: value.ratio for schedule, value in latency.items() if not schedule.buckets}
     errors = drift(table, single, objective.lengths)
@@ -148,7 +155,11 @@ def remeasure(
 
 
 def measure_directly(
-    objective: FineTuneObjective, schedules: Sequence[Schedule], rounds: int, warmup: int = 5
+    objective: FineTuneObjective,
+    schedules: Sequence[Schedule],
+    rounds: int,
+    warmup: int = WARMUP,
+    on_round: Callable[[], Any] | None = None,
 ) -> dict[Schedule, Latency]:
     """Time schedules side by side on the dataset's lengths, relative to the full model.
 
@@ -157,10 +168,11 @@ def measure_directly(
         schedules: What to time.
         rounds: Timed passes over the inputs.
         warmup: Untimed passes before them.
+        on_round: Called after every pass, outside the clocks.
     """
     full = objective.full
     with objective.ready_to_time() as (build, inputs):
         model = build(full)
         models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
-        latency = measure_latency(models, inputs, full.key, rounds, warmup)
+        latency = measure_latency(models, inputs, full.key, rounds, warmup, on_round)
     return {schedule: latency[schedule.key] for schedule in [full, *schedules]}

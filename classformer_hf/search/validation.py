@@ -28,6 +28,9 @@ from .supernet import predict_schedules
 
 logger = logging.getLogger(__name__)
 
+# of a search, as the screen calls it
+STAGE = "validate with the supernet"
+
 # a study that reuses another validates for about so long, then times its candidates for about so long
 REUSE_SECONDS = 20.0
 

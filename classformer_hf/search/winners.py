@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 
 from ..latency import LatencyTable
+from ..plan import describe_stop
 from .journal import Journal, Trial
 from .objective import FineTuneObjective
 from .policy import predict_policy
@@ -22,6 +23,8 @@ from .timing import retime_trials, was_timed_elsewhere
 
 logger = logging.getLogger(__name__)
 
+# stages of a search, as the screen calls them
+FULL, WINNER = "fine-tune the full model", "fine-tune a winner"
 DRIFT = 0.05  # between two measurements of one latency ratio that is worth a word
 
 # told the name of a stage, its largest number of trials and that of the finished ones; gives what hears of every trial
@@ -225,7 +228,7 @@ def judge(
     max_trials = max(len(journal.trials), 1) + (candidate is not None)
     on_trial = None
     if max_trials > len(journal.trials):
-        name = "fine-tune the full model" if candidate is None else "fine-tune a winner"
+        name = FULL if candidate is None else WINNER
         on_trial = start_progress(name, max_trials, len(journal.trials))
     result = run_search(
         space,
@@ -239,7 +242,7 @@ def judge(
         timing=lambda schedule: {**timing(schedule), "question": dict(question)},
     )
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(describe_stop("the fine-tuning that was running"))
     return result
 
 

@@ -16,15 +16,18 @@ from classformer_hf import ClassformerForSequenceClassification, load_from_encod
 from classformer_hf.cost import Latency
 from classformer_hf.data import load_tokenizer, tokenize
 from classformer_hf.latency import LatencyTable
+from classformer_hf.plan import Plan
 from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, timing
 from classformer_hf.search import objective as objective_module
 from classformer_hf.search import reference as reference_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import EXTRA_TRIALS, OneShotSettings, only_driver, search_with_supernet
-from classformer_hf.search.timing import measure_directly
+from classformer_hf.search.supernet import STAGE as SUPERNET
+from classformer_hf.search.timing import DIRECT, TABLE, measure_directly
+from classformer_hf.search.validation import STAGE as VALIDATION
 from classformer_hf.search.validation import SupernetObjective
-from classformer_hf.search.winners import Verdict, prepare_winners, required_promise, warn_of_drift
+from classformer_hf.search.winners import FULL, WINNER, Verdict, prepare_winners, required_promise, warn_of_drift
 from classformer_hf.training import ClassformerTrainingArguments, FineTuned
 
 REQUIRED = 0.6
@@ -70,6 +73,7 @@ def search(objective, space, **settings):
 
     def start_progress(name, max_trials, num_before):
         stages.append((name, num_before))
+        objective.plan.begin(name, max_trials, num_before)
         return lambda result: None
 
     hooks = {name: settings.pop(name) for name in ("executors", "is_time_up") if name in settings}
@@ -112,6 +116,59 @@ def test_every_stage_leaves_its_file(study):
         trials[0]["measurement"]["score"]
     ), "a winner starts from the supernet"
     assert winners[0]["measurement"]["score"] >= winners[0]["measurement"]["score_as_is"]
+
+
+def test_every_stage_is_on_the_plan(build, space, tmp_path, monkeypatch, capsys):
+    begun, begin = [], Plan.begin
+
+    def note(plan, name, *arguments):
+        begun.append((name, plan.waiting.get(name)))
+        begin(plan, name, *arguments)
+
+    monkeypatch.setattr(Plan, "begin", note)
+    objective = build(tmp_path)
+    search(objective, space, required_performance=0.1)
+    names = [SUPERNET, TABLE, FULL, VALIDATION, DIRECT, WINNER]
+    assert [name for name, _ in begun[:6]] == names
+    assert all(seconds > 0 for _, seconds in begun[:6])
+    plan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("plan: "))
+    assert all(name in plan for name in names)
+
+
+def test_stopped_supernet_says_that_the_same_command_goes_on(build, space, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on; the training that ran .* is lost"):
+        search(build(tmp_path), space)
+
+
+@pytest.mark.parametrize(
+    ("where", "lost"),
+    [
+        ("classformer_hf.search.timing.build_latency_table", "what was timed of it"),
+        ("classformer_hf.search.validation.predict_schedules", "the trial that was running"),
+        ("classformer_hf.search.timing.measure_directly", "this timing"),
+        ("classformer_hf.search.objective.FineTuneObjective.fine_tune", "the fine-tuning that was running"),
+    ],
+)
+def test_stopped_stage_says_what_is_lost(build, study, space, monkeypatch, where, lost):
+    for name in ("latency_table.json", "direct_latency.json"):
+        (study / name).unlink(missing_ok=True)
+    drop_last_lines(study / "trials.jsonl", 1)
+    drop_last_lines(study / "winners" / "trials.jsonl", len(rows(study / "winners" / "trials.jsonl")) - 1)
+    for path in (study / "predictions").glob("*.npy"):
+        path.unlink()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, stop)
+    with pytest.raises(KeyboardInterrupt, match=f"the same command goes on; {lost} is lost"):
+        search(build(study), space, required_performance=0.1)
+
+
+def drop_last_lines(path, number):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) - number]))
 
 
 def test_trials_have_the_scores_of_the_supernet(build, study, space):
@@ -599,7 +656,7 @@ def scored(build, tmp_path, tiny_roberta_two_labels, monkeypatch):
             model.score = scores[id(self)]
             return model
 
-        def fine_tune(model, task, tokenizer, arguments, evaluate_as_is=False):
+        def fine_tune(model, task, tokenizer, arguments, evaluate_as_is=False, plan=None):
             score_as_is = model.score if evaluate_as_is else None
             if arguments.num_train_epochs > 0:
                 model.score = tuned

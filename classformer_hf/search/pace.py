@@ -1,0 +1,138 @@
+"""How long the stages of a search take, estimated from a few steps of the unreduced model on this machine."""
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..cost import measure_latency
+from ..latency import count_steps
+from ..plan import describe_seconds
+from ..training import count_training_steps, time_step
+from .journal import Journal
+from .objective import FineTuneObjective
+from .space import SearchSpace
+from .supernet import STAGE as SUPERNET
+from .timing import DIRECT, NUM_REMEASURED, TABLE, TABLE_ROUNDS, TABLE_SECONDS, WARMUP
+from .validation import REUSE_SECONDS
+from .validation import STAGE as VALIDATION
+from .winners import FULL, WINNER
+
+if TYPE_CHECKING:
+    from .oneshot import OneShotSettings
+
+# work of a schedule and of a supernet's step, as a share of the unreduced model's: schedules are drawn evenly up to it
+SCHEDULE_SHARE, SUPERNET_STEP = 0.6, 2.3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the unreduced model takes on this machine.
+
+    Attributes:
+        objective: Of the search.
+        step_seconds: A training step.
+        pass_seconds: A single text of middle length, where latency is measured.
+    """
+
+    objective: FineTuneObjective
+    step_seconds: float
+    pass_seconds: float
+
+    @classmethod
+    def measure(cls, objective: FineTuneObjective) -> "Pace":
+        """Measure a few steps and passes."""
+        model = objective.load(objective.full)
+        step_seconds = time_step(model, objective.task, objective.tokenizer, objective.arguments)
+        with objective.ready_to_time() as (build, inputs):
+            middle = inputs[len(inputs) // 2]
+            latency = measure_latency({"full": build(objective.full)}, [middle], "full", rounds=3, warmup=1)
+        return cls(objective, step_seconds, latency["full"].wall_p50_ms / 1000)
+
+    def fine_tuning(self, num_epochs: float | None = None) -> float:
+        """Estimate the seconds of a fine-tuning that does not stop early, by default as long as the recipe says."""
+        arguments = copy.copy(self.objective.arguments)
+        if num_epochs is not None:
+            arguments.num_train_epochs = num_epochs
+        return self.step_seconds * count_training_steps(self.objective.task, arguments)
+
+    def validation(self) -> float:
+        """Estimate the seconds of a pass over the validation split, which takes a third of a training step's time."""
+        batches = len(self.objective.task.splits["validation"]) / self.objective.arguments.per_device_train_batch_size
+        return self.step_seconds * batches / 3
+
+    def timing(self, num_models: float) -> float:
+        """Estimate the seconds of timing so many models side by side."""
+        passes = len(self.objective.lengths) * (self.objective.latency_rounds + WARMUP)
+        return self.pass_seconds * num_models * passes
+
+    def table(self, space: SearchSpace) -> float:
+        """Estimate the seconds of building a latency table; beside every part a whole pass is timed."""
+        longest = max(space.max_tokens, *self.objective.lengths)
+        return min(2 * self.pass_seconds * count_steps(longest, TABLE_ROUNDS), TABLE_SECONDS)
+
+
+def plan_fine_tuning(
+    objective: FineTuneObjective, space: SearchSpace, stage: str, num_trials: int, needs_table: bool, num_workers: int
+):
+    """Plan a search whose every trial is a fine-tuning and a timing.
+
+    Args:
+        objective: Gets the plan.
+        space: What is searched.
+        stage: Name of the trials.
+        num_trials: Trials that are left.
+        needs_table: Whether a latency table has to be built first.
+        num_workers: Trials at a time.
+    """
+    if num_trials <= 0:
+        return
+    pace = Pace.measure(objective)
+    # a candidate beside the full and the stock model
+    trial = pace.fine_tuning() + pace.timing(2 + SCHEDULE_SHARE)
+    stages = {TABLE: pace.table(space)} if needs_table else {}
+    objective.plan.add({**stages, stage: trial * num_trials / num_workers})
+    objective.plan.announce(" Schedules that reduce, and trainings that stop early, take less.")
+
+
+def plan_supernet_search(
+    objective: FineTuneObjective, space: SearchSpace, settings: "OneShotSettings", num_workers: int = 1
+):
+    """Plan a search with a supernet, from where an earlier call has stopped.
+
+    Args:
+        objective: Gets the plan.
+        space: What is searched.
+        settings: What is asked.
+        num_workers: Trials at a time.
+    """
+    output, is_reused = objective.output, settings.reuse is not None
+    num_trials = settings.max_trials - len(Journal(output / "trials.jsonl", {}, is_writer=False).trials)
+    needs_supernet = not is_reused and not (output / "supernet" / "supernet.json").exists()
+    needs_table = settings.latency_table is None and not (output / "latency_table.json").exists()
+    has_full = (output / "winners" / "trials.jsonl").exists()
+    if num_trials <= 0 and has_full and not needs_supernet and not needs_table:
+        return
+    pace = Pace.measure(objective)
+    # a classifier that was given stays as it is
+    full = pace.validation() if objective.has_head else pace.fine_tuning(settings.winner_epochs)
+    full += pace.timing(3)
+    winner = SCHEDULE_SHARE * pace.fine_tuning(settings.winner_epochs) + pace.timing(2 + SCHEDULE_SHARE)
+    trials = SCHEDULE_SHARE * pace.validation() * max(num_trials, 0) / num_workers
+    direct = pace.timing(1 + SCHEDULE_SHARE * NUM_REMEASURED)
+    if is_reused:
+        trials, direct = min(trials, REUSE_SECONDS), min(direct, REUSE_SECONDS)
+    stages = {
+        SUPERNET: SUPERNET_STEP * pace.fine_tuning() if needs_supernet else 0,
+        TABLE: pace.table(space) if needs_table else 0,
+        FULL: 0 if has_full else full,
+        VALIDATION: trials,
+        DIRECT: direct,
+        WINNER: winner,
+    }
+    objective.plan.add({name: seconds for name, seconds in stages.items() if seconds > 0})
+    more = settings.num_winners - 1
+    objective.plan.announce(
+        f" Where that winner is not the answer, up to {more} more follow, each {describe_seconds(winner + direct)}."
+        if more > 0
+        else ""
+    )

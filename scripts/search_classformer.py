@@ -302,6 +302,7 @@ class Search:
             search.eta_options,
             first_token_gamma=config.max_position_embeddings,
             max_reduction=search.max_reduction,
+            judged_tokens=max(*map(len, self.task.splits["validation"]["input_ids"]), *self.objective.lengths),
         )
         self.is_main = training.process_index == 0
         self.about = {

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from classformer_hf.command import check_settings
+from classformer_hf.data import TaskArguments
 from classformer_hf.folders import check_golden_output
+from classformer_hf.search import SearchSpace
+from classformer_hf.training import ClassformerTrainingArguments
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
@@ -166,6 +170,23 @@ def test_search_killed_between_trials_resumes(tmp_path, tiny_roberta_two_labels,
     lines = journal.read_text().splitlines()
     assert lines[:3] == finished and len(lines) == 5
     assert len({json.loads(line)["key"] for line in lines[1:]}) == 4
+
+
+def test_space_tells_apart_what_the_validation_texts_do(tmp_path, tiny_roberta_two_labels, tiny_text_file):
+    header, *lines = tiny_text_file.read_text().splitlines()
+    long = f'"{"good, quick, too short, " * 6}",positive'
+    for name, rows in (("train", [*lines[:40], long]), ("validation", lines[40:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]) + "\n")
+    script = runpy.run_path(str(SCRIPTS / "search_classformer.py"))
+    arguments = script["SearchArguments"](model_name_or_path=str(tiny_roberta_two_labels))
+    script["check_arguments"](arguments)
+    training = ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
+    study = script["Search"](arguments, TaskArguments(dataset_name=str(tmp_path), max_length=64), training)
+    longest = max(map(len, study.task.splits["validation"]["input_ids"]))
+    assert longest < study.space.max_tokens / 2
+    shorter = SearchSpace(3, longest, first_token_gamma=66)
+    schedules = study.space.enumerate()
+    assert all(shorter.canonical(schedule) == schedule for schedule in schedules)
 
 
 def limit_file_size():

@@ -273,11 +273,16 @@ class SupernetStage:
         self.objective, self.space, self.settings, self.hooks = objective, space, settings, hooks
         self.table, self.is_here = table, is_here
         self.known = list_known_costs(objective, space, table)
+        # with those of an earlier search that told more schedules apart
+        studies = [objective.output] if settings.reuse is None else [objective.output, settings.reuse]
+        journals = [Journal(study / "trials.jsonl", {}, is_writer=False) for study in studies]
+        schedules = [trial.schedule for journal in journals for trial in journal.trials]
+        milliseconds = dict(zip(schedules, table.predict_many(schedules, objective.lengths), strict=True))
         self.supernet = SupernetObjective(
             folder,
             objective.task,
             objective.tokenizer,
-            self.known.latency,
+            {**milliseconds, **self.known.latency},
             space.full,
             objective.output,
             str(objective.arguments.device),

@@ -89,8 +89,8 @@ def layer_lengths(
 class SearchSpace:
     """All schedules over given options, each with one canonical form.
 
-    Two schedules that keep the same positions for every input are the same model. The canonical form drops what makes
-    no difference, so that nothing is evaluated twice.
+    Two schedules that keep the same positions of every text that is judged are the same model. The canonical form drops
+    what makes no difference, so that nothing is evaluated twice; longer texts are then reduced as little as may be.
 
     Args:
         num_layers: Number of blocks.
@@ -101,6 +101,7 @@ class SearchSpace:
         first_token_gamma: The factor that stands for `"first"`: at least the longest input the model can take.
         max_reduction: Of the longest input at least one position in so many reaches the last layer's keys; `None`
             sets no limit.
+        judged_tokens: Longest text that is validated or timed, where that is shorter than the longest of the dataset.
 
     Raises:
         ValueError: An option is no positive integer, a value is missing (1 in gamma), or there is nothing to choose.
@@ -115,11 +116,14 @@ class SearchSpace:
         cls_only: bool = True,
         first_token_gamma: int = 512,
         max_reduction: float | None = None,
+        judged_tokens: int | None = None,
     ):
         self.num_layers = num_layers
         self.max_tokens = max_tokens
         self.cls_only = cls_only
         self.max_reduction = max_reduction
+        # no part of a study's identity: a search that was begun without it goes on
+        self._judged_tokens = max_tokens if judged_tokens is None else min(judged_tokens, max_tokens)
         self.gamma_options = sorted(
             {_parse_gamma(option, max(first_token_gamma, max_tokens)) for option in gamma_options}
         )
@@ -142,7 +146,9 @@ class SearchSpace:
         return len(self.gamma_options) ** self.num_layers * len(self.eta_options)
 
     def canonical(self, schedule: Schedule) -> Schedule:
-        """Rewrite a schedule with the smallest options that keep the same positions for all inputs.
+        """Rewrite a schedule with the smallest options that keep the same positions of all texts that are judged.
+
+        The longest of them tells two schedules apart if any does.
 
         What drops out: the last layer's factor where only position 0 is computed, factors of a layer that has nothing
         left to drop, sizes beyond what is left, and eta where nothing is reduced.
@@ -152,7 +158,7 @@ class SearchSpace:
         """
         if len(schedule.gamma) != self.num_layers:
             raise ValueError(f"the space has {self.num_layers} layers, got {len(schedule.gamma)}: {schedule.gamma}.")
-        num_tokens, gamma = self.max_tokens, []
+        num_tokens, gamma = self._judged_tokens, []
         for layer, factor in enumerate(schedule.gamma):
             rest = max(num_tokens - schedule.eta, 0)
             if rest <= 1 or (self.cls_only and layer == self.num_layers - 1):

@@ -7,7 +7,7 @@ reuses every trial.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .driver import Objective, TrialRunner
 from .journal import Journal, JournalError, Trial
@@ -195,7 +195,11 @@ def run_search(
             if is_new and on_trial is not None:
                 on_trial(result)
             for trial in journal.trials:
-                sampler.tell(observe(trial, reference, required_performance, latency_name))
+                observation = observe(trial, reference, required_performance, latency_name)
+                if not trial.schedule.buckets:
+                    # an earlier search may have told schedules apart that are the same one
+                    observation = replace(observation, schedule=space.canonical(trial.schedule))
+                sampler.tell(observation)
             for trial in _try_proposals(runner, sampler, journal, max_trials, is_time_up):
                 sampler.tell(observe(trial, reference, required_performance, latency_name))
                 if on_trial is not None:

@@ -267,11 +267,16 @@ def taskset(monkeypatch):
     return lambda number: monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(number)))
 
 
-def test_machine_that_changes_has_a_table_of_its_own(build, study, space, taskset, monkeypatch):
-    path, built, build_table = study / "latency_table.json", [], timing.build_latency_table
-    fake = Latency(0.5, 0.5, 0.5, 1.0, 1.0, None, "wall", 1)
-    monkeypatch.setattr(timing, "measure_directly", lambda objective, some, *_: dict.fromkeys(some, fake))
+@pytest.fixture
+def untimed(monkeypatch):
+    """Everything takes half of the full model's time."""
+    half = Latency(0.5, 0.5, 0.5, 1.0, 1.0, None, "wall", 1)
+    monkeypatch.setattr(timing, "measure_directly", lambda objective, some, *_: dict.fromkeys(some, half))
     monkeypatch.setattr(FineTuneObjective, "measure", lambda self, _: {"latency_ratio": 0.5, "hardware": self.hardware})
+
+
+def test_machine_that_changes_has_a_table_of_its_own(build, study, space, taskset, untimed, monkeypatch):
+    path, built, build_table = study / "latency_table.json", [], timing.build_latency_table
     monkeypatch.setattr(timing, "build_latency_table", lambda *a, **k: built.append(1) or build_table(*a, **k))
     here, cores_here = path.read_bytes(), len(os.sched_getaffinity(0))
     for cores, num_built in ((77, 1), (cores_here, 1), (77, 1)):
@@ -299,6 +304,23 @@ def test_another_study_is_refused_before_anything_is_timed(build, study, space, 
     with pytest.raises(JournalError, match="its latency is"):
         search(objective, space)
     assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+
+
+def test_study_that_told_more_schedules_apart_goes_on(build, study, space, untimed, tmp_path):
+    """Trials of a space that had duplicates stay, and those that are one are not tried again."""
+    cut = SearchSpace(3, 40, (1, 2, 4), (0, 2), max_reduction=16, judged_tokens=4)
+    before = rows(study / "trials.jsonl")
+    search(build(study), cut, max_trials=30)
+    trials = rows(study / "trials.jsonl")
+    assert trials[: len(before)] == before
+    new = [cut.canonical(Schedule.from_config(trial["schedule"])) for trial in trials[len(before) :]]
+    old = {cut.canonical(Schedule.from_config(trial["schedule"])) for trial in before}
+    assert len(old) < len(before), "there were duplicates"
+    assert len(set(new)) == len(new) and not old & set(new)
+    assert old | set(new) == set(cut.enumerate()), "everything was tried"
+    table = str(study / "latency_table.json")
+    search(build(tmp_path / "new"), cut, reuse=study, max_trials=30, latency_table=table)
+    assert [row["key"] for row in rows(tmp_path / "new" / "trials.jsonl")] == [trial["key"] for trial in trials]
 
 
 def test_study_whose_identity_holds_a_measured_number_resumes(build, study, space):

@@ -50,6 +50,22 @@ def test_canonical_form_drops_what_is_irrelevant(space):
     assert space.canonical(Schedule((4, 8, 1, 1), 0)) == space.canonical(Schedule((4, 64, 1, 1), 0))
 
 
+@pytest.mark.parametrize("judged", [9, 17])
+def test_what_no_judged_text_tells_apart_is_one_schedule(space, judged):
+    """One long text of the training split makes no difference to what is validated and timed."""
+    cut = SearchSpace(NUM_LAYERS, MAX_TOKENS, first_token_gamma=64, max_reduction=8, judged_tokens=judged)
+    everything = cut.enumerate()
+    positions = {str([kept_positions(schedule, n) for n in range(1, judged + 1)]) for schedule in everything}
+    assert len(positions) == len(everything)
+    whole = SearchSpace(NUM_LAYERS, MAX_TOKENS, first_token_gamma=64, max_reduction=8).enumerate()
+    assert len(everything) < len(whole) and {cut.canonical(schedule) for schedule in whole} == set(everything)
+    for schedule in whole:
+        canonical = cut.canonical(schedule)
+        assert cut.is_allowed(canonical) and cut.canonical(canonical) == canonical
+        # of texts that nobody judged the gentler one drops less
+        assert len(kept_positions(canonical, MAX_TOKENS)[-1]) >= len(kept_positions(schedule, MAX_TOKENS)[-1])
+
+
 def test_last_layer_counts_without_the_shortcut():
     space = SearchSpace(NUM_LAYERS, MAX_TOKENS, cls_only=False)
     assert space.canonical(Schedule((1, 1, 1, 8), 4)) == Schedule((1, 1, 1, 8), 4)

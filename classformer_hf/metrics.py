@@ -282,19 +282,51 @@ def scores_of_counts(
         return counts @ is_right / totals
     is_multi_label = references.ndim == 2
     if not is_multi_label:
-        classes = np.array([1]) if metric_name == "f1" else np.union1d(predictions, references)
+        classes = np.union1d(predictions, references)
+        if metric_name == "f1":
+            classes = np.array([0, 1])
         predictions, references = predictions[:, None] == classes, references[:, None] == classes  # (P, K)
-    correct = counts @ (predictions & references)  # (R, K)
-    predicted, actual = counts @ predictions, counts @ references
+    correct, predicted, actual = (counts @ values for values in (predictions & references, predictions, references))
+    return scores_of_sums(metric_name, correct, predicted, actual, totals, is_multi_label)
+
+
+def scores_of_sums(
+    metric_name: str,
+    correct: np.ndarray,
+    predicted: np.ndarray,
+    actual: np.ndarray,
+    totals: np.ndarray,
+    is_multi_label: bool,
+) -> np.ndarray:
+    """Score R samples by their numbers of right answers, predictions and references of each class, (R, K), K >= 2.
+
+    Args:
+        metric_name: "f1", "macro_f1" or "matthews_correlation".
+        correct: How often each class or label was predicted rightly.
+        predicted: How often it was predicted.
+        actual: How often it was true. All may be fractions.
+        totals: Examples, (R,).
+        is_multi_label: Whether columns are labels of one row; else they are classes, of `f1` 0 and 1.
+
+    Returns:
+        Scores, (R,), as `compute_score` defines them.
+    """
     if metric_name == "matthews_correlation":
-        covariance = correct.sum(axis=1) * totals - (predicted * actual).sum(axis=1)
-        variances = np.stack([totals**2 - (sums**2).sum(axis=1) for sums in (predicted, actual)])
-        return covariance / np.maximum(1, np.sqrt(variances)).prod(axis=0)
-    if metric_name == "f1":
-        return 2 * correct.sum(axis=1) / np.maximum(1, (predicted + actual).sum(axis=1))
-    f1_per_label = 2 * correct / np.maximum(1, predicted + actual)
-    num_labels = references.shape[1] if is_multi_label else (predicted + actual > 0).sum(axis=1)
-    return f1_per_label.sum(axis=1) / num_labels
+        covariance = correct.sum(axis=-1) * totals - (predicted * actual).sum(axis=-1)
+        variances = [np.maximum(totals**2 - (sums**2).sum(axis=-1), 0) for sums in (predicted, actual)]
+        return _divide(covariance, np.sqrt(variances[0]) * np.sqrt(variances[1]))
+    either = predicted + actual
+    if metric_name == "macro_f1":
+        num_labels = correct.shape[-1] if is_multi_label else (either > 0).sum(axis=-1)
+        return _divide(2 * correct, either).sum(axis=-1) / num_labels
+    if not is_multi_label:
+        correct, either = correct[..., 1:2], either[..., 1:2]
+    return _divide(2 * correct.sum(axis=-1), either.sum(axis=-1))
+
+
+def _divide(values: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Divide; 0 where there is nothing to divide by."""
+    return np.divide(values, by, out=np.zeros(np.shape(values)), where=np.asarray(by) > 1e-9)
 
 
 def _check_values(metric_name: str, predictions: ArrayLike, references: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

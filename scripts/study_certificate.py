@@ -9,34 +9,61 @@ certificate on the holdout. A choice violates the requirement if it keeps less o
 
 The file has `keys` (S,), the full schedule first or named by `--reference_key`, `predictions` (S, N) of class ids,
 `references` (N,) and `latency_ratio` (S,).
+
+With `--simulated_classes` there is no file: macro F1 is judged on samples of a population of so many classes in which
+the candidate keeps the required share exactly, which must not be certified in more than 1 - confidence of the samples,
+or more. What is already in --results_file is not simulated again. A quarter of an hour:
+
+    python scripts/study_certificate.py --simulated_classes 2 5 20 77 --num_holdout 200 1000 5000 \
+        --required_performance 0.5 0.8 0.95 --num_resamples 2000 --results_file results/certificate_simulation.json
 """
 
 import functools
+import itertools
+import json
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 from tqdm import tqdm
 
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.search.certificate import check_request
+from classformer_hf.search.certificate import certify, check_request
 from classformer_hf.search.paired import EXTRA_DISAGREEMENTS, PairedCounts, exact_p_value
+from classformer_hf.search.tilting import TiltedBootstrap
 
 NOTE = (
     "margin: standard errors by which the choice must keep more than required on the search sample, 0 is the plain "
     "rule; violates: the choice keeps less than required over the population; issued wrongly: it violates and gets a "
     "certificate; p_value: exact one-sided binomial test that certificates are issued wrongly more often than allowed."
 )
+SIMULATION_NOTE = (
+    "issued: certificates of a candidate that keeps exactly the required share of the full model's macro F1 over the "
+    "population; issued wrongly: of these, where it keeps no more over the classes that occur in the sample either, "
+    "with an exact 95 % interval and the p_value of a one-sided binomial test that they are more than 1 - confidence; "
+    "issued halfway: of one that keeps the share halfway from the required one to 1; issued equal: of one as good as "
+    "the full model; seconds: one whole certificate with 10,000 resamples, refused or not, the median of 3."
+)
+FULL_ACCURACY, WON = 0.85, 0.3  # of the simulated full model; share of its errors that the candidate has right
+POWER_SHARE = 10  # samples for either power are so many times fewer
+NUM_DRAWN = 500  # resamples of a simulated certificate
+# standard errors above the requirement; below the first nothing is certified, above the second all is, to save time
+UNSURE = (1.0, 4.0)
 
 
 @dataclass
 class StudyArguments:
-    predictions: str = field(metadata={"help": "The .npz file."})
+    predictions: str | None = field(default=None, metadata={"help": "The .npz file."})
     reference_key: str | None = field(default=None, metadata={"help": "Key of the full schedule; default the first."})
     required_performance: list[float] = field(
         default_factory=lambda: [0.95, 0.98, 0.99], metadata={"help": "Shares of the full schedule's accuracy to keep."}
+    )
+    simulated_classes: list[int] | None = field(
+        default=None, metadata={"help": "Simulate macro F1 with these numbers of classes instead."}
     )
     num_search: int = field(default=1000, metadata={"help": "Examples of a search sample."})
     num_holdout: list[int] = field(default_factory=lambda: [2000, 10000], metadata={"help": "Examples of a holdout."})
@@ -160,6 +187,127 @@ def print_rows(rows: list[dict]):
         )
 
 
+@dataclass
+class Classes:
+    """A population in which a model is right with one probability, and wrong in favour of any other class alike."""
+
+    shares: np.ndarray  # of the classes, (K,)
+
+    def f1(self, accuracy: float) -> np.ndarray:
+        """F1 of every class of a model with that accuracy, (K,)."""
+        other = (1 - accuracy) / (len(self.shares) - 1) * (1 - self.shares)
+        return 2 * self.shares * accuracy / (self.shares * (1 + accuracy) + other)
+
+    def find_accuracy(self, share: float) -> float:
+        """Accuracy with which a model keeps a share of the full model's macro F1."""
+        wanted = share * self.f1(FULL_ACCURACY).mean()
+        return optimize.brentq(lambda accuracy: self.f1(accuracy).mean() - wanted, 1e-6, FULL_ACCURACY, xtol=1e-14)
+
+    def draw(self, accuracy: float, size: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Predictions of the full model and of a candidate of an accuracy, and references; (N,) each."""
+        num_classes, won = len(self.shares), WON * (1 - FULL_ACCURACY)
+        lost = 1 - (accuracy - won) / FULL_ACCURACY
+        references = generator.choice(num_classes, size, p=self.shares)
+        wrong, other = ((references + generator.integers(1, num_classes, size)) % num_classes for _ in range(2))
+        full = np.where(generator.random(size) < FULL_ACCURACY, references, wrong)
+        candidate = np.where(generator.random(size) < lost, other, references)
+        again = np.where(generator.random(size) < WON, references, wrong)
+        return full, np.where(full == references, candidate, again), references
+
+
+def standard_errors_above(sample: tuple[np.ndarray, ...], required: float, num_classes: int) -> float:
+    """How far the candidate's macro F1 is above the required one, by the linear approximation of both."""
+    *models, references = sample
+    gap, influence = 0.0, np.zeros(len(references))
+    for predictions, sign in zip(models, (-required, 1.0), strict=True):
+        is_right = predictions == references
+        either = np.bincount(predictions, minlength=num_classes) + np.bincount(references, minlength=num_classes)
+        inverse = 1 / np.maximum(either, 1)
+        f1 = 2 * np.bincount(references[is_right], minlength=num_classes) * inverse
+        scale = sign / (either > 0).sum()
+        gap += scale * f1.sum()
+        influence += scale * ((2 * is_right - f1[references]) * inverse[references] - (f1 * inverse)[predictions])
+    return gap / (influence.std() * np.sqrt(len(references)) + 1e-12)
+
+
+def is_certified(sample: tuple[np.ndarray, ...], required: float, alpha: float, num_classes: int, seed: int) -> bool:
+    above = standard_errors_above(sample, required, num_classes)
+    if not UNSURE[0] < above < UNSURE[1]:
+        return above >= UNSURE[1]
+    return TiltedBootstrap("macro_f1", *sample, NUM_DRAWN, seed).p_value(required) <= alpha
+
+
+def simulate(classes: Classes, required: float, size: int, arguments: StudyArguments) -> dict:
+    """Draw samples of one population, for the level, for both powers, and for the time."""
+    generator, alpha = np.random.default_rng(arguments.seed), 1 - arguments.confidence
+
+    def count(share: float, number: int) -> np.ndarray:
+        """Which samples are certified, and whether rightly, over the classes that occur."""
+        accuracy = classes.find_accuracy(share)
+        full_f1, f1 = classes.f1(FULL_ACCURACY), classes.f1(accuracy)
+        outcomes = []
+        for seed in range(number):
+            sample = classes.draw(accuracy, size, generator)
+            seen = np.unique(sample)
+            keeps = f1[seen].mean() > required * full_f1[seen].mean() * (1 + 1e-9)
+            outcomes.append((is_certified(sample, required, alpha, len(classes.shares), seed), keeps))
+        return np.array(outcomes)
+
+    is_issued, is_right = count(required, arguments.num_resamples).T
+    num_power = max(1, arguments.num_resamples // POWER_SHARE)
+    num_wrong, allowed = int((is_issued & ~is_right).sum()), 1 - arguments.confidence
+    interval = stats.binomtest(num_wrong, len(is_issued)).proportion_ci()
+    seconds = []
+    for _ in range(3):
+        sample = classes.draw(classes.find_accuracy((1 + required) / 2), size, generator)
+        start = time.perf_counter()
+        certify("macro_f1", *sample, required, arguments.confidence)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "issued_rate": float(is_issued.mean()),
+        "issued_wrongly_rate": num_wrong / len(is_issued),
+        "issued_wrongly_interval": [interval.low, interval.high],
+        "issued_wrongly_p_value": stats.binomtest(num_wrong, len(is_issued), allowed, alternative="greater").pvalue,
+        "issued_halfway_rate": float(count((1 + required) / 2, num_power)[:, 0].mean()),
+        "issued_equal_rate": float(count(1.0, num_power)[:, 0].mean()),
+        "seconds": float(np.median(seconds)),
+    }
+
+
+def simulate_all(arguments: StudyArguments, num_classes: list[int]):
+    settings = {
+        "num_simulations": arguments.num_resamples,
+        "num_simulations_power": max(1, arguments.num_resamples // POWER_SHARE),
+        "num_resamples": NUM_DRAWN,
+        "confidence": arguments.confidence,
+        "seed": arguments.seed,
+        "full_accuracy": FULL_ACCURACY,
+        "errors_won_rate": WON,
+    }
+    rows = []
+    if arguments.results_file is not None and Path(arguments.results_file).exists():
+        record = json.loads(Path(arguments.results_file).read_text())
+        if {name: record.get(name) for name in settings} == settings:
+            rows = record["rows"]
+    cells = itertools.product(("even", "1 / rank"), num_classes, arguments.num_holdout, arguments.required_performance)
+    names = ("class_shares", "num_classes", "num_examples", "required_performance")
+    for cell in tqdm(list(cells), unit="population"):
+        named = dict(zip(names, cell, strict=True))
+        if any(named.items() <= row.items() for row in rows):
+            continue
+        shares, number, size, required = cell
+        weights = np.ones(number) if shares == "even" else 1 / np.arange(1.0, number + 1)
+        rows.append(named | simulate(Classes(weights / weights.sum()), required, size, arguments))
+        hardware = hardware_fingerprint()
+        write_record(arguments.results_file, note=SIMULATION_NOTE, hardware=hardware, **settings, rows=rows)
+        row = rows[-1]
+        tqdm.write(
+            f"{number} classes, shares {shares}, {size} examples, {required:g}: issued wrongly "
+            f"{row['issued_wrongly_rate']:.4f}, halfway {row['issued_halfway_rate']:.2f}, equal "
+            f"{row['issued_equal_rate']:.2f}, {row['seconds']:.2f} s"
+        )
+
+
 def main():
     (arguments,) = parse_arguments((StudyArguments,), __doc__)
     for required in arguments.required_performance:
@@ -167,6 +315,12 @@ def main():
     sizes = [arguments.num_search, arguments.num_resamples, *arguments.num_holdout]
     if min(sizes) < 1:
         raise ValueError(f"--num_search, --num_resamples and --num_holdout must be at least 1, got {sizes}.")
+    if arguments.simulated_classes is not None:
+        if min(arguments.simulated_classes) < 2:
+            raise ValueError(f"--simulated_classes must be at least 2 each, got {arguments.simulated_classes}.")
+        return simulate_all(arguments, arguments.simulated_classes)
+    if arguments.predictions is None:
+        raise ValueError("give the cached --predictions, or --simulated_classes for a simulation without any.")
     population = load_population(arguments.predictions, arguments.reference_key)
     outcomes = resample(population, arguments)
     rows = [

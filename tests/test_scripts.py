@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 from classformer_hf.command import check_settings
 from classformer_hf.data import TaskArguments
 from classformer_hf.folders import check_golden_output
+from classformer_hf.metrics import compute_score
 from classformer_hf.search import SearchSpace
 from classformer_hf.training import ClassformerTrainingArguments
 
@@ -556,9 +557,40 @@ def test_certificate_study_finds_the_plain_rule_wrong(run, cached_predictions, t
     assert "issued wrongly" in printed
 
 
+def test_certificate_study_simulates_many_classes(run, tmp_path):
+    """What is already simulated stays; the shares of classes have the macro F1 that they should have."""
+    record = tmp_path / "simulation.json"
+    flags = ["--required_performance", 0.5, 0.9, "--num_holdout", 150, "--num_resamples", 40, "--results_file", record]
+    code, printed, words = run("study_certificate", "--simulated_classes", 3, *flags)
+    assert code == 0, words
+    rows = json.loads(record.read_text())["rows"]
+    assert [(row["class_shares"], row["required_performance"]) for row in rows] == [
+        *(("even", 0.5), ("even", 0.9), ("1 / rank", 0.5), ("1 / rank", 0.9))
+    ]
+    for row in rows:
+        assert row["issued_wrongly_rate"] <= 0.15 and row["issued_wrongly_rate"] <= row["issued_rate"]
+        assert row["seconds"] > 0
+    assert rows[0]["issued_equal_rate"] == rows[0]["issued_halfway_rate"] == 1 and "issued wrongly" in printed
+    code, printed, words = run("study_certificate", "--simulated_classes", 3, 4, *flags)
+    again = json.loads(record.read_text())["rows"]
+    assert code == 0 and again[:4] == rows and len(again) == 8 and "3 classes" not in printed
+
+
+def test_simulated_models_keep_the_share_they_should():
+    classes = runpy.run_path(str(SCRIPTS / "study_certificate.py"))["Classes"](np.array([0.6, 0.3, 0.1]))
+    sample = classes.draw(classes.find_accuracy(0.7), 200_000, np.random.default_rng(0))
+    full, candidate = (compute_score("macro_f1", predictions, sample[2]) for predictions in sample[:2])
+    assert candidate / full == pytest.approx(0.7, abs=0.005)
+    assert (sample[0] == sample[2]).mean() == pytest.approx(0.85, abs=0.005)
+
+
 def test_certificate_study_says_what_is_wrong(run, cached_predictions, tmp_path):
     code, _, words = run("study_certificate", "--predictions", cached_predictions, "--reference_key", "x")
     assert code == 1 and "must be one of the file's keys, got 'x'" in words
     np.savez(tmp_path / "short.npz", keys=["a"], predictions=np.ones((1, 3)), references=[1], latency_ratio=[1.0])
     code, _, words = run("study_certificate", "--predictions", tmp_path / "short.npz")
     assert code == 1 and "got (1, 3) and (1,) for 1 keys and 1 references" in words
+    code, _, words = run("study_certificate")
+    assert code == 1 and "give the cached --predictions, or --simulated_classes" in words
+    code, _, words = run("study_certificate", "--simulated_classes", 1)
+    assert code == 1 and "must be at least 2 each, got [1]" in words

@@ -1,9 +1,10 @@
 """Certificates: a fast model keeps at least a share of the full model's score, judged once on unseen examples.
 
-The tests are in `paired`. A certificate is issued from one reading of examples that neither training nor search
-saw, with what is left of 1 - confidence for each candidate judged on them.
+The tests are in `paired` and `tilting`. A certificate is issued from one reading of examples that neither training nor
+search saw, with what is left of 1 - confidence for each candidate judged on them.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from .paired import (
-    EXTRA_DISAGREEMENTS,
     PairedCounts,
     bootstrap_p_value,
     count_pairs,
     exact_p_value,
     largest_p_value,
-    resample_scores,
+    order_by,
+    resample_spearman,
 )
+from .tilting import TiltedBootstrap
 
 POWER = 0.8  # of the number of examples needed
 LARGEST_EXACT_SEARCH = 20_000  # examples; beyond, the normal approximation of that number serves
@@ -153,11 +155,16 @@ def certify(
             needed = None if needed is None else max(needed, counts.num_examples + 1)
             lossless = _exact_examples_needed(_without_loss(counts), required_performance, alpha)
     else:
-        if metric_name != "spearmanr":
+        test: Callable[[float], float]
+        if metric_name == "spearmanr":
+            scores = resample_spearman(full, candidate, references, num_resamples, seed)
+            test = functools.partial(bootstrap_p_value, scores[0], scores[1])
+        else:
             full, candidate, references = (x.astype(np.int64) for x in (full, candidate, references))
-        scores = resample_scores(metric_name, full, candidate, references, num_resamples, seed)
-        p_value = bootstrap_p_value(*scores, required_performance)
-        bound = _lower_bound(lambda r: bootstrap_p_value(*scores, r) <= alpha, required_performance, p_value <= alpha)
+            bootstrap = TiltedBootstrap(metric_name, full, candidate, references, num_resamples, seed)
+            scores, test = bootstrap.resamples[0], bootstrap.p_value
+        p_value = test(required_performance)
+        bound = _lower_bound(lambda r: test(r) <= alpha, required_performance, p_value <= alpha)
         if p_value > alpha:
             sd = float(np.std(scores[1] - required_performance * scores[0])) * math.sqrt(len(full))
             needed = max(_normal_examples_needed(gap, sd, alpha), len(full) + 1) if gap > 0 else None
@@ -212,7 +219,7 @@ def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int 
     while needed <= LARGEST_EXACT_SEARCH:
         expected = PairedCounts(both * needed, only_full * needed, only_candidate * needed, needed)
         reached = needed * gap - stats.norm.ppf(POWER) * math.sqrt(needed) * sd
-        z = reached / math.sqrt(r * (expected.only_full + expected.only_candidate + EXTRA_DISAGREEMENTS))
+        z = order_by(reached, expected.only_full + expected.only_candidate, r)
         if z > 0 and (r == 1 or largest_p_value(expected, z, r, alpha, is_decision=True) <= alpha):
             break
         needed = math.ceil(1.02 * needed)

@@ -6,10 +6,13 @@ r (p_b + p_c), so tables are ordered by
 
     z = ((1 - r) a + c - r b) / sqrt(r (b + c + 4)),
 
-for r = 1 McNemar's statistic but for the 4, which keeps few disagreements from looking certain. z only orders: the
-p-value is the multinomial probability of a z at least as large, summed over the tables and maximised over a confidence
-region of (p_a, p_b, p_c) within the hypothesis (Berger and Boos 1994, JASA 89, "P values maximized over a confidence
-set for the nuisance parameter"). For r = 1 it is the exact McNemar test. Other metrics get a paired bootstrap.
+for r = 1 McNemar's statistic but for the 4, which keeps few disagreements from looking certain; above z = 4 it grows
+to z ** 2 / 4, so that an example in the candidate's favour never lowers z. z only orders: the p-value is the
+multinomial probability of a z at least as large, summed over the tables and maximised over a confidence region of
+(p_a, p_b, p_c) within the hypothesis (Berger and Boos 1994, JASA 89, "P values maximized over a confidence set for the
+nuisance parameter"). The region costs a share of the level, and the p-value is the smallest level at which the
+hypothesis is refuted. For r = 1 it is the exact McNemar test. Scores made of counts have a test of their own in
+`tilting`; Spearman's correlation gets the plain paired bootstrap.
 """
 
 import math
@@ -19,9 +22,11 @@ import numpy as np
 from scipy import stats
 from scipy.special import betaincinv
 
-EXTRA_DISAGREEMENTS = 4  # in z; no further example in the candidate's favour lowers a z of at most 4
-REGION_SHARE = 0.02  # of alpha, spent on the confidence region
-OMITTED_SHARE = 1e-4  # of alpha, bound of each of the probabilities that sums leave out (they are added back)
+EXTRA_DISAGREEMENTS = 4  # in z, up to z = 4
+REGION_SHARE = 0.02  # of the level, spent on the confidence region
+OMITTED_SHARE = 1e-4  # of the level, bound of each of the probabilities that sums leave out (they are added back)
+SMALLEST_LEVEL = 1e-12  # no p-value is looked for below
+USUAL_LEVEL = 1e-4  # from here on the middle of the region says how large the largest tail can be
 MANY_DISAGREEMENTS = 100  # from here on the tail hardly depends on where in the region it is taken
 
 
@@ -56,11 +61,12 @@ def exact_p_value(counts: PairedCounts, required_performance: float, alpha: floa
     Args:
         counts: Of the examples.
         required_performance: Share r of the full model's accuracy, above 0 and at most 1.
-        alpha: What the p-value will be compared with; a share of it goes to the confidence region.
-        is_decision: Stop as soon as it is clear whether the p-value is at most `alpha`, and return what is known of it.
+        alpha: What the p-value will be compared with.
+        is_decision: Stop as soon as it is clear whether the p-value is at most `alpha`, and return a bound of it on
+            the same side.
 
     Returns:
-        The p-value; 1.0 where the share seen is not above the requirement.
+        The p-value, whatever `alpha` is; 1.0 where the share seen is not above the requirement.
     """
     if required_performance == 1:
         # given the number of disagreements, the candidate wins each with a probability of at most 1 / 2
@@ -70,15 +76,50 @@ def exact_p_value(counts: PairedCounts, required_performance: float, alpha: floa
     # for r below 1 the same as "at most r of the full accuracy", but for rounding
     if gap <= 1e-9 * counts.num_examples:
         return 1.0
-    z = gap / math.sqrt(required_performance * (counts.only_full + counts.only_candidate + EXTRA_DISAGREEMENTS))
-    return largest_p_value(counts, z, required_performance, alpha, is_decision)
+    z = order_by(gap, counts.only_full + counts.only_candidate, required_performance)
+    if is_decision:
+        return largest_p_value(counts, z, required_performance, alpha, is_decision)
+    return _smallest_level(counts, z, required_performance, alpha)
+
+
+def order_by(gap: float, disagreements: float, r: float) -> float:
+    """Compute z of tables whose (1 - r) a + c - r b and b + c are given."""
+    z = gap / math.sqrt(r * (disagreements + EXTRA_DISAGREEMENTS))
+    if z * z <= 4 * EXTRA_DISAGREEMENTS:
+        return z
+    # gap = z sqrt(r (b + c + z ** 2 / 4)), solved for z
+    return math.sqrt(2 * (math.hypot(disagreements, gap / math.sqrt(r)) - disagreements))
+
+
+def _extra(z: float) -> float:
+    return max(EXTRA_DISAGREEMENTS, z * z / 4)
+
+
+def _smallest_level(counts: PairedCounts, z: float, r: float, alpha: float) -> float:
+    """Find the smallest level at which the hypothesis is refuted, from `alpha` on, to 1 %.
+
+    A smaller level has a larger region, so what is refuted at one level is refuted at every larger one, and the
+    smallest one is a p-value. The fixed point is soon found, since the largest tail hardly depends on the region.
+    """
+    level, smallest, is_at_alpha = alpha, 1.0, True
+    while level > SMALLEST_LEVEL:
+        tail = largest_p_value(counts, z, r, level) - REGION_SHARE * level
+        following = max(tail / (1 - REGION_SHARE), REGION_SHARE * level)
+        if level == alpha:
+            is_at_alpha = following <= alpha
+        smallest = min(smallest, max(level, following))
+        if abs(following / level - 1) < 0.01:
+            break
+        level = following
+    # the search's grid must not contradict its own decision
+    return smallest if is_at_alpha else max(smallest, math.nextafter(alpha, 1))
 
 
 def largest_p_value(counts: PairedCounts, z: float, r: float, alpha: float, is_decision: bool = False) -> float:
     """Maximise P(Z >= z) over the hypothesis within a confidence region, and add what the region costs.
 
     Only the hypothesis' boundary is searched: towards it, every move (from only the full model right to both or none,
-    from none to both or only the candidate) raises z up to 4.
+    from none to both or only the candidate) raises z.
     """
     region = _NullRegion(counts, r, REGION_SHARE * alpha)
     omitted = OMITTED_SHARE * alpha
@@ -89,7 +130,8 @@ def largest_p_value(counts: PairedCounts, z: float, r: float, alpha: float, is_d
     if is_decision:
         middle = region.points(np.array([(region.b_low + region.b_high) / 2]), np.array([0.5]))
         first = float(_tail(*middle, counts.num_examples, r, z, omitted)[0])
-        if first + cost > alpha or (1.5 if is_flat else 5) * first + cost <= alpha:
+        is_clear = alpha >= USUAL_LEVEL and (1.5 if is_flat else 5) * first + cost <= alpha
+        if first + cost > alpha or is_clear:
             return first + cost
     num_levels, num_shares = (9, 3) if is_flat else (25, 5)
     levels, shares = region.levels(num_levels), np.linspace(0, 1, num_shares)
@@ -198,46 +240,31 @@ def _tail(
     is_light = weights < 1e-3 * omitted
     totals += np.bincount(point[is_light], weights[is_light], len(totals))
     point, b, c, weights = (values[~is_light] for values in (point, b, c, weights))
-    a_needed = np.ceil((z * np.sqrt(r * (b + c + EXTRA_DISAGREEMENTS)) + r * b - c) / (1 - r) - 1e-6)
+    a_needed = np.ceil((z * np.sqrt(r * (b + c + _extra(z))) + r * b - c) / (1 - r) - 1e-6)
     a_share = np.minimum(p_both[point] / (1 - p_full[point] - p_candidate[point]), 1)
     tails = stats.binom.sf(a_needed - 1, num_examples - b - c, a_share)
     return totals + np.bincount(point, weights * tails, len(totals))
 
 
 def _smallest_c(b: np.ndarray, gain: np.ndarray, r: float, z: float) -> np.ndarray:
-    """The smallest c, at least 0, with z sqrt(r (b + c + 4)) <= gain + c - r b, by the quadratic formula."""
-    constant = (1 + r) * b + EXTRA_DISAGREEMENTS - gain
+    """The smallest c, at least 0, with z sqrt(r (b + c + extra)) <= gain + c - r b, by the quadratic formula."""
+    constant = (1 + r) * b + _extra(z) - gain
     discriminant = z * z * r + 4 * constant
     root = (z * math.sqrt(r) + np.sqrt(np.maximum(discriminant, 0))) / 2
-    return np.where(discriminant < 0, 0, np.maximum(root**2 - b - EXTRA_DISAGREEMENTS, 0))
+    return np.where(discriminant < 0, 0, np.maximum(root**2 - b - _extra(z), 0))
 
 
-def resample_scores(
-    metric_name: str, full: np.ndarray, candidate: np.ndarray, references: np.ndarray, num_resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score both models on the same R resamples of the examples; each (R,)."""
-    # metrics imports datasets, and importing the search must not
-    from ..metrics import scores_of_counts
-
+def resample_spearman(
+    full: np.ndarray, candidate: np.ndarray, references: np.ndarray, num_resamples: int, seed: int
+) -> np.ndarray:
+    """Correlate both models' values with the references on the same R resamples of the examples, (2, R)."""
     generator = np.random.default_rng(seed)
     num_examples = len(references)
-    if metric_name == "spearmanr":
-        scores = []
-        for _ in range(num_resamples):
-            counts = np.bincount(generator.integers(num_examples, size=num_examples), minlength=num_examples)
-            scores.append([_spearman_of_counts(predictions, references, counts) for predictions in (full, candidate)])
-        full_scores, candidate_scores = np.array(scores).T
-        return full_scores, candidate_scores
-    # only how often a (full, candidate, reference) triple is drawn matters, and those counts are multinomial
-    triples, counts = np.unique(np.stack([full, candidate, references], axis=1), axis=0, return_counts=True)
-    classes = np.unique([*np.unique(full), *np.unique(candidate), *np.unique(references), 0, 1])
-    extra_triples, extra_counts = _extra_disagreements(references, classes)
-    triples, weights = np.concatenate([triples, extra_triples]), np.concatenate([counts, extra_counts])
-    drawn = generator.multinomial(num_examples, weights / weights.sum(), size=num_resamples)
-    full_scores, candidate_scores = (
-        scores_of_counts(metric_name, triples[:, model], triples[:, 2], drawn) for model in (0, 1)
-    )
-    return full_scores, candidate_scores
+    scores = []
+    for _ in range(num_resamples):
+        counts = np.bincount(generator.integers(num_examples, size=num_examples), minlength=num_examples)
+        scores.append([_spearman_of_counts(predictions, references, counts) for predictions in (full, candidate)])
+    return np.array(scores).T
 
 
 def _spearman_of_counts(predictions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> float:
@@ -250,26 +277,6 @@ def _spearman_of_counts(predictions: np.ndarray, references: np.ndarray, counts:
         ranks.append(middle - np.average(middle, weights=counts))
     covariance, *variances = (counts @ (x * y) for x, y in (ranks, ranks[:1] * 2, ranks[1:] * 2))
     return float(covariance / math.sqrt(variances[0] * variances[1])) if min(variances) > 0 else 0.0
-
-
-def _extra_disagreements(references: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Disagreements of weight 4 per class, or per label, won by either model alike.
-
-    Without them few disagreements that all went one way, or none, would look certain. A wrong prediction is any other
-    class, or a row with that label changed.
-    """
-    values, counts = np.unique(references, axis=0, return_counts=True)
-    if references.ndim == 2:
-        num_labels = references.shape[1]
-        right = np.repeat(values, num_labels, axis=0)
-        wrong = right ^ np.tile(np.eye(num_labels, dtype=right.dtype), (len(values), 1))
-        weights = np.repeat(counts / len(references), num_labels)
-    else:
-        pairs = np.array([(value, other) for value in values for other in classes if other != value])
-        right, wrong = pairs[:, 0], pairs[:, 1]
-        weights = np.full(len(pairs), 1 / (len(classes) - 1))
-    triples = np.concatenate([np.stack([right, wrong, right], axis=1), np.stack([wrong, right, right], axis=1)])
-    return triples, EXTRA_DISAGREEMENTS / 2 * np.tile(weights, 2)
 
 
 def bootstrap_p_value(full_scores: np.ndarray, candidate_scores: np.ndarray, r: float) -> float:

@@ -1,6 +1,6 @@
 """Views of searches, evaluations and what they are worth."""
 
-from .tables import interval, percent, table
+from .tables import describe_machine, interval, percent, table
 
 TAUS = ("tau_supernet_individual", "tau_ceiling")
 
@@ -213,6 +213,43 @@ def certificate_table(record: dict) -> str:
         f"{record['num_resamples']} resamples of a population of {record['num_population']} texts and "
         f"{len(record['schedules'])} schedules, {record['num_search']} texts to choose on; "
         f"{record['hardware']['device_name']}. "
+        f"Command: `{record['command']}`\n"
+    )
+    return table(header, rows) + "\n" + note
+
+
+def certificate_simulation_table(record: dict) -> str:
+    """How often simulated candidates are certified: those at the requirement, those above it, equally good ones."""
+    populations: dict[tuple, list[dict]] = {}
+    for row in record["rows"]:
+        key = (row["class_shares"], row["num_classes"], row["num_examples"])
+        populations.setdefault(key, []).append(row)
+    rows = []
+    for (shares, num_classes, num_examples), cells in populations.items():
+        wrong, halfway, equal = (
+            [cell[name] for cell in cells]
+            for name in ("issued_wrongly_rate", "issued_halfway_rate", "issued_equal_rate")
+        )
+        limits = [cell["issued_wrongly_interval"][1] for cell in cells]
+        wrong = [f"{percent(rate)} [{percent(limit)}]" for rate, limit in zip(wrong, limits, strict=True)]
+        power = [" / ".join(percent(rate, 0) for rate in rates) for rates in (halfway, equal)]
+        seconds = f"{max(cell['seconds'] for cell in cells):.1f}"
+        rows.append([shares, str(num_classes), str(num_examples), *wrong, *power, seconds])
+    required = [f"{percent(cell['required_performance'], 0)} %" for cell in cells]
+    header = [
+        *("share of classes", "classes", "examples"),
+        *(f"wrongly at {value}, % [at most]" for value in required),
+        *("certified halfway to 1, %", "certified where equal, %", "s"),
+    ]
+    rates = [row["issued_wrongly_rate"] for row in record["rows"]]
+    lowest = min(row["issued_wrongly_p_value"] for row in record["rows"])
+    note = (
+        f"Macro F1 with {percent(record['confidence'], 0)} % confidence, {record['num_simulations']} samples per cell "
+        f"({record['num_simulations_power']} for either power, at {' / '.join(required)}); in brackets the upper end "
+        f"of the exact 95 % interval. Issued wrongly over all {len(rates)} cells: "
+        f"{percent(sum(rates) / len(rates), 2)} %; the smallest p-value of more than "
+        f"{percent(1 - record['confidence'], 0)} % is {lowest:.2g}, of {len(rates)}. "
+        f"Seconds: one certificate, the slowest of the three. {describe_machine(record['hardware'])}. "
         f"Command: `{record['command']}`\n"
     )
     return table(header, rows) + "\n" + note

@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from .configuration_classformer import ClassformerConfig
 from .families import FAMILIES, Family
+from .folders import is_export
 from .hub import explain_failure, first_line, resolve_commit
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
 from .outputs import check_output_names, describe_assumption, find_label_order, name_outputs
@@ -213,6 +214,8 @@ def _read_config(name: str) -> PreTrainedConfig:
         raise OSError(
             f"a checkpoint folder must hold config.json, `{name}` does not; give the folder of a saved model."
         )
+    if is_folder and is_export(Path(name)):
+        raise ValueError(f"`{name}` is an export, without weights; give the folder that it was made of.")
     try:
         values, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:

@@ -27,6 +27,7 @@ from .labels import as_class, find_label_column, is_missing
 from .metrics import TaskMetric, compute_score, standard_error
 from .outputs import describe_assumption, find_label_order, name_outputs, normalise_name
 from .publishing import find_task, retry_if_busy
+from .serving import ExportedClassifier
 from .sources import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
 
 logger = logging.getLogger(__name__)
@@ -107,9 +108,6 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
         ValueError: It does not load, or gives another output than was stored with it.
     """
     if is_export(folder):
-        # which imports this module
-        from .serving import ExportedClassifier
-
         return ExportedClassifier.from_pretrained(folder, num_threads=torch.get_num_threads())
     try:
         reference = read_config(folder).get("auto_map", {}).get(AUTO_CLASSES[kind])

@@ -13,6 +13,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from .serving import ExportedClassifier
+
 
 @dataclass(frozen=True)
 class InputLimits:
@@ -30,7 +32,11 @@ class InputLimits:
 
 
 def read_limits(model: PreTrainedModel) -> InputLimits:
-    """Read from a model's embeddings what it can read."""
+    """Read from a model's embeddings what it can read, or from the config of an export, whose tables are in graphs."""
+    if isinstance(model, ExportedClassifier):
+        reads_types = "token_type_ids" in model.input_names
+        num_types = model.config.type_vocab_size if reads_types else None
+        return InputLimits(int(model.limits[-1]), model.config.vocab_size, num_types)
     tables = {
         name.rpartition(".")[2]: module
         for name, module in model.base_model.named_modules()

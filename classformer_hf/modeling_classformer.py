@@ -477,7 +477,7 @@ def refuse_single_graph(what: str):
         ValueError: Says so.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        raise ValueError(f"{what} is no single graph: classformer_hf.serving.export makes one for each schedule.")
+        raise ValueError(f"{what} is no single graph: classformer_hf.export.export makes one for each schedule.")
 
 
 def warn_of_left_padding(attention_mask: torch.Tensor | None):

@@ -29,11 +29,13 @@ from .cards import find_licence_defect, load_card
 from .elsewhere import run_elsewhere
 from .folders import (
     CODE_PREFIXES,
+    EXPORT_INDEX,
     GOLDEN,
     check_difference,
     find_leaks,
     find_load_defects,
     find_outside_links,
+    is_export,
     list_files,
     store_golden_output,
 )
@@ -53,6 +55,13 @@ LOADING = {
     "fill-mask": ("AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)", "AutoModelForMaskedLM"),
     None: ("AutoModel.from_pretrained(name, trust_remote_code=True)", "AutoModel"),
 }
+
+
+EXPORT_LOADING = "from transformers import pipeline\n\nfrom classformer_hf.serving import ExportedClassifier\n"
+EXPORT_CALL = (
+    "model = ExportedClassifier.from_pretrained(folder, num_threads=1)\n"
+    'classify = pipeline("text-classification", model=model, tokenizer=folder)'
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,11 @@ def find_task(config: dict) -> str | None:
 
 def _new_card(folder: Path, title: str) -> ModelCard:
     config = json.loads((folder / "config.json").read_text())
+    if is_export(folder):
+        about = describe_export(json.loads((folder / EXPORT_INDEX).read_text()))
+        code = f'{EXPORT_LOADING}\nfolder = "{title}"\n{EXPORT_CALL}'
+        text = f"# {title}\n\n{about[0].upper()}{about[1:]}\n\n```python\n{code}\n```\n"
+        return ModelCard(f"---\n{ModelCardData().to_yaml()}\n---\n\n{text}")
     call, name = LOADING[find_task(config)]
     schedule = ""
     if "gamma" in config:
@@ -166,6 +180,8 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
     card.save(path)
     if cascade := config.get("cascade"):
         write_section(folder, "Cascade", describe_cascade(cascade))
+    if exports := find_exports(folder):
+        write_section(folder, "Other runtimes", describe_exports(folder, exports, repo_id))
 
 
 def describe_cascade(cascade: dict[str, Any]) -> str:
@@ -176,6 +192,43 @@ def describe_cascade(cascade: dict[str, Any]) -> str:
         "classifies it again. Same weights; leave it out with "
         "`AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, cascade=None)`."
     )
+
+
+def find_exports(folder: Path) -> list[Path]:
+    """Find the folders with exported graphs inside a model's."""
+    return sorted(path.parent for path in folder.rglob(EXPORT_INDEX))
+
+
+def describe_exports(folder: Path, exports: list[Path], repo_id: str) -> str:
+    """Say how to use exported graphs, and what changes by them.
+
+    Args:
+        folder: The model's.
+        exports: What [`find_exports`] gives.
+        repo_id: Name on the Hub.
+    """
+    first = exports[0].relative_to(folder).as_posix()
+    lines = [
+        f"```python\nfrom huggingface_hub import snapshot_download\n{EXPORT_LOADING}\n"
+        f'folder = snapshot_download("{repo_id}") + "/{first}"\n{EXPORT_CALL}\n```\n'
+    ]
+    for path in exports:
+        index = json.loads((path / EXPORT_INDEX).read_text())
+        lines.append(f"- `{path.relative_to(folder).as_posix()}`: {describe_export(index)}")
+    return "\n".join(lines)
+
+
+def describe_export(index: dict[str, Any]) -> str:
+    """Say what an export is and what changes by it, from the content of its index."""
+    report, sentences = index.get("report", {}), [f"graphs for {index['runtime']}{', int8' if index['int8'] else ''}."]
+    sentences += [f"Against the weights: {report['verdict']}."] if report else []
+    sentences += [f"In batches instead of alone: {report['batch_verdict']}."] if report else []
+    if index["int8"]:
+        sentences.append(
+            "Activations are scaled by the largest of a batch, so that it takes one text at a time unless "
+            "`from_pretrained` is told `batch_int8=True`."
+        )
+    return " ".join(sentences)
 
 
 def latency_results(

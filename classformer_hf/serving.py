@@ -1,19 +1,14 @@
-"""Classifiers for other runtimes, by transformers' own exporters: ONNX Runtime, OpenVINO, or torch.export.
+"""Classifiers that scripts/export_model.py has made graphs of, in ONNX Runtime, OpenVINO or torch.
 
-The schedule is fixed in the graph, batch size and length are dynamic. A classifier with length buckets or a cascade
-gives a graph for each of their schedules, and a dispatcher chooses by the length of every text or by its margin, so
-that no graph depends on data. The extras `onnx` and `openvino` install what they need.
+A classifier with length buckets or a cascade is a graph for each of its schedules, and a dispatcher chooses by the
+length of every text or by its margin, so that no graph depends on data. The extras `onnx` and `openvino` install what
+they need.
 """
 
 import copy
 import importlib
-import io
 import json
-import logging
-import shutil
 import warnings
-from collections.abc import Sequence
-from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,100 +17,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .evaluation import load_classifier, load_processor, resolve_folder
 from .folders import EXPORT_INDEX, is_export
 from .modeling_classformer import count_tokens
 
 CASCADE = "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
-EXAMPLE_TOKENS = 32
-# of a logit in float32
-TOLERANCE = 1e-4
-# of the check, odd ones among them
-LENGTHS = (2, 7, 16, 33, 128, 512)
 
 
-@torch.no_grad()
-def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None = None, int8: bool = False) -> Path:
-    """Export a saved text classifier.
-
-    Args:
-        folder: A saved classifier with its tokenizer, of any architecture, or its name on the Hub.
-        runtime: "onnx", "openvino" or "torch".
-        output: Where to; by default a folder named like the runtime, inside `folder`.
-        int8: Quantise weights to 8 bits, and activations while it runs (ONNX Runtime's dynamic quantisation).
-
-    Returns:
-        The folder, which [`ExportedClassifier`] opens: a graph per schedule, an index, the tokenizer.
-
-    Raises:
-        ValueError: The runtime is unknown or not installed, or the folder does not load.
-    """
-    check_runtime(runtime, int8)
-    source = resolve_folder(str(folder))
-    model, tokenizer = load_for_export(source), load_processor(source)
-    output = Path(output) if output is not None else Path(folder) / (f"{runtime}-int8" if int8 else runtime)
-    output.mkdir(parents=True, exist_ok=True)
-    config = model.config
-    names = ["input_ids", "attention_mask"]
-    # where they say something, and the tokenizer makes them: of pairs, which text a token is of
-    if getattr(config, "type_vocab_size", 1) > 1 and "token_type_ids" in tokenizer.model_input_names:
-        names.append("token_type_ids")
-    pad_token_id = config.pad_token_id or 0
-    # RoBERTa's positions begin behind the padding's
-    longest = config.max_position_embeddings - (pad_token_id + 1 if hasattr(model, "roberta") else 0)
-    limits = [bucket["max_tokens"] for bucket in getattr(config, "length_buckets", None) or []]
-    limits = [*(one for one in limits if one < longest), longest]
-    schedules = {
-        f"graph-{limit}": (limit, config.schedule_for(limit) if hasattr(config, "schedule_for") else None)
-        for limit in limits
-    }
-    cascade = getattr(config, "cascade", None)
-    if cascade:
-        schedules[CASCADE] = (longest, (cascade["gamma"], cascade["eta"]))
-    index = []
-    for name, (limit, schedule) in schedules.items():
-        single = _with_schedule(model, schedule)
-        shortest = _shortest_general(single, longest)
-        example = torch.full((2, max(shortest, min(EXAMPLE_TOKENS, limit))), pad_token_id + 1)
-        # each a tensor of its own: the exporter takes one that is given twice for one input
-        inputs = {name: torch.ones_like(example) for name in names} | {"input_ids": example}
-        with quiet():
-            graph = _export_graph(single, inputs, runtime, int8)
-            _forget_sources(graph.program)
-            # the config beside the index is enough
-            graph.config = None
-            graph.save_pretrained(output / name)
-        # only torch.export refuses shorter inputs than its graph was made for
-        padded = shortest if runtime == "torch" else 1
-        index.append({"folder": name, "max_tokens": limit, "min_padded_tokens": padded})
-    config.save_pretrained(output)
-    for path in source.glob("*.py"):
-        shutil.copy(path, output)
-    tokenizer.save_pretrained(output)
-    for path in output.glob("graph-*"):
-        # of an earlier export, of a model with other buckets
-        if path.name not in schedules:
-            shutil.rmtree(path)
-    content = {"runtime": runtime, "int8": int8, "inputs": names, "graphs": index}
-    (output / EXPORT_INDEX).write_text(json.dumps(content, indent=2) + "\n")
-    return output
-
-
-def load_for_export(folder: Path) -> Any:
-    """Load a classifier in float32, whatever its folder holds: half precision on a processor is slow and rounds.
-
-    Args:
-        folder: What [`resolve_folder`] gives.
-
-    Raises:
-        ValueError: It does not load, or holds exported graphs.
-    """
-    if is_export(folder):
-        raise ValueError(f"{folder} is an export itself; name the folder with the weights.")
-    model = load_classifier(folder).float()
-    model.config.dtype = torch.float32
-    return model
+def name_variant(runtime: str, int8: bool) -> str:
+    """Give the name of a runtime with its precision, which is float32 if nothing is said."""
+    return f"{runtime}-int8" if int8 else runtime
 
 
 def check_runtime(runtime: str, int8: bool = False):
@@ -133,83 +44,6 @@ def check_runtime(runtime: str, int8: bool = False):
             importlib.import_module(name)
         except ImportError as error:
             raise ValueError(f"{runtime} needs {name}: pip install 'redundancy-hf[{runtime}]'.") from error
-
-
-@contextmanager
-def quiet():
-    """Hide what the exporters and their libraries tell of every node, and of operators that no classifier has.
-
-    Of the whole process, so not for what a server does.
-    """
-    disabled = logging.root.manager.disable
-    logging.disable(max(logging.WARNING, disabled))
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _export_graph(model: PreTrainedModel, inputs: dict[str, Any], runtime: str, int8: bool) -> Any:
-    from transformers import exporters
-
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    options: dict[str, Any] = {"dynamic": True, "dynamic_shapes": dict.fromkeys(inputs, dynamic)}
-    if runtime == "torch":
-        return exporters.DynamoExporter().export(model, inputs, config=exporters.DynamoConfig(**options))
-    if runtime == "openvino":
-        return exporters.OpenVINOExporter().export(model, inputs, config=exporters.OpenVINOConfig(**options))
-    options["ort_fusions"] = "cpu"
-    if int8:
-        # the weights of matrix products, in 7 bits, because processors without VNNI overflow with 8
-        quantisation = exporters.OnnxRuntimeDynamicConfig(
-            op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True
-        )
-        options["quantizer"] = exporters.OnnxRuntimeQuantizer(quantisation)
-    return exporters.OnnxExporter().export(model, inputs, config=exporters.OnnxConfig(**options))
-
-
-def _forget_sources(program: Any):
-    """Take out what an exporter notes of every node: which line of which file of this machine made it."""
-    if isinstance(program, torch.export.ExportedProgram):
-        for module in program.graph_module.modules():
-            if isinstance(module, torch.fx.GraphModule):
-                for node in module.graph.nodes:
-                    node.meta.pop("stack_trace", None)
-    elif hasattr(program, "graphs"):
-        for graph in program.graphs():
-            for node in graph:
-                node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
-
-
-def _with_schedule(model: PreTrainedModel, schedule: tuple[list[int], int] | None) -> PreTrainedModel:
-    """Give the same weights one schedule and no other; `None` for another architecture."""
-    single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    if schedule is not None:
-        config: Any = copy.deepcopy(model.config)
-        config.gamma, config.eta = schedule
-        config.length_buckets = config.cascade = None
-        for module in single.modules():
-            if hasattr(module, "config"):
-                module.config = config
-    # the exporters follow eager attention at every length
-    single.set_attn_implementation("eager")
-    return single.eval()
-
-
-def _shortest_general(model: PreTrainedModel, longest: int) -> int:
-    """Give the shortest input of which a general graph can be made.
-
-    An exporter takes a length of 1 for a constant, so every layer must keep 2 positions beside the first eta, or as
-    many as it ever keeps.
-    """
-    config: Any = model.config
-    if not hasattr(config, "layer_lengths"):
-        return 2
-    enough = [min(config.eta + 2, length) for length in config.layer_lengths(longest)]
-    lengths = range(2, longest + 1)
-    return next(n for n in lengths if all(a >= b for a, b in zip(config.layer_lengths(n), enough, strict=True)))
 
 
 class ExportedConfig(PreTrainedConfig):
@@ -239,6 +73,7 @@ class ExportedClassifier(PreTrainedModel):
         config._attn_implementation = "eager"
         super().__init__(config)
         self.runtime, self.input_names = index["runtime"], index["inputs"]
+        self.variant = name_variant(index["runtime"], index["int8"])
         by_length = [entry for entry in index["graphs"] if entry["folder"] != CASCADE]
         self.limits = torch.tensor([entry["max_tokens"] for entry in by_length])
         # the graph of a cascade is the last one
@@ -295,6 +130,10 @@ class ExportedClassifier(PreTrainedModel):
             ValueError: Always.
         """
         raise ValueError("an exported classifier is saved by copying its folder.")
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Give the size of the graphs' files in bytes."""
+        return sum(path.stat().st_size for path in self.source[0].glob("graph-*/*"))
 
     @property
     def device(self) -> torch.device:
@@ -386,8 +225,9 @@ class OpenVINOGraph:
     """
 
     def __init__(self, graph: Any):
-        self.idle = [next(iter(graph.runners.values()))]
-        self.open_another = partial(type(self.idle[0]), self.idle[0].compiled_model, self.idle[0].metadata)
+        runner: Any = next(iter(graph.runners.values()))
+        self.idle = [runner]
+        self.open_another = partial(runner.__class__, runner.compiled_model, runner.metadata)
 
     def __call__(self, **inputs):
         try:
@@ -432,36 +272,6 @@ def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
         ) from error
 
 
-@torch.no_grad()
-def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, lengths: Sequence[int] = LENGTHS) -> float:
-    """Compare logits on random texts, single and in padded batches.
-
-    Args:
-        model: The original.
-        exported: What was made of it.
-        lengths: In tokens; longer ones than the model reads are left out.
-
-    Returns:
-        The largest difference of a logit.
-    """
-    config: Any = model.config
-    generator = torch.Generator().manual_seed(0)
-    largest = 0.0
-    fitting = [length for length in lengths if length <= int(exported.limits[-1])]
-    for length in fitting:
-        # alone, and as the longest of a batch
-        for batch in ([length], [length, max(1, length // 2), 2]):
-            ids = torch.randint(config.vocab_size // 2, config.vocab_size, (len(batch), length), generator=generator)
-            mask = (torch.arange(length) < torch.tensor(batch)[:, None]).long()
-            inputs = {"input_ids": torch.where(mask == 1, ids, config.pad_token_id or 0), "attention_mask": mask}
-            if "token_type_ids" in exported.input_names:
-                types = torch.randint(config.type_vocab_size, ids.shape, generator=generator)
-                inputs["token_type_ids"] = types * mask
-            expected, found = model(**inputs).logits, exported(**inputs).logits
-            largest = max(largest, (found - expected).abs().max().item())
-    return largest
-
-
 AutoModelForSequenceClassification.register(ExportedConfig, ExportedClassifier)
 
-__all__ = ["RUNTIMES", "TOLERANCE", "ExportedClassifier", "check_runtime", "export", "largest_difference"]
+__all__ = ["CASCADE", "RUNTIMES", "ExportedClassifier", "check_runtime", "name_variant"]

@@ -1,8 +1,9 @@
 """Compare the latency of saved classifiers on this machine, one input at a time or in batches.
 
 The folders, or names on the Hub, may hold any classifier of texts or of images: a stock RoBERTa, a Classformer, or
-another model with its code inside. The first one is the reference: every other model's time is given as a ratio to it
-(0.5 = twice as fast), median and quartiles over rounds in which all models take turns on every input.
+another model with its code inside; or what scripts/export_model.py has made of it. The first one is the reference:
+every other model's time is given as a ratio to it (0.5 = twice as fast), median and quartiles over rounds in which all
+models take turns on every input.
 
     python scripts/benchmark_latency.py runs/full runs/search/best --output lengths.json --plot lengths.png
     python scripts/benchmark_latency.py runs/full runs/search/best --dataset_name mrpc --output mrpc.json
@@ -39,6 +40,7 @@ from classformer_hf.evaluation import (
 )
 from classformer_hf.peers import PEERS, build_peers, count_executed_flops
 from classformer_hf.publishing import add_results, find_task, latency_results
+from classformer_hf.serving import ExportedClassifier
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
 WARMUP = 5
@@ -125,9 +127,13 @@ def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedMode
     if clashing:
         raise ValueError(f"a model and a peer are both called {clashing.pop()}; rename the folder.")
     models = {
-        label: load_classifier(folder, kind, needs_head=False).to(dtype)
-        for label, folder in zip(labels, folders, strict=True)
+        label: load_classifier(folder, kind, needs_head=False) for label, folder in zip(labels, folders, strict=True)
     }
+    for label, model in models.items():
+        if not isinstance(model, ExportedClassifier):
+            model.to(dtype)
+        elif arguments.device != "cpu" or dtype != torch.float32:
+            raise ValueError(f"{label} is an export, which has its own number format and runs on the CPU.")
     return models | build_peers(peers, arguments.peer_config, dtype), kind
 
 
@@ -198,20 +204,25 @@ def measure(
     # before the models move: the counter needs no accelerator
     flops = [
         {
-            name: sum(count_executed_flops(model, _first_row(x)) for x in inputs) / len(inputs)
+            name: None
+            if isinstance(model, ExportedClassifier)
+            else sum(count_executed_flops(model, _first_row(x)) for x in inputs) / len(inputs)
             for name, model in models.items()
         }
         for inputs in groups
     ]
     for model in models.values():
         model.to(device)
+    # other runtimes work in threads of their own
+    are_exports = any(isinstance(model, ExportedClassifier) for model in models.values())
+    clock = "process_cpu" if are_exports and arguments.num_threads == 1 else None
     records = []
     with tqdm(total=len(groups) * (WARMUP + arguments.rounds), unit="round") as progress:
         for inputs, counts in zip(groups, flops, strict=True):
             is_text = "input_ids" in inputs[0]
             tokens = sum(single["input_ids"].shape[1] for single in inputs) / len(inputs) if is_text else None
             progress.set_description(source if tokens is None else f"{source}, {tokens:.0f} tokens")
-            latencies = measure_latency(models, inputs, first, arguments.rounds, WARMUP, on_round=progress.update)
+            latencies = measure_latency(models, inputs, first, arguments.rounds, WARMUP, progress.update, clock)
             for name, latency in latencies.items():
                 records.append(
                     {
@@ -245,10 +256,11 @@ def print_table(records: list[dict]):
         ratio = f"{record['ratio']:.3f} [{record['ratio_low']:.3f} {record['ratio_high']:.3f}]"
         tokens = "" if record["tokens"] is None else f"{record['tokens']:.0f}"
         memory = "" if record["pass_bytes"] is None else f"{record['pass_bytes'] / 1e6:.1f}"
+        flops = "" if record["flops_per_input"] is None else f"{record['flops_per_input'] / 1e9:.3f}"
         print(
             f"{tokens:>6}  {record['model']:{width}}  {ratio:20}  {record['wall_p50_ms']:11.2f}"
             f"  {record['wall_p90_ms']:11.2f}  {record['inputs_per_second']:8.1f}  "
-            f"{record['flops_per_input'] / 1e9:7.3f}  {record['weights_bytes'] / 1e6:11.1f}  {memory:>8}"
+            f"{flops:>7}  {record['weights_bytes'] / 1e6:11.1f}  {memory:>8}"
         )
 
 

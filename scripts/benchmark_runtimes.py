@@ -9,7 +9,6 @@ attention. Time is the processor's for the whole process, because some runtimes 
 graphs stay in OUTPUT_DIR and are used again.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,30 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.evaluation import order_outputs
+from classformer_hf.export import export_once
+from classformer_hf.folders import is_export
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.peers import build_stock
-from classformer_hf.serving import ExportedClassifier, check_runtime, export
+from classformer_hf.serving import ExportedClassifier, check_runtime
 from classformer_hf.training import predict
 
 STOCK = "stock eager float32"
+EXPORTED = "as exported"
 VARIANTS = ("torch", "torch-compile", "torch-bf16", "onnx", "onnx-int8", "openvino")
 
 
 @dataclass
 class RuntimeArguments:
-    models: list[str] = field(metadata={"help": "Folders of trained Classformers; the first one without reductions."})
+    models: list[str] = field(
+        metadata={
+            "help": "Folders of trained Classformers, the first one without reductions; or of exports, which are "
+            "compared as they are."
+        }
+    )
     output_dir: str = field(metadata={"help": "Folder for the exported graphs."})
     variants: list[str] = field(
         default_factory=lambda: [variant for variant in VARIANTS if variant != "torch-bf16"],
@@ -64,23 +70,31 @@ class Compiled(nn.Module):
         return self.run(**inputs)
 
 
-def export_once(folder: str, runtime: str, int8: bool, output: Path) -> ExportedClassifier:
-    """Export to a folder, unless it holds the graphs of these very weights and settings."""
-    source, record = json.dumps(checkpoint_fingerprint(folder)), output / "source.json"
-    if not record.is_file() or record.read_text() != source:
-        export(folder, runtime, output, int8)
-        record.write_text(source)
-    return ExportedClassifier.from_pretrained(output, num_threads=1)
-
-
 def build(folder: str, variant: str, output: Path) -> Any:
-    """Load a folder in a variant."""
+    """Load a folder in a variant, or open an export."""
+    if is_export(Path(folder)):
+        return ExportedClassifier.from_pretrained(folder, num_threads=1)
     runtime, _, precision = variant.partition("-")
     if runtime != "torch":
         return export_once(folder, runtime, precision == "int8", output / variant)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = ClassformerForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     return Compiled(model) if precision == "compile" else model
+
+
+def list_jobs(models: list[str], variants: list[str]) -> list[tuple[str, str]]:
+    """Give folders and variants; an export is of one.
+
+    Raises:
+        ValueError: The first folder has no weights, or two have one name.
+    """
+    if is_export(Path(models[0])):
+        raise ValueError(f"the first of --models is the reference and needs weights, got the export {models[0]}.")
+    names = [Path(folder).name for folder in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"--models need different folder names, got {twice} twice.")
+    return [(folder, variant) for folder in models for variant in ([EXPORTED] if is_export(Path(folder)) else variants)]
 
 
 def check_variants(variants: list[str]):
@@ -97,19 +111,17 @@ def main():
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     check_variants(arguments.variants)
+    jobs = list_jobs(arguments.models, arguments.variants)
     tokenizer = load_tokenizer(arguments.models[0])
     task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
     split = task.splits["test"]
     full = ClassformerForSequenceClassification.from_pretrained(arguments.models[0])
     models: dict[str, Any] = {STOCK: build_stock(full, attention="eager"), "stock sdpa": build_stock(full)}
     about: dict[str, tuple[str, str]] = {STOCK: ("stock", "eager"), "stock sdpa": ("stock", "sdpa")}
-    jobs = [(folder, variant) for folder in arguments.models for variant in arguments.variants]
     for folder, variant in tqdm(jobs, desc="loading and exporting", unit="model"):
         name = f"{Path(folder).name} {variant}"
-        if name in models:
-            raise ValueError(f"--models need different folder names, got {Path(folder).name} twice.")
         models[name] = build(folder, variant, Path(arguments.output_dir) / Path(folder).name)
-        about[name] = (Path(folder).name, variant)
+        about[name] = (Path(folder).name, models[name].variant if variant == EXPORTED else variant)
     rows = []
     references = np.asarray(split["labels"])
     for name, model in tqdm(models.items(), desc="scoring", unit="model"):

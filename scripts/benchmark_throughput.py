@@ -25,7 +25,9 @@ from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.folders import is_export
 from classformer_hf.peers import build_stock
+from classformer_hf.serving import ExportedClassifier
 from classformer_hf.throughput import BATCHINGS, AllBatches, make_batches
 
 REFERENCE = "stock unsorted"
@@ -33,12 +35,21 @@ REFERENCE = "stock unsorted"
 
 @dataclass
 class ThroughputArguments:
-    models: list[str] = field(metadata={"help": "Folders of Classformers; the first one without reductions."})
+    models: list[str] = field(
+        metadata={"help": "Folders of Classformers, the first one without reductions, or of exports."}
+    )
     batch_size: int = field(default=32, metadata={"help": "Texts per batch."})
     num_texts: int = field(default=512, metadata={"help": "Texts of the test split, drawn at random."})
     rounds: int = field(default=8, metadata={"help": "Rounds of interleaved timing."})
     device: str = field(default="cpu", metadata={"help": "Where the models run."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
+
+
+def load_model(folder: str) -> Any:
+    """Load a Classformer, or open an export."""
+    if is_export(Path(folder)):
+        return ExportedClassifier.from_pretrained(folder, num_threads=1)
+    return ClassformerForSequenceClassification.from_pretrained(folder).eval()
 
 
 def main():
@@ -53,7 +64,14 @@ def main():
     split = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length).splits["test"]
     drawn = np.random.default_rng(0).permutation(len(split))[: arguments.num_texts]
     texts = [split[int(row)]["input_ids"] for row in drawn]
-    loaded = [ClassformerForSequenceClassification.from_pretrained(folder).eval() for folder in arguments.models]
+    loaded = [load_model(folder) for folder in arguments.models]
+    is_exported = [isinstance(model, ExportedClassifier) for model in loaded]
+    if is_exported[0]:
+        raise ValueError(
+            f"the first of --models is the reference and needs weights, {arguments.models[0]} is an export."
+        )
+    if any(is_exported) and arguments.device != "cpu":
+        raise ValueError(f"exports run on the CPU, got --device {arguments.device}.")
     models: dict[str, Any] = {"stock": build_stock(loaded[0])}
     models |= {Path(folder).name: model for folder, model in zip(arguments.models, loaded, strict=True)}
     if len(models) <= len(loaded):
@@ -70,7 +88,9 @@ def main():
         for batching in BATCHINGS
     }
     with tqdm(total=arguments.rounds + 1, desc="timing", unit="round") as bar:
-        found = measure_latency(runs, [{}], REFERENCE, arguments.rounds, 1, on_round=bar.update)
+        # other runtimes work in threads of their own
+        clock = "process_cpu" if any(is_exported) else None
+        found = measure_latency(runs, [{}], REFERENCE, arguments.rounds, 1, bar.update, clock)
     tokens = sum(map(len, texts))
     rows = []
     for name in models:

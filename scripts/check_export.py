@@ -23,8 +23,10 @@ from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
+from classformer_hf.export import export
+from classformer_hf.parity import LENGTHS, TOLERANCE, largest_difference
 from classformer_hf.search.space import Schedule
-from classformer_hf.serving import LENGTHS, TOLERANCE, ExportedClassifier, check_runtime, export, largest_difference
+from classformer_hf.serving import ExportedClassifier, check_runtime
 
 ETAS = (0, 2, 8)
 

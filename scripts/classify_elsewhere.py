@@ -13,6 +13,7 @@ from pathlib import Path
 
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.elsewhere import run_elsewhere
+from classformer_hf.folders import is_export
 
 DEFAULT_TEXTS = (
     'def get_charset(self):\n    """Return the charset of the message, from its Content-Type header."""\n'
@@ -51,6 +52,8 @@ def find_folder(name: str) -> Path:
         raise ValueError(f"`folder` must be a saved model folder, but {folder} does not exist; train or search one.")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder` must be a saved model folder, but {folder} has no config.json; name another.")
+    if is_export(folder):
+        raise ValueError(f"{folder} is an export, which only this project's packages open; name the model's folder.")
     return folder
 
 

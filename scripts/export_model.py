@@ -1,10 +1,11 @@
-"""Export a saved text classifier to ONNX Runtime, OpenVINO or torch.export, and check it against the original.
+"""Export a saved text classifier to ONNX Runtime, OpenVINO or torch.export, and say what changes by it.
 
     python scripts/export_model.py runs/mrpc/best --runtime onnx
     python scripts/export_model.py runs/mrpc/best --runtime onnx --int8
-    python scripts/export_model.py runs/mrpc/best --runtime openvino --output served/mrpc
+    python scripts/export_model.py your-name/model --runtime openvino --dataset_name mrpc --output served/mrpc
 
-The result lies in a folder named like the runtime, inside the model's. To use it:
+The result lies in a folder named like the runtime, inside the model's. Labels and score are compared on the
+validation split of the data set that is named; without one, logits on random texts. To use it:
 
     from transformers import pipeline
     from classformer_hf.serving import ExportedClassifier
@@ -20,8 +21,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.evaluation import load_classifier, resolve_folder
-from classformer_hf.serving import RUNTIMES, TOLERANCE, ExportedClassifier, check_runtime, export, largest_difference
+from classformer_hf.data import TaskArguments, load_task, tokenize
+from classformer_hf.evaluation import load_processor, order_outputs, resolve_folder
+from classformer_hf.export import load_for_export, write_export
+from classformer_hf.parity import TOLERANCE, compare_export, largest_difference, write_report
+from classformer_hf.serving import RUNTIMES, ExportedClassifier, check_runtime, name_variant
 
 
 @dataclass
@@ -33,23 +37,42 @@ class ExportArguments:
         default=None,
         metadata={"help": "Folder for the result; by default one named like the runtime inside the model's."},
     )
+    max_compared: int = field(
+        default=1000, metadata={"help": "Rows of the validation split that are compared, at most; drawn at random."}
+    )
 
 
 def main():
-    (arguments,) = parse_arguments((ExportArguments,), __doc__, positional="folder")
+    arguments, task_arguments = parse_arguments((ExportArguments, TaskArguments), __doc__, positional="folder")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if arguments.output is None and not Path(arguments.folder).is_dir():
         raise ValueError(
             f"there is no folder {arguments.folder}; a model of the Hub needs --output, a folder for the result."
         )
+    if arguments.max_compared < 1:
+        raise ValueError(f"--max_compared must be at least 1, got {arguments.max_compared}.")
     check_runtime(arguments.runtime, arguments.int8)
+    source = resolve_folder(arguments.folder)
+    model, tokenizer = load_for_export(source), load_processor(source)
+    task = outputs = None
+    if task_arguments.dataset_name is None:
+        print("note: no --dataset_name says what the model is for: random texts are compared")
+    else:
+        task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
+        outputs = order_outputs(model.config, task, arguments.folder)
+    output = Path(arguments.output or source / name_variant(arguments.runtime, arguments.int8))
     print(f"exporting {arguments.folder} to {arguments.runtime}, which takes a minute or two per graph ...")
-    output = export(arguments.folder, arguments.runtime, arguments.output, arguments.int8)
-    model = load_classifier(resolve_folder(arguments.folder))
-    torch.set_num_threads(1)
-    difference = largest_difference(model, ExportedClassifier.from_pretrained(output, num_threads=1))
-    print(f"{output}: largest difference of a logit {difference:.1e}")
+    write_export(source, model, output, arguments.runtime, arguments.int8)
+    print(f"comparing {output} with it ...")
+    exported = ExportedClassifier.from_pretrained(output, num_threads=torch.get_num_threads())
+    report = compare_export(model, exported, tokenizer, task, arguments.max_compared, outputs)
+    write_report(report, output)
+    print(f"{output}: {report.verdict}")
+    print(f"  beside other texts instead of alone: {report.batch_verdict}")
+    if arguments.int8:
+        print("  so it takes one text at a time, unless it is opened with batch_int8=True")
+    difference = largest_difference(model, exported)
     if not arguments.int8 and difference > TOLERANCE:
         raise ValueError(
             f"{output} differs from the model by {difference:.1e}, more than {TOLERANCE:g}; do not use it."

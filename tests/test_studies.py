@@ -203,7 +203,42 @@ def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_
     assert len(kept) == 4 and run(*command)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "graphs").rglob("graphs.json")] == kept
     assert "knows torch, torch-compile" in run(*command, "--variants", "tensorrt")[2]
+    assert (
+        "the reference and needs weights" in run(*command, "--models", tmp_path / "graphs" / "full-model" / "onnx")[2]
+    )
     assert "equals a model without reductions" in run(*command, "--models", *reversed(two_folders))[2]
+
+
+def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
+    code, _, words = run("export_model", two_folders[0], "--runtime", "torch", "--output", tmp_path / "graphs")
+    assert code == 0, words
+    models = ("--models", two_folders[0], tmp_path / "graphs", "--dataset_name", tiny_text_file, *CARVED)
+    flags = ("--variants", "torch", "--output_dir", tmp_path, "--latency_rounds", 1, "--num_inputs", 2)
+    code, _, words = run("benchmark_runtimes", *models, *flags, "--results_file", tmp_path / "runtimes.json")
+    assert code == 0, words
+    rows = json.loads((tmp_path / "runtimes.json").read_text())["rows"]
+    assert (rows[-1]["model"], rows[-1]["variant"]) == ("graphs", "torch")
+    assert rows[-1]["score"] == next(row for row in rows if row["model"] == "full-model")["score"]
+    flags = ("--rounds", 1, "--num_texts", 6, "--batch_size", 4, "--results_file", tmp_path / "throughput.json")
+    code, _, words = run("benchmark_throughput", *models, *flags)
+    assert code == 0, words
+    rows = json.loads((tmp_path / "throughput.json").read_text())["rows"]
+    assert {row["clock"] for row in rows} == {"process_cpu"} and rows[-1]["model"] == "graphs"
+
+
+def test_cost_of_one_text_at_a_time_in_int8(run, two_folders, tiny_text_file, tmp_path):
+    command = [
+        *("study_int8_batches", two_folders[1], "--dataset_name", tiny_text_file, *CARVED, "--rounds", 1),
+        *("--num_texts", 6, "--batch_sizes", 3, "--output_dir", tmp_path, "--results_file", tmp_path / "int8.json"),
+    ]
+    code, printed, words = run(*command)
+    assert code == 0, words
+    record = json.loads((tmp_path / "int8.json").read_text())
+    rows = {(row["variant"], row["batch_size"], row["order"]): row["ratio"] for row in record["rows"]}
+    orders = [(1, "unsorted"), (3, "unsorted"), (3, "sorted")]
+    assert list(rows) == [(variant, *order) for variant in ("onnx", "onnx-int8") for order in orders]
+    assert rows["onnx", 1, "unsorted"] == 1 and record["report"]["batch_difference"] > 0
+    assert "in batches of 32" in printed and "onnx-int8 3 sorted" in printed
 
 
 def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):

@@ -170,6 +170,26 @@ def runtimes_table(record: dict) -> str:
     return table(header, lines) + "\n" + note
 
 
+def int8_table(record: dict) -> str:
+    """Texts per second against float32 and one text at a time, by graph, batch size and order."""
+    rows = {(row["variant"], row["batch_size"], row["order"]): row for row in record["rows"]}
+    ways = list(dict.fromkeys(key[1:] for key in rows))
+    lines = []
+    for variant in dict.fromkeys(key[0] for key in rows):
+        own = [rows[variant, *way] for way in ways]
+        lines.append([variant, *(interval(1 / r["ratio"], 1 / r["ratio_high"], 1 / r["ratio_low"]) for r in own)])
+    header = ["graph", *("alone" if size == 1 else f"{size}, {order}" for size, order in ways)]
+    report = record["report"]
+    note = (
+        f"{record['dataset'].upper()}: texts per second relative to float32 one text at a time, in the same rounds, "
+        f"median and quartiles of {record['rows'][0]['rounds']} rounds of processor time over {record['num_texts']} "
+        f"texts of {record['mean_tokens']:.0f} tokens in the mean. In int8 against the weights: {report['verdict']}. "
+        f"Beside other texts instead of alone: {report['batch_verdict']}. {describe_hardware(record)}. Command: "
+        f"`{record['command']}`\n"
+    )
+    return table(header, lines) + "\n" + note
+
+
 def parity_table(record: dict) -> str:
     """Largest difference of a logit, by runtime and kept leading tokens."""
     rows = []

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import pipeline
 
-from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
+from classformer_hf.export import export
 from classformer_hf.folders import find_leaks, list_files
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
-from classformer_hf.serving import RUNTIMES, ExportedClassifier, export
+from classformer_hf.serving import RUNTIMES, ExportedClassifier
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
 CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}
@@ -323,16 +324,53 @@ def test_folder_without_graphs_is_refused(tmp_path):
         ExportedClassifier.from_pretrained(tmp_path)
 
 
-def test_script_exports_checks_and_refuses(run, tiny_settings, tiny_tokenizer, tmp_path, monkeypatch):
-    save(tmp_path, tiny_settings, tiny_tokenizer, gamma=[1, 2, 1], eta=2)
-    code, printed, words = run("export_model", tmp_path, "--runtime", "openvino", "--output", tmp_path / "served")
+@pytest.fixture(scope="module")
+def named_folder(tiny_settings, tiny_tokenizer, tmp_path_factory):
+    """A classifier with the labels of `tiny_text_file`."""
+    folder = tmp_path_factory.mktemp("named") / "model"
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    save(folder, tiny_settings, tiny_tokenizer, gamma=[1, 2, 1], eta=2, **labels)
+    return folder
+
+
+def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_folder, tiny_text_file, tmp_path):
+    data, output = ("--dataset_name", tiny_text_file, "--max_length", 64), tmp_path / "served"
+    flags = ("export_model", named_folder, "--runtime", "torch", "--output", output)
+    code, printed, words = run(*flags, *data, "--max_compared", 5)
     assert code == 0, words
-    assert "largest difference of a logit" in printed and (tmp_path / "served" / "graphs.json").is_file()
+    assert "0 of 5 validation rows of reviews get another label, accuracy" in printed
+    assert "instead of alone: 0 of 5 validation rows" in printed
+    report = json.loads((output / "graphs.json").read_text())["report"]
+    assert report["score_before"] == report["score_after"] and report["difference"] < 1e-4
+    code, _, words = run("evaluate_model", named_folder, output, *data, "--output", tmp_path / "scores.json")
+    assert code == 0, words
+    rows = json.loads((tmp_path / "scores.json").read_text())["models"]
+    assert rows[0] == {**rows[1], "model": rows[0]["model"]} and rows[1]["model"] == "served"
+    flags = ("benchmark_latency", named_folder, output, "--lengths", 8, "--rounds", 1)
+    code, printed, words = run(*flags, "--output", tmp_path / "times.json", "--update_card")
+    assert code == 0, words
+    record = json.loads((tmp_path / "times.json").read_text())["measurements"][1]
+    assert (record["model"], record["clock"], record["flops_per_input"]) == ("served", "process_cpu", None)
+    assert record["weights_bytes"] > 100_000 and "ExportedClassifier" in (output / "README.md").read_text()
+    code, _, words = run(*flags, "--dtype", "bfloat16")
+    assert code == 1 and "served is an export, which has its own number format" in words
+
+
+def test_script_compares_random_texts_and_refuses(run, named_folder, tmp_path, monkeypatch):
+    flags = ("export_model", named_folder, "--runtime", "torch", "--output", tmp_path / "served")
+    monkeypatch.setattr("classformer_hf.parity.largest_difference", lambda model, exported: 0.5)
+    code, printed, words = run(*flags)
+    assert code == 1 and "differs from the model by 5.0e-01" in words
+    assert "of 64 random texts get another label, largest difference of a logit" in printed
     code, _, words = run("export_model", tmp_path / "nothing")
     assert code == 1 and "there is no folder" in words and "needs --output" in words
-    monkeypatch.setattr("classformer_hf.serving.largest_difference", lambda model, exported: 0.5)
-    code, _, words = run("export_model", tmp_path, "--runtime", "openvino", "--output", tmp_path / "served")
-    assert code == 1 and "differs from the model by 5.0e-01" in words
+    code, _, words = run("export_model", tmp_path / "served", "--runtime", "torch")
+    assert code == 1 and "is an export itself" in words
+    code, _, words = run("classify_elsewhere", tmp_path / "served")
+    assert code == 1 and "is an export, which only this project's packages open" in words
+    with pytest.raises(ValueError, match="is an export, without weights; give the folder that it was made of"):
+        load_from_encoder(tmp_path / "served")
+    assert "--max_compared must be at least 1" in run(*flags, "--max_compared", 0)[2]
 
 
 @pytest.mark.slow

@@ -197,6 +197,18 @@ def checkpoint_fingerprint(name_or_path: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_classifier(name_or_path: str, num_labels: int) -> bool:
+    """Whether a checkpoint classifies into so many labels already, so that it may have been trained on a task's rows.
+
+    Raises:
+        ValueError: It is none that can be carried over.
+        OSError: There is none.
+    """
+    config = _read_config(name_or_path)
+    names = config.architectures or []
+    return any("SequenceClassification" in name for name in names) and config.num_labels == num_labels
+
+
 def _find_head(model_class: type) -> Head:
     for head in (CLASSIFIER, MASKED_LM, BARE):
         if issubclass(model_class, head.model_class):

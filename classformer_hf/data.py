@@ -8,8 +8,9 @@ validation split takes its place, and a new validation split is carved from trai
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from .columns import check_columns, describe_columns, find_text_columns
+from .handover import TaskRecord, describe_task, hash_texts
 from .hub import explain_failure, first_line
 from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
 from .limits import limit_tokenizer
@@ -36,6 +38,7 @@ NO_TOKENIZER = (
 )
 # labels of so many classes are printed
 MAX_NAMED = 10
+EMBEDDED = "standard_library"
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Task:
         truncated: Number of inputs cut per split; empty before `tokenize`.
         label_column: What the data set calls its column of labels.
         output_names: The labels in the order of a head's outputs, as the user says, for a head that does not say it.
+        record: How all that was read, for `task.json`; it knows the test split even where that is taken away.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Task:
     truncated: dict[str, int] = field(default_factory=dict)
     label_column: str = "labels"
     output_names: list[str] | None = None
+    record: TaskRecord | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_labels(self) -> int:
@@ -159,7 +164,7 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
             of range.
     """
     _check_arguments(arguments)
-    if arguments.dataset_name in (None, "standard_library"):
+    if arguments.dataset_name in (None, EMBEDDED):
         # the demo task imports Task from here
         from .corpus import load_standard_library_task
 
@@ -181,7 +186,27 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
     screen.info(
         f"{task.name}: {task.problem_type} of {task.num_labels} labels{names}, metric {metric_name}, rows: {sizes}"
     )
-    return replace(task, metric_name=metric_name, splits=splits, output_names=arguments.label_order)
+    task = replace(task, metric_name=metric_name, splits=splits, output_names=arguments.label_order)
+    return replace(task, record=_record(task, arguments))
+
+
+def _record(task: Task, arguments: TaskArguments) -> TaskRecord:
+    """Write down how a task was read, with what was inferred."""
+    name = arguments.dataset_name or EMBEDDED
+    found: dict[str, Any] = {"dataset_name": name, "metric_name": task.metric_name}
+    if name != EMBEDDED:
+        columns = dict(zip(("text_column", "text_pair_column"), task.text_columns, strict=False))
+        found |= {**columns, "label_column": task.label_column, "problem_type": task.problem_type}
+    return describe_task(
+        "text-classification",
+        task.name,
+        # the order of a checkpoint's outputs is none of the data's
+        {key: value for key, value in (asdict(arguments) | found).items() if key != "label_order"},
+        task.label_names,
+        {split: hash_texts([rows[column] for column in task.text_columns]) for split, rows in task.splits.items()},
+        {split: rows["labels"][:] for split, rows in task.splits.items()},
+        is_local=name not in (EMBEDDED, *GLUE_TASKS) and Path(name).expanduser().exists(),
+    )
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

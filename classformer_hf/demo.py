@@ -50,6 +50,8 @@ def prepare_demo_checkpoint(task: Task, folder: Path, disable_tqdm: bool = False
     if arguments.process_index == 0:
         tokenizer.save_pretrained(staging)
         model.save_pretrained(staging)
+        if task.record is not None:
+            task.record.write(staging)
         follow_umask(staging)
         staging.rename(folder)
     PartialState().wait_for_everyone()

@@ -20,6 +20,7 @@ from accelerate.utils import extract_model_from_parallel
 
 from .cards import find_card_defects
 from .elsewhere import OUR_PACKAGES, compare_output, compute_output, make_inputs
+from .handover import TaskRecord
 
 # in a folder of its own, because tools take every *.safetensors beside the weights for weights
 GOLDEN = "golden/output.safetensors"
@@ -45,7 +46,19 @@ ARRAYS = ("*.npy", "*.npz")
 # what reading JSON or Python of strangers raises
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 # what a training leaves beside a model, by the name of the file or of a folder above it
-LEFT_OUT = (*PICKLES, *ARRAYS, ".*", "_*", "*.partial", "*.lock", "checkpoint*", "poses", "runs", "wandb")
+LEFT_OUT = (
+    *PICKLES,
+    *ARRAYS,
+    "test_readings*",
+    ".*",
+    "_*",
+    "*.partial",
+    "*.lock",
+    "checkpoint*",
+    "poses",
+    "runs",
+    "wandb",
+)
 SECRETS = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}"
     r"|sk-[A-Za-z0-9_-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
@@ -75,16 +88,19 @@ def find_weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def save_folder(model: Any, folder: Path, processor: Any):
-    """Save a trained model with what prepares its inputs, and its output for fixed ones.
+def save_folder(model: Any, folder: Path, processor: Any, record: TaskRecord | None = None):
+    """Save a trained model with what prepares its inputs, its output for fixed ones, and what it was trained on.
 
     Args:
         model: Any model of transformers.
         folder: Where.
         processor: Its tokenizer or image processor.
+        record: How its data were read, for `task.json`.
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if record is not None:
+        record.write(folder)
     write_golden_output(model, folder)
     follow_umask(folder)
 

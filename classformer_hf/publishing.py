@@ -39,6 +39,7 @@ from .folders import (
     list_files,
     store_golden_output,
 )
+from .handover import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -279,28 +280,30 @@ def add_results(folder: Path, results: list[EvalResult], base_model: str | None 
         ValueError: The card is damaged.
     """
     path = folder / "README.md"
+    # a folder that is being written will be called without the ending
+    name = folder.resolve().name.removesuffix(".partial")
     if not path.is_file():
-        _new_card(folder, folder.name).save(path)
+        _new_card(folder, name).save(path)
     card = load_card(path)
 
     def measurement(result: EvalResult) -> tuple:
         # a latency's name tells what it was measured on
-        name = result.metric_name if str(result.metric_type).startswith("latency") else None
-        return result.task_type, result.dataset_name, result.dataset_split, result.metric_type, name
+        where = result.metric_name if str(result.metric_type).startswith("latency") else None
+        return result.task_type, result.dataset_name, result.dataset_split, result.metric_type, where
 
     new = {measurement(result) for result in results}
     kept = [result for result in card.data.eval_results or [] if measurement(result) not in new]
-    card.data.model_name = card.data.model_name or folder.resolve().name
+    card.data.model_name = card.data.model_name or name
     card.data.eval_results = [*kept, *results]
     card.data.base_model = base_model or card.data.base_model
     card.save(path)
 
 
 def stage_folder(folder: Path, staging: Path):
-    """Copy what belongs on the Hub, so that the folder itself is never touched.
+    """Copy what belongs on the Hub, so that the folder itself is never touched; `task.json` without what is private.
 
     Raises:
-        ValueError: A file of the model is a link out of the folder.
+        ValueError: A file of the model is a link out of the folder, or `task.json` is damaged.
     """
     if outside := find_outside_links(folder):
         raise ValueError(
@@ -309,6 +312,9 @@ def stage_folder(folder: Path, staging: Path):
     for name in list_files(folder)[0]:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, staging / name)
+    record = read_record(folder)
+    if record is not None:
+        record.write_public(staging)
 
 
 def retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:

@@ -1,6 +1,6 @@
 r"""Choose a cascade: a fast schedule for every text, and a fuller one for those whose margin is small.
 
-    python scripts/choose_cascade.py --model_name_or_path runs/sst2/supernet --dataset_name sst2 \
+    python scripts/choose_cascade.py --model_name_or_path runs/sst2/supernet \
         --required_performance 0.95 0.97 --output_dir runs/sst2-cascade --results_file results/cascade_sst2.json
 
 The model should be one that was trained for many schedules, such as the supernet that a search leaves. On the
@@ -24,9 +24,11 @@ from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import save_folder
+from classformer_hf.handover import make_flags
 from classformer_hf.labels import SINGLE_LABEL
 from classformer_hf.latency import LatencyTable, build_latency_table, count_steps
 from classformer_hf.metrics import compute_score
+from classformer_hf.readings import Evidence, choose_arguments, gather_evidence, open_model, record_reading
 from classformer_hf.search import Schedule, SearchSpace
 from classformer_hf.search.cascade import choose_cascade, margins_of
 from classformer_hf.search.certificate import certify
@@ -50,6 +52,13 @@ class CascadeArguments:
     )
     num_inputs: int = field(default=200, metadata={"help": "Texts of the test split that are timed."})
     latency_rounds: int = field(default=10, metadata={"help": "Rounds of interleaved timing."})
+    unseen: bool = field(
+        default=False,
+        metadata={"help": "Your word that a model without a task.json was not trained or chosen on the test split."},
+    )
+    read_again: bool = field(
+        default=False, metadata={"help": "Certify although the test split was read before; takes more evidence."}
+    )
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the comparison."})
 
 
@@ -79,8 +88,8 @@ def prepare_table(arguments: CascadeArguments, config: Any, longest: int) -> Lat
 class Chooser:
     """The predictions that a choice is made by, and the texts that it is reported on."""
 
-    def __init__(self, arguments: CascadeArguments, task: Task, tokenizer: Any):
-        self.arguments, self.task, self.tokenizer = arguments, task, tokenizer
+    def __init__(self, arguments: CascadeArguments, task: Task, tokenizer: Any, evidence: Evidence):
+        self.arguments, self.task, self.tokenizer, self.evidence = arguments, task, tokenizer, evidence
         self.model: Any = load_from_encoder(
             arguments.model_name_or_path, output_names=task.output_names, needs_head=True, **task.head_config
         )
@@ -140,9 +149,10 @@ class Chooser:
                 found.argmax(-1),
                 references,
                 required,
-                num_candidates=2 * len(self.arguments.required_performance),
+                num_candidates=self.evidence.count_candidates(2 * len(self.arguments.required_performance)),
             )
-            row[kind]["certificate"] = {**asdict(certificate), "sentence": certificate.sentence}
+            sentence = certificate.sentence + self.evidence.sentences
+            row[kind]["certificate"] = {**asdict(certificate), "sentence": sentence}
         twice = self.share_classified_twice(models["cascade"], split) if row["cascade"]["settings"]["cascade"] else 0.0
         row["cascade"]["classified_twice"] = twice
         inputs, rounds = sample_inputs(split, self.arguments.num_inputs), self.arguments.latency_rounds
@@ -161,7 +171,11 @@ class Chooser:
     def save(self, model: Any, required: float):
         """Write the cascade as a model folder."""
         folder = Path(self.arguments.output_dir) / f"{100 * required:g}"
-        save_folder(model, folder, self.tokenizer)
+        record = self.task.record
+        assert record is not None, "load_task makes it"
+        # what it is a choice from, and the searches that it belongs to
+        record = record.after(self.arguments.model_name_or_path, Path(self.arguments.output_dir))
+        save_folder(model, folder, self.tokenizer, record)
 
 
 def print_row(row: dict):
@@ -181,18 +195,25 @@ def print_row(row: dict):
 
 
 def main():
-    arguments, task_arguments = parse_arguments((CascadeArguments, TaskArguments), __doc__)
+    arguments, flags = parse_arguments((CascadeArguments, make_flags(TaskArguments)), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     if any(not 0 < required <= 1 for required in arguments.required_performance):
         raise ValueError(f"--required_performance is a share, 0 to 1, got {arguments.required_performance}.")
+    source = open_model(arguments.model_name_or_path, Path(arguments.model_name_or_path))
+    task_arguments = choose_arguments(TaskArguments, [source], vars(flags))
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
     if task.problem_type != SINGLE_LABEL:
         raise ValueError(f"a cascade needs classes of which one is chosen, and {task.name} is {task.problem_type}.")
-    chooser = Chooser(arguments, task, tokenizer)
+    assert task.record is not None and task.record.rows is not None, "load_task makes it"
+    test_rows = task.record.rows["test"]
+    evidence = gather_evidence([source], test_rows, "test", arguments.unseen, arguments.read_again)
+    task.splits["test"] = task.splits["test"].select(evidence.kept)
+    chooser = Chooser(arguments, task, tokenizer, evidence)
     rows = [chooser.report(required) for required in arguments.required_performance]
+    record_reading([source], test_rows[evidence.kept], True, dataset=task.name, split="test")
     for row in rows:
         print_row(row)
     write_record(

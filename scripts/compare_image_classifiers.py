@@ -1,10 +1,11 @@
 """Compare saved image classifiers: accuracy, stored parameters, file size, operations and time, side by side.
 
-    python scripts/compare_image_classifiers.py --models runs/plain/seed-42 runs/shared/seed-42 --dataset_name digits
+    python scripts/compare_image_classifiers.py --models runs/plain/seed-42 runs/shared/seed-42
 
-Works on any saved folder of an image classifier, through the Auto classes and the image processor in the folder. All
-models take turns, for one image and for a batch, on one thread; times are relative to the first model in the same
-round, and a second copy of it, the control, shows how far a ratio is from 1 by chance.
+The data are read as the first model's `task.json` says, or as the flags do where there is none. Works on any saved
+folder of an image classifier, through the Auto classes and the image processor in the folder. All models take turns,
+for one image and for a batch, on one thread; times are relative to the first model in the same round, and a second copy
+of it, the control, shows how far a ratio is from 1 by chance.
 """
 
 import copy
@@ -18,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.handover import hash_arrays, make_flags
+from classformer_hf.readings import choose_arguments, open_model, record_reading
 from vision_hf.cost import count_expanded_parameters, count_flops, forward_call, measure_ratios
 from vision_hf.data import EvaluationTransform, ImageTaskArguments, load_task
 from vision_hf.training import check_weights, match_labels, measure_accuracy
@@ -69,13 +72,14 @@ def print_table(rows: list[dict]):
 
 
 def main():
-    arguments, task_arguments = parse_arguments((CompareArguments, ImageTaskArguments), __doc__)
+    arguments, flags = parse_arguments((CompareArguments, make_flags(ImageTaskArguments)), __doc__)
     transformers_logging.disable_progress_bar()
     if arguments.split not in ("validation", "test"):
         raise ValueError(f'--split must be "validation" or "test", got {arguments.split!r}.')
     torch.set_num_threads(1)
-    task = load_task(task_arguments)
     loaded = {folder: load_folder(folder, arguments.trust_remote_code) for folder in arguments.models}
+    read = [open_model(folder, Path(folder)) for folder in arguments.models]
+    task = load_task(choose_arguments(ImageTaskArguments, read, vars(flags)))
     models = {folder: model for folder, (model, _) in loaded.items()}
     for model in models.values():
         match_labels(model.config, task.label_names)
@@ -99,6 +103,7 @@ def main():
         }
         for folder, (model, own) in loaded.items()
     ]
+    record_reading(read, hash_arrays(split["image"]), dataset=task.name, split=arguments.split)
     print_table(rows)
     print(
         f"{task.name}, {arguments.split} split, n = {len(split)}; times relative to the first "

@@ -130,7 +130,7 @@ class Comparison:
             torch.save(model.state_dict(), folder / "weights.tmp")
             (folder / "weights.tmp").replace(weights)
             if isinstance(model, ClassformerForSequenceClassification):
-                save_folder(model, folder / "model", self.tokenizer)
+                save_folder(model, folder / "model", self.tokenizer, self.task.record)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for split in ("validation", "test"):
             references = np.asarray(self.task.splits[split]["labels"])

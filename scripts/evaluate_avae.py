@@ -1,10 +1,10 @@
 r"""Evaluate saved autoencoders on the test split in random poses: error, loss, orientations, and pictures.
 
-    python scripts/evaluate_avae.py --models runs/vae/seed-42 runs/avae/seed-42 --dataset_name ylecun/mnist \
-        --augment rotation --figures_dir runs/pictures
+    python scripts/evaluate_avae.py --models runs/vae/seed-42 runs/avae/seed-42 --figures_dir runs/pictures
 
-Works on any saved folder of an autoencoder, through the Auto classes. All models see the same inputs in the same poses.
-Errors are squared, summed over the pixels of an input, and averaged; smaller is better.
+The data are read, and turned, as the first model's `task.json` says, or as the flags do where there is none. Works on
+any saved folder of an autoencoder, through the Auto classes. All models see the same inputs in the same poses. Errors
+are squared, summed over the pixels of an input, and averaged; smaller is better.
 """
 
 import math
@@ -22,6 +22,11 @@ from avae_hf.data import ShapeTask, ShapeTaskArguments, load_processor, load_tas
 from avae_hf.training import evaluate_model, summarise_terms
 from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint
+from classformer_hf.handover import hash_arrays, make_flags
+from classformer_hf.readings import choose_arguments, open_model, record_reading
+
+# flags that choose poses and no rows
+POSES = ("augment", "max_translation", "max_log_scale", "max_shear")
 
 
 @dataclass
@@ -96,9 +101,11 @@ def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict
 
 
 def main():
-    arguments, task_arguments = parse_arguments((EvaluationArguments, ShapeTaskArguments), __doc__)
+    arguments, flags = parse_arguments((EvaluationArguments, make_flags(ShapeTaskArguments)), __doc__)
     transformers_logging.disable_progress_bar()
     models = {folder: load_folder(folder, arguments.trust_remote_code) for folder in arguments.models}
+    read = [open_model(folder, Path(folder)) for folder in models]
+    task_arguments = choose_arguments(ShapeTaskArguments, read, vars(flags), POSES)
     processors = [load_processor(task_arguments, folder, arguments.trust_remote_code) for folder in models]
     if any(one.to_dict() != processors[0].to_dict() for one in processors):
         raise ValueError("the models have different image processors, so that their errors cannot be compared.")
@@ -106,6 +113,7 @@ def main():
         Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
     task = load_task(task_arguments, processors[0])
     rows = [evaluate_folder(name, model, task, arguments, task_arguments) for name, model in models.items()]
+    record_reading(read, hash_arrays(task.images["test"].numpy()), dataset=task.name, split="test")
     print_table(rows)
     what = " and ".join(task_arguments.augment)
     print(f"{task.name}, test split, n = {len(task.images['test'])}, random poses: {what}")

@@ -1,19 +1,21 @@
-r"""Evaluate saved classifiers of texts or images, of any architecture, on a dataset; by default on its test split.
+r"""Evaluate saved classifiers of texts or images, of any architecture; by default on the test split of their own data.
 
-    python scripts/evaluate_model.py runs/mrpc/best runs/mrpc-final/seed-42 --dataset_name mrpc \
-        --output results/mrpc_test.json
-    python scripts/evaluate_model.py runs/demo-vision/shared/seed-42 --dataset_name digits
+    python scripts/evaluate_model.py runs/mrpc/full runs/mrpc/best --required_performance 0.99
+    python scripts/evaluate_model.py runs/mrpc/best runs/mrpc-final/seed-42 --output results/mrpc_test.json
     python scripts/evaluate_model.py your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
 
-The test split is for the end: choose by the validation split, then run this once. With `--required_performance 0.99`
-the first of `--models` is the full model, and for each other one the same reading says whether it keeps at least 99 %
-of that score with 95 % confidence; the answer also goes to `certificate.json` in the model's folder. `--update_card`
-writes scores into the model cards, as the Hub shows them.
+How the data are read stands in the first model's `task.json`; flags are for models without one, and `--dataset_name`
+for other data. The test split is for the end: choose by the validation split, then run this once. With
+`--required_performance 0.99` the first of `--models` is the full model, and for each other one the same reading says
+whether it keeps at least 99 % of that score with 95 % confidence; the answer also goes to `certificate.json` in the
+model's folder. That takes rows that no training and no choice of either model has read, and a reading of its own.
+`--update_card` writes scores into the model cards, as the Hub shows them.
 """
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from huggingface_hub import EvalResult
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, tokenize
+from classformer_hf.data import EMBEDDED, Task, TaskArguments, load_task, tokenize
 from classformer_hf.evaluation import (
     IMAGE,
     check_device,
@@ -38,14 +40,33 @@ from classformer_hf.evaluation import (
     score_model,
     stream_examples,
 )
+from classformer_hf.handover import (
+    COLUMNS,
+    READ,
+    TaskRecord,
+    hash_input,
+    hash_texts,
+    is_other_data,
+    make_flags,
+)
 from classformer_hf.metrics import majority_score, predictions_from_logits
 from classformer_hf.publishing import add_results, write_section
+from classformer_hf.readings import (
+    Evidence,
+    ReadModel,
+    choose_arguments,
+    gather_evidence,
+    open_model,
+    record_reading,
+)
 from classformer_hf.search.certificate import certify, check_request
+from classformer_hf.sources import read_splits
 from classformer_hf.training import predict
 from vision_hf.data import ImageTaskArguments
 from vision_hf.data import load_task as load_image_task
 
 Results = list[tuple[dict, np.ndarray, np.ndarray]]
+NUM_RESAMPLES = 10_000
 
 
 @dataclass
@@ -88,6 +109,17 @@ class EvaluationArguments:
         metadata={"help": "Certify that each model but the first keeps this share of the first one's score."},
     )
     confidence: float = field(default=0.95, metadata={"help": "Of all certificates together."})
+    unseen: bool = field(
+        default=False,
+        metadata={
+            "help": "Your word, which the certificate repeats, that models without a task.json were neither trained "
+            "nor chosen on these rows."
+        },
+    )
+    read_again: bool = field(
+        default=False,
+        metadata={"help": "Certify on rows that were read before; every earlier reading halves the risk that is left."},
+    )
 
 
 def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:
@@ -105,31 +137,44 @@ def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationAr
     return score_model(name, metric_names, predictions, references), predictions, references
 
 
-def evaluate_texts(
-    folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments
-) -> tuple[dict, Results, Task]:
-    """Evaluate on a task of texts, of any kind of label; give the record, all results and the task."""
+def read_texts(arguments: EvaluationArguments, task_arguments: TaskArguments) -> tuple[Task, np.ndarray]:
+    """Give a task whose split is what is to be evaluated, and the hashes of its rows."""
     task = load_task(task_arguments, is_whole=arguments.split == "all")
     if arguments.split == "all":
-        rows = concatenate_datasets(list(task.splits.values()))
-        task = replace(task, splits=DatasetDict({"train": rows, "all": rows}))
+        every = concatenate_datasets(list(task.splits.values()))
+        task = replace(task, splits=DatasetDict({"train": every, "all": every}))
     check_arguments(arguments, task)
+    split = task.splits[arguments.split]
     if arguments.max_examples is not None:
-        split = task.splits[arguments.split]
-        task.splits[arguments.split] = split.select(range(min(arguments.max_examples, len(split))))
+        split = task.splits[arguments.split] = split.select(range(min(arguments.max_examples, len(split))))
+    return task, hash_texts([split[column] for column in task.text_columns])
+
+
+def evaluate_texts(
+    models: list[ReadModel], arguments: EvaluationArguments, task_arguments: TaskArguments
+) -> tuple[dict, Results, Task, np.ndarray, Evidence | None]:
+    """Evaluate on a task of texts, of any kind of label.
+
+    Returns:
+        The record, all results, the task, the hashes of the rows that were read, and what a certificate may rest on.
+    """
+    task, rows = read_texts(arguments, task_arguments)
+    evidence = None
+    if arguments.required_performance is not None:
+        # of a published folder the splits tell what its training read, if they are the same
+        known = [model.with_rows_of(task.record) for model in models]
+        evidence = gather_evidence(known, rows, arguments.split, arguments.unseen, arguments.read_again)
+        task.splits[arguments.split], rows = task.splits[arguments.split].select(evidence.kept), rows[evidence.kept]
     results = [
-        evaluate_folder(name, folders[name], task, arguments, task_arguments.max_length) for name in arguments.models
+        evaluate_folder(model.name, model.folder, task, arguments, task_arguments.max_length) for model in models
     ]
     facts = {"dataset": task.name, "majority_score": majority_score(task, arguments.split)}
-    return facts, results, task
+    return facts, results, task, rows, evidence
 
 
-def read_images(arguments: EvaluationArguments, task_arguments: TaskArguments) -> tuple[str, Callable]:
+def read_images(arguments: EvaluationArguments, task_arguments: ImageTaskArguments) -> tuple[str, Callable]:
     """Load a task of images; give its name, and what starts to read its pairs of image and label."""
-    shared = ("dataset_config_name", "label_column", "validation_fraction", "split_seed")
-    known = {name: getattr(task_arguments, name) for name in shared}
-    known["dataset_name"] = task_arguments.dataset_name or "digits"
-    task = load_image_task(ImageTaskArguments(image_column=arguments.image_column, **known))
+    task = load_image_task(task_arguments)
     chosen = list(task.splits) if arguments.split == "all" else [arguments.split]
 
     def read() -> Iterator[tuple[Any, str]]:
@@ -140,35 +185,51 @@ def read_images(arguments: EvaluationArguments, task_arguments: TaskArguments) -
 
 
 def evaluate_by_pipeline(
-    folders: dict[str, Path], arguments: EvaluationArguments, task_arguments: TaskArguments, kind: str
-) -> tuple[dict, Results]:
-    """Evaluate on images, or on anything that is streamed; give the record and all results."""
+    models: list[ReadModel],
+    arguments: EvaluationArguments,
+    task_arguments: TaskArguments | ImageTaskArguments,
+    kind: str,
+    label_order: list[str] | None,
+) -> tuple[dict, Results, np.ndarray]:
+    """Evaluate on images, or on anything that is streamed; give the record, all results and the rows' hashes."""
 
-    if arguments.streaming:
+    if isinstance(task_arguments, TaskArguments):
         dataset, read = stream_examples(task_arguments, arguments.split, arguments.image_column)
     else:
         dataset, read = read_images(arguments, task_arguments)
-    results = []
-    for name in arguments.models:
+    results: Results = []
+    hashes: list[np.ndarray] = []
+
+    def note(examples: Iterable[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
+        for example, label in examples:
+            hashes.append(hash_input(example))
+            yield example, label
+
+    for model in models:
+        hashes.clear()
         predictions, references = evaluate_examples(
-            folders[name],
+            model.folder,
             kind,
-            read(),
+            note(read()),
             arguments.batch_size,
             arguments.device,
-            task_arguments.max_length,
+            # images have no length
+            getattr(task_arguments, "max_length", 0),
             arguments.max_examples,
-            task_arguments.label_order,
+            label_order,
         )
-        row = score_model(name, ["accuracy", *arguments.more_metrics], predictions, references)
+        row = score_model(model.name, ["accuracy", *arguments.more_metrics], predictions, references)
         results.append((row, predictions, references))
     counts = np.bincount(results[0][2])
-    return {"dataset": dataset, "majority_score": float(counts.max() / counts.sum())}, results
+    facts = {"dataset": dataset, "majority_score": float(counts.max() / counts.sum())}
+    # the pipeline may have looked ahead
+    return facts, results, np.concatenate(hashes)[: len(results[0][2])]
 
 
-def certify_rows(results: list[tuple[dict, np.ndarray, np.ndarray]], task: Task, arguments: EvaluationArguments):
+def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence):
     """Add to every row but the first whether its model keeps the required share of the first one's score."""
     (full_row, full_predictions, references), *others = results
+    number = evidence.count_candidates(len(others))
     for (row, predictions, _), name in zip(others, arguments.models[1:], strict=True):
         certificate = certify(
             full_row["metric_name"],
@@ -177,16 +238,20 @@ def certify_rows(results: list[tuple[dict, np.ndarray, np.ndarray]], task: Task,
             references,
             arguments.required_performance,
             arguments.confidence,
-            num_candidates=len(others),
+            num_candidates=number,
+            num_resamples=count_resamples(number, arguments.confidence),
         )
         row["certificate"] = {
-            "sentence": certificate.sentence,
+            "sentence": certificate.sentence + evidence.sentences,
             **asdict(certificate),
             "full_model": full_row["model"],
             "dataset": task.name,
             "split": arguments.split,
+            "num_examples_left_out": evidence.num_dropped,
+            "reading": evidence.reading,
+            "unseen_by_word": list(evidence.vouched),
         }
-        print(f"{row['model']}: {certificate.sentence}")
+        print(f"{row['model']}: {row['certificate']['sentence']}")
         if Path(name).is_dir():
             (Path(name) / "certificate.json").write_text(json.dumps(row["certificate"], indent=2) + "\n")
 
@@ -202,6 +267,11 @@ def check_arguments(arguments: EvaluationArguments, task: Task):
             "name the full model and then at least one other."
         )
     check_request(arguments.required_performance, arguments.confidence, len(arguments.models) - 1)
+
+
+def count_resamples(num_candidates: int, confidence: float) -> int:
+    """Say how many resamples tell so small a risk."""
+    return max(NUM_RESAMPLES, math.ceil(10 * num_candidates / (1 - confidence)))
 
 
 def write_json(path: str | None, record: dict):
@@ -233,7 +303,7 @@ def update_cards(arguments: EvaluationArguments, kind: str, record: dict):
         print(f"{name}/README.md tells the score")
 
 
-def certify_models(record: dict, results: Results, task: Task, arguments: EvaluationArguments):
+def certify_models(record: dict, results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence):
     """Say whether the others keep the required share of the first one's score, and whether that means anything."""
     full, margin, majority = results[0][0], 2 * results[0][0]["standard_error"], record["majority_score"]
     if full["score"] < majority + margin:
@@ -242,11 +312,47 @@ def certify_models(record: dict, results: Results, task: Task, arguments: Evalua
             f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
         )
         print(f"warning: {record['warning']}")
-    certify_rows(results, task, arguments)
+    certify_rows(results, task, arguments, evidence)
+
+
+def choose_data(arguments: EvaluationArguments, flags: Any, models: list[ReadModel], kind: str) -> Any:
+    """Say how to read the data: as the first `task.json` has it, or as the flags say where there is none."""
+    is_image = kind == IMAGE and not arguments.streaming
+    typed = {**vars(flags), "image_column": arguments.image_column}
+    found = choose_arguments(ImageTaskArguments if is_image else TaskArguments, models, typed)
+    record = next((model.record for model in models if model.record is not None), None)
+    if record is None:
+        return found
+    if is_other_data(record, typed):
+        return found if is_image or arguments.streaming else keep_columns(found, record, typed)
+    arguments.image_column = arguments.image_column or record.arguments.get("image_column")
+    return found
+
+
+def keep_columns(found: TaskArguments, record: TaskRecord, typed: dict[str, Any]) -> TaskArguments:
+    """Take the columns of the record in other data too, if all of them are there and none is named."""
+    columns = {name: record.arguments[name] for name in COLUMNS if record.arguments.get(name)}
+    is_named = any(typed.get(name) for name in COLUMNS)
+    if is_named or not columns or found.dataset_name in (None, EMBEDDED):
+        return found
+    there = read_splits(str(found.dataset_name), found.dataset_config_name)[1]["train"].column_names
+    return replace(found, **columns) if set(columns.values()) <= set(there) else found
+
+
+def tell_seen(arguments: EvaluationArguments, models: list[ReadModel], rows: np.ndarray):
+    """Say how many of the rows trained or chose a model, whose score they flatter."""
+    for model in models:
+        is_seen = model.has_seen(rows)
+        if is_seen is not None and is_seen.any() and arguments.split not in READ:
+            print(
+                f"note: {is_seen.sum():,} of {len(rows):,} rows had been read by the training of {model.name} or by a "
+                "choice in it; they flatter its score."
+            )
 
 
 def main():
-    arguments, task_arguments = parse_arguments((EvaluationArguments, TaskArguments), __doc__, positional="models")
+    types = (EvaluationArguments, make_flags(TaskArguments))
+    arguments, flags = parse_arguments(types, __doc__, positional="models")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check_device(arguments.device)
@@ -260,11 +366,16 @@ def main():
         raise ValueError("--required_performance is for data sets of texts that are not streamed.")
     if arguments.update_card and not all(Path(name).is_dir() for name in arguments.models):
         raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
-    task = None
+    models = [open_model(name, folders[name]) for name in arguments.models]
+    task_arguments = choose_data(arguments, flags, models, kind)
+    task = evidence = None
     if by_pipeline:
-        facts, results = evaluate_by_pipeline(folders, arguments, task_arguments, kind)
+        facts, results, rows = evaluate_by_pipeline(models, arguments, task_arguments, kind, flags.label_order)
     else:
-        facts, results, task = evaluate_texts(folders, arguments, task_arguments)
+        facts, results, task, rows, evidence = evaluate_texts(models, arguments, task_arguments)
+    about = {"dataset": facts["dataset"], "split": arguments.split}
+    record_reading(models, rows, evidence is not None, **about, required_performance=arguments.required_performance)
+    tell_seen(arguments, models, rows)
     record = {
         "command": describe_command(),
         "dataset": facts["dataset"],
@@ -282,8 +393,8 @@ def main():
         low, high = row["confidence_interval"]
         print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} (95 %: {low:.4f} to {high:.4f}){more}")
     write_json(arguments.output, record)
-    if arguments.required_performance is not None:
-        certify_models(record, results, task, arguments)
+    if evidence is not None:
+        certify_models(record, results, task, arguments, evidence)
         write_json(arguments.output, record)
     if arguments.update_card:
         update_cards(arguments, kind, record)

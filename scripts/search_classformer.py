@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,25 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from classformer_hf.checkpoints import is_classifier
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.folders import find_weights
+from classformer_hf.handover import find_studies
 from classformer_hf.metrics import majority_score
 from classformer_hf.plan import Plan, describe_stop, stoppable
 from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import OneShotSettings, search_with_supernet
 from classformer_hf.search.pace import plan_fine_tuning
+from classformer_hf.search.page import describe_certification
 from classformer_hf.search.reference import check_learned, check_requirement, describe_reference
 from classformer_hf.search.report import (
     describe_finding,
     describe_table,
     format_table,
     prune_models,
+    write_full_folder,
     write_report,
     write_result_folder,
     write_results_file,
@@ -235,6 +240,12 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
         checkpoint = str(Path(training.output_dir) / "checkpoint")
         prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
     tokenizer = load_tokenizer(checkpoint)
+    if task.record is not None:
+        studies = [Path(str(training.output_dir))]
+        if search.reuse is not None:
+            studies += [Path(search.reuse), *find_studies(search.reuse)]
+        is_trained = is_classifier(checkpoint, task.num_labels)
+        task = replace(task, record=task.record.after(checkpoint, *studies, is_trained=is_trained))
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 
@@ -435,18 +446,27 @@ class Search:
         return found.result
 
     def write(self, result: SearchResult, objective: FineTuneObjective):
-        """Bring OUTPUT_DIR/best up to date, with the model that the objective trained."""
-        model_folder, journal = objective.model_folder(result.best.schedule), objective.output / "trials.jsonl"
-        (is_kept,) = broadcast_object_list([model_folder.exists()])
-        if not is_kept:
-            PartialState().print(f"training {result.best.schedule.key} again: its weights are gone")
-            objective(result.best.schedule)
+        """Bring OUTPUT_DIR/best and OUTPUT_DIR/full up to date, with the models that the objective trained."""
+        best, full = result.best.schedule, result.reference.schedule
+        model, full_model = objective.model_folder(best), objective.model_folder(full)
+        journal, record = objective.output / "trials.jsonl", self.task.record
+        # the full model's may have been deleted to save space
+        (has_full,) = broadcast_object_list([bool(find_weights(self.output / "full")) and best != full])
+        for schedule in dict.fromkeys([best, *([] if has_full else [full])]):
+            (is_kept,) = broadcast_object_list([bool(find_weights(objective.model_folder(schedule)))])
+            if not is_kept:
+                PartialState().print(f"training {schedule.key} again: its weights are gone")
+                objective(schedule)
         if self.is_main:
+            if record is not None:
+                record.write(self.output)
             files = {"latency_table.json": self.output / "latency_table.json"}
             if self.arguments.evaluation == "supernet":
                 files["search_trials.jsonl"] = self.output / "trials.jsonl"
                 files["direct_latency.json"] = self.output / "direct_latency.json"
-            write_result_folder(result, model_folder, journal, self.output / "best", self.about, files)
+            write_result_folder(result, model, journal, self.output / "best", self.about, files, record)
+            if find_weights(full_model):
+                write_full_folder(result, full_model, self.output / "full", self.about, record)
 
 
 def read_lengths(path: Path) -> list[int]:
@@ -504,6 +524,8 @@ def print_summary(folder: Path, result: SearchResult, is_one_shot: bool):
         f"speed-up: {speed}\n"
         f"model: {folder}"
     )
+    if result.best is not result.reference:
+        print(f"certify it, once: {describe_certification(folder.parent, result.required_performance)}")
 
 
 if __name__ == "__main__":

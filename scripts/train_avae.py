@@ -23,6 +23,7 @@ from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_ta
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.folders import save_folder
+from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
 from classformer_hf.training import show_progress
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
@@ -63,6 +64,20 @@ def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
     return AVAEConfig(**{**task.config_settings, **flags, **overrides}, transforms=transforms)
 
 
+def describe_shapes(task: ShapeTask, arguments: ShapeTaskArguments) -> TaskRecord:
+    """Write down how the data were read; the folder's image processor says how they were resized and normalised."""
+    name, made_by_processor = arguments.dataset_name, ("object_size", "normalize")
+    return describe_task(
+        "autoencoder",
+        task.name,
+        {key: value for key, value in asdict(arguments).items() if key not in made_by_processor},
+        task.label_names,
+        {split: hash_arrays(images.numpy()) for split, images in task.images.items()},
+        {split: labels.tolist() for split, labels in task.labels.items()},
+        is_local=name != "digits" and Path(name).expanduser().exists(),
+    )
+
+
 def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int, plan: Plan) -> dict:
     """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
 
@@ -93,6 +108,7 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
         save_folder(model, folder, task.processor)
+        describe_shapes(task, task_arguments).after(None, Path(training.output_dir)).write(folder)
         facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
         facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
         write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)

@@ -13,17 +13,18 @@ import copy
 import json
 import shutil
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
+from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import save_folder
+from classformer_hf.handover import find_studies
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
 from classformer_hf.publishing import add_results
 from classformer_hf.training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
@@ -97,7 +98,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
         tuned = fine_tune(model, task, tokenizer, arguments, resume=True, plan=plan)
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
     if training.process_index == 0:
-        save_folder(model, folder, tokenizer)
+        save_folder(model, folder, tokenizer, task.record)
         result = EvalResult(
             task_type="text-classification",
             dataset_type=task.name,
@@ -126,6 +127,12 @@ def main():
     training.require_training()
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
+    if task.record is not None:
+        # a schedule that was searched belongs to its search, and all seeds belong together
+        studies = (Path(training.output_dir), *find_studies(model_arguments.config_name))
+        checkpoint = model_arguments.model_name_or_path
+        is_trained = is_classifier(checkpoint, task.num_labels)
+        task = replace(task, record=task.record.after(checkpoint, *studies, is_trained=is_trained))
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
     plan = plan_seeds(seeds, training)
     rows = [train_seed(model_arguments, task, tokenizer, training, seed, plan) for seed in seeds]

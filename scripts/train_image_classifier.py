@@ -13,6 +13,7 @@ import json
 import shutil
 import statistics
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers.utils import logging as transformers_logging
 import vision_hf
 from classformer_hf.command import check_settings, parse_arguments, run_command
 from classformer_hf.folders import save_folder
+from classformer_hf.handover import FILE as TASK_FILE
+from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
 from classformer_hf.training import show_progress
 from vision_hf.conversion import share_weights
@@ -141,6 +144,20 @@ def name_of(checkpoint: str | None) -> str | None:
     return None if checkpoint is None or Path(checkpoint).exists() else checkpoint
 
 
+def describe_images(task: ImageTask, arguments: ImageTaskArguments) -> TaskRecord:
+    """Write down how images were read, their test split too, which nothing else has looked at."""
+    name = arguments.dataset_name
+    return describe_task(
+        "image-classification",
+        task.name,
+        asdict(arguments),
+        task.label_names,
+        {split: hash_arrays(rows["image"]) for split, rows in task.splits.items()},
+        {split: rows["labels"][:] for split, rows in task.splits.items()},
+        is_local=name != "digits" and Path(name).expanduser().exists(),
+    )
+
+
 def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, training, seed: int, plan: Plan) -> dict:
     """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
 
@@ -187,10 +204,15 @@ def main():
     transformers_logging.disable_progress_bar()
     if model_arguments.num_seeds < 1:
         raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
-    task = load_task(task_arguments).without_test()
+    whole = load_task(task_arguments)
+    task, describe = whole.without_test(), cache(lambda: describe_images(whole, task_arguments))
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
-    plan = plan_seeds(seeds, training)
-    rows = [train_seed(model_arguments, task, task_arguments, training, seed, plan) for seed in seeds]
+    plan, rows = plan_seeds(seeds, training), []
+    for seed in seeds:
+        rows.append(train_seed(model_arguments, task, task_arguments, training, seed, plan))
+        folder = Path(training.output_dir, f"seed-{seed}")
+        if training.process_index == 0 and not (folder / TASK_FILE).exists():
+            describe().after(model_arguments.model_name_or_path, folder.parent).write(folder)
     if training.process_index != 0:
         return
     for row in rows:

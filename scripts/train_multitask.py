@@ -25,6 +25,7 @@ from classformer_hf.command import check_settings, describe_command, parse_argum
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tasks, load_tokenizer
 from classformer_hf.folders import save_folder
+from classformer_hf.handover import join_records
 from classformer_hf.limits import check_first_token, check_inputs
 from classformer_hf.multitask import MultitaskClassformer, mix_tasks
 from classformer_hf.plan import describe_lost_training, stoppable
@@ -145,6 +146,8 @@ def main():
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
         # whole, as readers expect it: with a pooler
         save_folder(trained.copy_to(encoder), output, tokenizer)
+        records = [task.record for task in tasks if task.record is not None]
+        join_records(records, arguments.model_name_or_path, output).write(output)
         results.write_text(json.dumps(row, indent=2) + "\n")
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         print(

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.folders import GOLDEN, check_golden_output, write_golden_output
+from classformer_hf.handover import read_record
 
 NAMES = ("train_classformer", "train_multitask", "pretrain_classformer", "train_image_classifier", "train_avae")
 OPTIONS = {
@@ -66,6 +67,11 @@ def test_trained_folder_gives_the_output_stored_with_it(run, trainings, tmp_path
     folder = tmp_path / "out" / place
     assert (folder / GOLDEN).is_file()
     check_golden_output(open_model(folder), folder)
+    # so does what it was trained on; of running text nothing is judged
+    record = read_record(folder)
+    assert (record is None) == (name == "pretrain_classformer")
+    if record is not None:
+        assert len(record.seen) > 0 and (tmp_path / "out") in record.studies
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,16 +1,19 @@
 """The command lines on tiny data: the main job end to end, resuming, and one sentence for what a user can mend."""
 
+import dataclasses
 import json
 import os
 import re
 import resource
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 from classformer_hf.command import check_settings
 from classformer_hf.data import TaskArguments
 from classformer_hf.folders import check_golden_output
+from classformer_hf.handover import read_record
 from classformer_hf.metrics import compute_score
 from classformer_hf.search import SearchSpace
+from classformer_hf.search.page import Account, certificate_command, describe_certification
 from classformer_hf.training import ClassformerTrainingArguments
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -70,6 +75,68 @@ def test_search_leaves_a_whole_folder(searched):
         printed,
     )
     assert str(output) not in (output / "best" / "README.md").read_text()
+
+
+def test_search_leaves_the_full_model_and_what_was_read(searched, tiny_text_file):
+    output, *_ = searched
+    names = {path.name for path in (output / "full").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "modeling_classformer.py", "tokenizer_config.json"}
+    assert names >= {"README.md", "golden", "task.json", "task_rows.npz"}
+    assert json.loads((output / "full" / "config.json").read_text())["gamma"] == [1, 1, 1]
+    card = (output / "full" / "README.md").read_text()
+    assert "# full\n" in card and "name: full\n" in card and "partial" not in card
+    (model, *_) = (output / "models").iterdir()
+    for folder in (output, output / "best", output / "full", model):
+        record = read_record(folder)
+        assert record.studies == (output,) and record.arguments["dataset_name"] == str(tiny_text_file)
+        assert {name: split["rows"] for name, split in record.splits.items()} == {
+            "train": 36,
+            "validation": 12,
+            "test": 16,
+        }
+
+
+def test_command_of_the_report_works_as_printed(run, searched, monkeypatch, tmp_path):
+    output, printed, _ = searched
+    study = shutil.copytree(output, tmp_path / "runs" / "a search")
+    monkeypatch.chdir(tmp_path)
+    for name in ("full", "best"):
+        # nothing tells what the classifier was trained on that this search was given
+        record = read_record(study / name)
+        assert record.seen is None
+        dataclasses.replace(record, before=np.array([], dtype=np.uint64)).write(study / name)
+    account = Account(study, SimpleNamespace(required_performance=0.9), {})
+    # the full model needs no certificate
+    is_found = json.loads((output / "best" / "config.json").read_text())["gamma"] != [1, 1, 1]
+    assert (describe_certification(output, 0.5) in printed) == is_found
+    python, script, *arguments = shlex.split(certificate_command(account))
+    assert (python, script) == ("python", "scripts/evaluate_model.py")
+    assert arguments == ["runs/a search/full", "runs/a search/best", "--required_performance", "0.9"]
+    code, printed, words = run("evaluate_model", *arguments)
+    assert code == 0, words
+    assert "reviews test: 16 examples" in printed and (study / "best" / "certificate.json").exists()
+    (line,) = (study / "test_readings.jsonl").read_text().splitlines()
+    # the same line stands in all folders of the search, and the winners' own know it through it
+    assert line == (study / "full" / "test_readings.jsonl").read_text().strip()
+    (model, *_) = (study / "models").iterdir()
+    code, _, words = run("evaluate_model", model, *arguments[1:], "--unseen")
+    assert code == 1 and "--read_again" in words
+
+
+def test_full_model_comes_back(run, searched, tmp_path):
+    output, _, flags = searched
+    study = shutil.copytree(output, tmp_path / "study")
+    flags = [study if flag == output else flag for flag in flags]
+    full = study / "models" / "1-1-1_eta0"
+    # from its copy, and without it from a training
+    shutil.rmtree(full)
+    code, printed, words = run("search_classformer", *flags)
+    assert code == 0 and "its weights are gone" not in printed, words
+    for path in full, study / "full":
+        shutil.rmtree(path, ignore_errors=True)
+    code, printed, words = run("search_classformer", *flags)
+    assert code == 0 and "training 1-1-1_eta0 again: its weights are gone" in printed, words
+    assert (study / "full" / "model.safetensors").exists()
 
 
 def printed_trial(output: Path, data: dict) -> str:
@@ -352,6 +419,8 @@ def test_training_takes_a_found_architecture_and_seeds(
     for seed in (42, 43):
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final" / f"seed-{seed}")
         assert (model.config.gamma, model.config.eta) == (expected["gamma"], expected["eta"])
+    # the search that found it and all seeds share the test split
+    assert read_record(tmp_path / "final" / "seed-43").studies == (tmp_path / "final", output)
     # a second call trains nothing
     stamp = (tmp_path / "final" / "seed-42" / "model.safetensors").stat().st_mtime_ns
     assert run("train_classformer", *flags)[0] == 0
@@ -482,7 +551,7 @@ def test_evaluation_certifies_all_but_the_first_model(run, full_and_candidate, t
             "--device",
             "cpu",
         ),
-        *("--split", "validation", "--required_performance", 0.99, "--output", tmp_path / "scores.json"),
+        *("--split", "validation", "--required_performance", 0.99, "--output", tmp_path / "scores.json", "--unseen"),
     )
     assert code == 0, words
     first, *others = json.loads((tmp_path / "scores.json").read_text())["models"]

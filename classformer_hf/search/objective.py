@@ -132,8 +132,15 @@ class FineTuneObjective:
             measurement: Of the earlier trial; what was timed there is left out.
             model: Folder of the trained model; it is copied.
         """
-        if not self.model_folder(schedule).exists():
-            on_main_process(lambda: shutil.copytree(model, self.model_folder(schedule), dirs_exist_ok=True) and None)
+        folder, record = self.model_folder(schedule), self.task.record
+
+        def copy():
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+            if record is not None:
+                record.write(folder)
+
+        if not folder.exists():
+            on_main_process(copy)
         self.adopted[schedule] = {name: measurement[name] for name in TRAINED if name in measurement}
 
     def identity(self) -> dict[str, Any]:
@@ -211,7 +218,7 @@ class FineTuneObjective:
             predictions = predictions_from_logits(self.task.problem_type, logits)
             score = compute_score(self.task.metric_name, predictions, np.asarray(references))
         folder = self.model_folder(schedule)
-        save_folder(trained, folder, self.tokenizer)
+        save_folder(trained, folder, self.tokenizer, self.task.record)
         np.save(folder / PREDICTIONS, predictions)
         return {
             "score": score,

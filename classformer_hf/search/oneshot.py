@@ -442,6 +442,8 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         extract_model_from_parallel(model, keep_fp32_wrapper=False).save_pretrained(partial)
         objective.tokenizer.save_pretrained(partial)
+        if objective.task.record is not None:
+            objective.task.record.write(partial)
         follow_umask(partial)
         (partial / "supernet.json").write_text(json.dumps(record, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)

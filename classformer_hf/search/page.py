@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..command import describe_command
+from ..handover import FILE as TASK_FILE
 from . import figures
 from .constrained import SIGNIFICANT, SMALLEST_ERROR, MonotonicityAudit, audit_monotonicity, is_shorter
 from .figures import latency_quartiles, latency_source, speedup_against_stock
@@ -188,6 +190,7 @@ def write_report(output: Path, result: SearchResult, about: dict[str, Any]) -> P
         pictures=pictures,
         certificate=account.read_json("best/certificate.json"),
         certificate_command=certificate_command(account),
+        is_history_known=(account.read_json(TASK_FILE) or {}).get("rows_read_before", 0) is not None,
         doubts=list_doubts(account),
         command=describe_command(),
     )
@@ -281,16 +284,18 @@ def _describe_trial(trial: Trial, result: SearchResult) -> dict[str, Any]:
 
 def certificate_command(account: Account) -> str:
     """Write the command that reads the test split once and certifies the result, or refuses to."""
-    output = account.output
-    is_portable = not output.is_absolute() and ".." not in output.parts
-    shown = output.as_posix() if is_portable else f"path/to/{output.name}"
-    full = f"{shown}/{'winners/' if account.is_one_shot else ''}models/{account.result.reference.schedule.key}"
-    # without a data set the script takes the embedded one
-    data = f" --dataset_name {account.about['dataset']}" if account.about.get("base_model") else ""
-    return (
-        f"python scripts/evaluate_model.py --models {full} {shown}/best{data} "
-        f"--required_performance {account.result.required_performance:g}"
-    )
+    output = account.output.resolve()
+    # where a folder outside the project lies says nothing elsewhere
+    is_inside = output.is_relative_to(Path.cwd())
+    shown = output.relative_to(Path.cwd()) if is_inside else Path("path/to", output.name)
+    return describe_certification(shown, account.result.required_performance)
+
+
+def describe_certification(output: Path, required_performance: float) -> str:
+    """Write the command that certifies what a search has left in a folder."""
+    models = [(output / name).as_posix() for name in ("full", "best")]
+    flags = ["--required_performance", f"{required_performance:g}"]
+    return shlex.join(["python", "scripts/evaluate_model.py", *models, *flags])
 
 
 def list_doubts(account: Account) -> list[str]:

@@ -16,7 +16,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..command import describe_command
 from ..configuration_classformer import ClassformerConfig
 from ..folders import digest, find_weights, follow_umask
-from ..publishing import latency_results
+from ..handover import FILE as TASK_FILE
+from ..handover import TaskRecord
+from ..publishing import add_results, latency_results
+from ..readings import copy_readings
 from .figures import (
     draw_pareto,
     latency_quartiles,
@@ -189,6 +192,7 @@ def write_result_folder(
     output: Path,
     about: dict[str, Any],
     extra_files: Mapping[str, Path] | None = None,
+    record: TaskRecord | None = None,
 ):
     """Write the folder that is the search's product; an earlier one is replaced only when the new one is whole.
 
@@ -199,9 +203,11 @@ def write_result_folder(
         result: What the search found.
         model_folder: The trained best model with its tokenizer.
         journal: The `trials.jsonl`.
-        output: The folder to write: model, code, tokenizer, `search.json`, `trials.jsonl`, `pareto.png`, model card.
+        output: The folder to write: model, code, tokenizer, `search.json`, `trials.jsonl`, `pareto.png`, `task.json`,
+            model card.
         about: Goes into `search.json` and the card.
         extra_files: Other files of the search by the name that they get; those that do not exist are left out.
+        record: How the data were read.
     """
     staging = output.with_name(output.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -213,6 +219,8 @@ def write_result_folder(
     else:
         shutil.copytree(model_folder, staging)
         follow_umask(staging)
+    if record is not None:
+        record.write(staging)
     files = {"trials.jsonl": journal, **(extra_files or {})}
     for name, path in files.items():
         if path.exists():
@@ -226,6 +234,53 @@ def write_result_folder(
         _renew(output, staging)
     else:
         _replace(output, staging, files)
+
+
+def write_full_folder(
+    result: SearchResult, model_folder: Path, output: Path, about: dict[str, Any], record: TaskRecord | None = None
+):
+    """Write the folder of the full model, which the result is compared with; where it is there already, it stays.
+
+    Args:
+        result: What the search found.
+        model_folder: The trained full model with its tokenizer.
+        output: The folder to write: model, code, tokenizer, `search.json`, `task.json`, model card.
+        about: Goes into the card.
+        record: How the data were read.
+    """
+    if _is_same_model(output, model_folder) and (output / "README.md").exists():
+        if record is not None and not (output / TASK_FILE).exists():
+            record.write(output)
+        return
+    staging = output.with_name(output.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(model_folder, staging)
+    follow_umask(staging)
+    if record is not None:
+        record.write(staging)
+    full = result.reference
+    add_results(staging, [_validation_result(about["dataset"], full.measurement)], _hub_name(about))
+    data = {name: full.measurement.get(name) for name in ("metric_name", "score", "standard_error", "num_examples")}
+    data = {"dataset": about["dataset"], **data, CARD_DIGEST: digest(staging / "README.md")}
+    (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
+    _replace(output, staging, ())
+
+
+def _validation_result(dataset: str, measurement: Mapping[str, Any]) -> EvalResult:
+    """Say a validation score as a model-index does."""
+    return EvalResult(
+        task_type="text-classification",
+        metric_type=measurement["metric_name"],
+        metric_value=round(measurement["score"], 4),
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split="validation",
+    )
+
+
+def _hub_name(about: Mapping[str, Any]) -> str | None:
+    """Give the base model's name; a local folder's is all that is known of it, and may be another's on the Hub."""
+    return about["base_model"] if "/" in (about["base_model"] or "") else None
 
 
 def _is_same_model(folder: Path, other: Path) -> bool:
@@ -258,6 +313,7 @@ def _replace(output: Path, staging: Path, search_files: Iterable[str]):
     """Put a new model's folder in the place of the earlier one, which is kept if anything was added to it."""
     added = []
     if output.exists():
+        copy_readings(output, staging)
         names = {path.name for path in output.iterdir()} - {path.name for path in staging.iterdir()}
         added = sorted(names - set(search_files)) + ["README.md"] * _has_foreign_card(output)
     candidates = (output.with_name(f"{output.name}-earlier-{number}") for number in itertools.count(1))
@@ -283,16 +339,7 @@ def _replace(output: Path, staging: Path, search_files: Iterable[str]):
 
 def write_card(data: dict[str, Any], folder: Path):
     """Render the model card from the content of `search.json`."""
-    results = [
-        EvalResult(
-            task_type="text-classification",
-            metric_type=data["metric_name"],
-            metric_value=round(data["score"], 4),
-            dataset_type=data["dataset"],
-            dataset_name=data["dataset"],
-            dataset_split="validation",
-        )
-    ]
+    results = [_validation_result(data["dataset"], data)]
     found = {quantile: data[f"latency_{quantile}_milliseconds"] for quantile in ("p50", "p90")}
     if data["hardware"] and None not in found.values():
         results += latency_results("text-classification", data["dataset"], found, data["hardware"])
@@ -300,8 +347,7 @@ def write_card(data: dict[str, Any], folder: Path):
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["classformer", "sequence-length-reduction", "text-classification"],
-        # of a local checkpoint only the folder's name is known, and that may be another's on the Hub
-        base_model=data["base_model"] if "/" in (data["base_model"] or "") else None,
+        base_model=_hub_name(data),
         model_name=folder.name.removesuffix(".partial"),
         eval_results=results,
     )
@@ -321,6 +367,7 @@ __all__ = [
     "prune_models",
     "summary",
     "write_card",
+    "write_full_folder",
     "write_report",
     "write_result_folder",
     "write_results_file",

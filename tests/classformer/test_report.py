@@ -230,11 +230,11 @@ def test_page_says_what_was_found_and_how(one_shot):
     assert "of 50 trials kept the requirement" in page.text
     assert "a processor" in page.text and "float32" in page.text and "3,668" in page.text
     assert "python " in page.text
-    key, name = SPACE.full.key, output.name
+    name = output.name
     assert (
-        f"scripts/evaluate_model.py --models path/to/{name}/winners/models/{key} path/to/{name}/best "
-        "--dataset_name mrpc --required_performance 0.95"
-    ) in page.text
+        f"python scripts/evaluate_model.py path/to/{name}/full path/to/{name}/best --required_performance 0.95"
+        in page.text
+    )
     # the loss that is allowed is above the standard error, and so nothing is said about it
     assert "is smaller than the standard error" not in page.text
 

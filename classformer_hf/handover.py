@@ -1,0 +1,362 @@
+"""The hand-over `task.json`: what the training or search behind a model folder read, and how to read it again.
+
+Beside it lies `task_rows.npz`: 64-bit hashes of the normalised inputs of every split, without labels. By them an
+evaluation tells which rows have been seen, wherever the data lie now and however they are split. What is published says
+neither (short texts could be guessed from their hashes) nor where local files lie.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILE = "task.json"
+ROWS = "task_rows.npz"
+# arguments that name columns, those that only limit a split, and those that say which data set it is
+COLUMNS = ("text_column", "text_pair_column", "label_column", "image_column")
+LIMITS = ("max_train_samples", "max_validation_samples", "max_test_samples")
+SOURCE = ("dataset_name", "dataset_config_name")
+# what a training and a choice between models read
+READ = ("train", "validation")
+# the key of what the training of the checkpoint had read before
+BEFORE = "checkpoint"
+
+
+def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
+    """Hash rows of texts to 64 bits, so that case, blanks and Unicode's several spellings make no difference.
+
+    Args:
+        columns: One, or two for pairs.
+
+    Returns:
+        Unsigned integers, (N,).
+    """
+
+    def normalise(text: str) -> str:
+        return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+    # no normalised text holds a line break
+    return _hash("\n".join(map(normalise, row)).encode() for row in zip(*columns, strict=True))
+
+
+def hash_arrays(arrays: Iterable[Any]) -> np.ndarray:
+    """Hash decoded images, or other arrays, to 64 bits; images of any mode as RGB."""
+
+    def read(value: Any) -> np.ndarray:
+        return np.asarray(value.convert("RGB") if hasattr(value, "convert") else value)
+
+    return _hash(str(array.shape).encode() + array.tobytes() for array in map(read, arrays))
+
+
+def hash_input(value: Any) -> np.ndarray:
+    """Hash one input of a pipeline, an image or a mapping of one or two texts; (1,)."""
+    return hash_texts([[text] for text in value.values()]) if isinstance(value, Mapping) else hash_arrays([value])
+
+
+def _hash(contents: Iterable[bytes]) -> np.ndarray:
+    digests = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What was read for a model.
+
+    Attributes:
+        kind: Pipeline of the model, such as "text-classification".
+        dataset: Name for reports.
+        arguments: How the data were read, by the names of the command's flags; columns, problem type and metric as they
+            were found. `dataset_name` is `None` where that was a local file and the record has been published.
+        label_names: In the order of the ids.
+        splits: By name: "rows", their number, and "fingerprint", 16 hex digits of inputs and labels.
+        dataset_path: Where local data lay.
+        rows: Hashes by split, in its order; `None` where they are gone.
+        before: Hashes of what the training of the checkpoint had read; `None` where that is not known.
+        studies: Folders of the searches and trainings that this model belongs to; they share the test split.
+    """
+
+    kind: str
+    dataset: str
+    arguments: dict[str, Any]
+    label_names: list[str]
+    splits: dict[str, dict[str, Any]]
+    dataset_path: str | None = None
+    rows: dict[str, np.ndarray] | None = None
+    before: np.ndarray | None = dataclasses.field(default_factory=lambda: np.array([], dtype=np.uint64))
+    studies: tuple[Path, ...] = ()
+
+    @property
+    def seen(self) -> np.ndarray | None:
+        """Hashes of all rows that trained or chose the model; `None` where they are not all known."""
+        if self.rows is None or self.before is None:
+            return None
+        return np.unique(np.concatenate([*(self.rows[name] for name in READ if name in self.rows), self.before]))
+
+    def after(self, checkpoint: str | Path | None, *studies: Path, is_trained: bool = False) -> "TaskRecord":
+        """Give the record of a model that starts from a checkpoint, whose training counts too.
+
+        Args:
+            checkpoint: Folder or Hub name; only a folder with a record tells anything.
+            studies: Folders of the search or training that the model belongs to.
+            is_trained: Whether it may have been trained on these very data, as a classifier of as many labels, so that
+                nothing is known where it has no record.
+        """
+        earlier = None if checkpoint is None else read_record(Path(checkpoint))
+        folders = (*map(Path.resolve, studies), *(earlier.studies if earlier else ()), *self.studies)
+        before = self.before
+        if earlier is None and is_trained:
+            before = None
+        if earlier is not None and before is not None:
+            known = earlier.with_rows_of(self).seen
+            mine = [self.rows[split] for split in READ if split in self.rows] if self.rows else [before]
+            before = None if known is None else np.setdiff1d(np.union1d(before, known), np.concatenate(mine))
+        return replace(self, before=before, studies=tuple(dict.fromkeys(folders)))
+
+    def with_rows_of(self, other: "TaskRecord") -> "TaskRecord":
+        """Take the hashes from a record of the same splits, if there are none, as in a folder that was published."""
+        is_same = all(self.splits.get(name) == other.splits.get(name) for name in READ)
+        return replace(self, rows=other.rows) if self.rows is None and is_same else self
+
+    def write(self, folder: Path):
+        """Write `task.json` and `task_rows.npz` into a folder."""
+        root = folder.resolve()
+        content = self._public() | {
+            "arguments": self.arguments,
+            "dataset_path": self.dataset_path,
+            "studies": [Path(os.path.relpath(study, root)).as_posix() for study in self.studies],
+        }
+        (folder / FILE).write_text(json.dumps(content, indent=2) + "\n")
+        if self.rows is not None:
+            before = {} if self.before is None else {BEFORE: self.before}
+            np.savez(folder / ROWS, allow_pickle=False, **self.rows, **before)
+
+    def write_public(self, folder: Path):
+        """Write what a stranger may know: no hashes, no places on this machine."""
+        (folder / FILE).write_text(json.dumps(self._public(), indent=2) + "\n")
+        (folder / ROWS).unlink(missing_ok=True)
+
+    def _public(self) -> dict[str, Any]:
+        is_local = self.dataset_path is not None
+        return {
+            "kind": self.kind,
+            "dataset": self.dataset,
+            "arguments": self.arguments | ({"dataset_name": None} if is_local else {}),
+            "label_names": self.label_names,
+            "splits": self.splits,
+            "rows_read_before": None if self.before is None else len(self.before),
+        }
+
+    def is_source(self, dataset_name: str) -> bool:
+        """Whether a name means the data set that was read."""
+        if self.dataset_path is not None:
+            named, known = Path(dataset_name).expanduser(), Path(self.dataset_path)
+            if named.exists() and known.exists():
+                return named.resolve() == known.resolve()
+        return dataset_name == self.arguments.get("dataset_name")
+
+    def find_source(self, name: str) -> str:
+        """Give the data set's name or place as it can be read now.
+
+        Args:
+            name: Of the model, for the error.
+
+        Raises:
+            ValueError: The files are not where they were.
+        """
+        given = self.arguments.get("dataset_name")
+        places = [place for place in (self.dataset_path, given) if place is not None]
+        if self.dataset_path is None and given is not None:
+            return given
+        for place in places:
+            if Path(place).expanduser().exists():
+                return place
+        where = f" ({given})" if given else ""
+        raise ValueError(
+            f"{name} was trained on the local data set {self.dataset}{where}, which is not here; say by --dataset_name "
+            "where it lies now, or which other one to read."
+        )
+
+
+def describe_task(
+    kind: str,
+    dataset: str,
+    arguments: Mapping[str, Any],
+    label_names: Sequence[str],
+    rows: Mapping[str, np.ndarray],
+    labels: Mapping[str, Any],
+    is_local: bool,
+) -> TaskRecord:
+    """Make the record of data that were just read.
+
+    Args:
+        kind: As in [`TaskRecord`].
+        dataset: Name for reports.
+        arguments: How they were read.
+        label_names: In the order of the ids.
+        rows: What [`hash_texts`] or [`hash_arrays`] gives, by split.
+        labels: By split, as JSON can hold them.
+        is_local: Whether `dataset_name` is a file or folder.
+    """
+    splits = {}
+    for name, hashes in rows.items():
+        digest = hashlib.sha256(hashes.tobytes() + json.dumps(labels[name]).encode())
+        splits[name] = {"rows": len(hashes), "fingerprint": digest.hexdigest()[:16]}
+    path = str(Path(str(arguments["dataset_name"])).expanduser().resolve()) if is_local else None
+    return TaskRecord(kind, dataset, dict(arguments), list(label_names), splits, path, dict(rows))
+
+
+def join_records(records: Sequence[TaskRecord], checkpoint: str, study: Path) -> TaskRecord:
+    """Make the record of an encoder that was trained on the train splits of several tasks.
+
+    Args:
+        records: One per task.
+        checkpoint: What it started from.
+        study: Folder of the training.
+    """
+    shared = {name: records[0].arguments[name] for name in ("max_length", "max_train_samples", "split_seed")}
+    whole = TaskRecord(
+        "multitask",
+        ", ".join(one.dataset for one in records),
+        {"dataset_names": [one.dataset for one in records], **shared},
+        [],
+        {f"train of {one.dataset}": one.splits["train"] for one in records},
+        rows={"train": np.concatenate([one.rows["train"] for one in records if one.rows is not None])},
+    )
+    return whole.after(checkpoint, study)
+
+
+def read_record(folder: Path) -> TaskRecord | None:
+    """Read a folder's record; `None` where it has none, as of checkpoints and of folders from elsewhere.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        content = json.loads((folder / FILE).read_text())
+        texts, mappings = ("kind", "dataset"), ("arguments", "splits")
+        are_texts = all(isinstance(content[name], str) for name in texts)
+        if not are_texts or not all(isinstance(content[name], dict) for name in mappings):
+            raise TypeError("an entry is of another type")
+        rows, before = None, None
+        if (folder / ROWS).is_file():
+            with np.load(folder / ROWS, allow_pickle=False) as stored:
+                rows = {name: stored[name] for name in stored}
+                before = rows.pop(BEFORE, None)
+        elif content["rows_read_before"] == 0:
+            before = np.array([], dtype=np.uint64)
+        places = [(folder / str(study)).resolve() for study in content.get("studies", [])]
+        return TaskRecord(
+            content["kind"],
+            content["dataset"],
+            content["arguments"],
+            [str(name) for name in content["label_names"]],
+            content["splits"],
+            content.get("dataset_path"),
+            rows,
+            before,
+            tuple(place for place in places if place.is_dir()),
+        )
+    # of parsers, of archives, and of a file that holds something else
+    except Exception as error:
+        raise ValueError(
+            f"{folder / FILE} or {ROWS} beside it is damaged ({type(error).__name__}: {error}); restore it, or delete "
+            "both, and the folder is one of which nothing is known."
+        ) from error
+
+
+def find_studies(path: str | Path | None) -> tuple[Path, ...]:
+    """Give the searches and trainings that a model belongs to, by its folder or a file in it."""
+    folder = None if path is None else Path(path)
+    folder = folder.parent if folder is not None and folder.is_file() else folder
+    record = None if folder is None else read_record(folder)
+    return record.studies if record else ()
+
+
+def make_flags(kind: type) -> type:
+    """Give a dataclass of arguments without its defaults, to tell what was typed; `None` is what was not."""
+    # the parser of command lines changes the types of the fields themselves
+    hints = typing.get_type_hints(kind)
+    fields = [
+        (field.name, hints[field.name] | None, dataclasses.field(default=None, metadata=field.metadata))
+        for field in dataclasses.fields(kind)
+    ]
+    return dataclasses.make_dataclass(f"{kind.__name__}Flags", fields)
+
+
+def resolve_arguments(
+    kind: type, name: str, record: TaskRecord | None, typed: Mapping[str, Any], free: Sequence[str] = ()
+) -> Any:
+    """Say how to read the data that a model is evaluated on: as its record says, or another data set that is named.
+
+    Args:
+        kind: Dataclass of the arguments; its defaults stand for what neither the record nor the command says.
+        name: Of the model, for errors.
+        record: The model's.
+        typed: Flags of the command, without those that were not given.
+        free: Flags that choose no rows and may differ.
+
+    Returns:
+        The arguments; of another data set without the record's columns and limits.
+
+    Raises:
+        ValueError: A flag contradicts the record, or the data are not where they were.
+    """
+    fields = typing.get_type_hints(kind)
+    known = {key: value for key, value in (record.arguments if record else {}).items() if key in fields}
+    if known.get("dataset_name") is None:
+        known.pop("dataset_name", None)
+    wrong = [key for key, value in known.items() if not _is_of_type(value, fields[key])]
+    if wrong:
+        raise ValueError(f"{name}/{FILE} has {wrong[0]} {known[wrong[0]]!r}, which is of another type; restore it.")
+    if record is None:
+        return kind(**typed)
+    if is_other_data(record, typed):
+        kept = {key: value for key, value in known.items() if key not in (*COLUMNS, *LIMITS, *SOURCE)}
+        return kind(**{**kept, **typed})
+    for key, value in typed.items():
+        if key not in (*free, "dataset_name") and key in known and value != known[key]:
+            raise ValueError(
+                f"{name} was trained with {key} {known[key]} (its {FILE}), and --{key} says {value}; leave the flag "
+                "out, or evaluate on another data set by --dataset_name."
+            )
+    return kind(**{**known, **typed, "dataset_name": record.find_source(name)})
+
+
+def is_other_data(record: TaskRecord, typed: Mapping[str, Any]) -> bool:
+    """Whether typed flags name another data set than a record's."""
+    name, config = (typed.get(key) for key in SOURCE)
+    is_other_config = config is not None and config != record.arguments.get("dataset_config_name")
+    return is_other_config or (name is not None and not record.is_source(name))
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = [typing.get_origin(option) or option for option in options]
+    return isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
+
+
+__all__ = [
+    "FILE",
+    "ROWS",
+    "TaskRecord",
+    "describe_task",
+    "find_studies",
+    "hash_arrays",
+    "hash_input",
+    "hash_texts",
+    "is_other_data",
+    "make_flags",
+    "read_record",
+    "resolve_arguments",
+]

@@ -447,16 +447,17 @@ class Search:
 
     def write(self, result: SearchResult, objective: FineTuneObjective):
         """Bring OUTPUT_DIR/best and OUTPUT_DIR/full up to date, with the models that the objective trained."""
-        best, full = result.best.schedule, result.reference.schedule
-        model, full_model = objective.model_folder(best), objective.model_folder(full)
         journal, record = objective.output / "trials.jsonl", self.task.record
-        # the full model's may have been deleted to save space
-        (has_full,) = broadcast_object_list([bool(find_weights(self.output / "full")) and best != full])
-        for schedule in dict.fromkeys([best, *([] if has_full else [full])]):
-            (is_kept,) = broadcast_object_list([bool(find_weights(objective.model_folder(schedule)))])
-            if not is_kept:
-                PartialState().print(f"training {schedule.key} again: its weights are gone")
-                objective(schedule)
+        full, models = self.output / "full", {}
+        for trial in (result.reference, result.best):
+            folder = objective.model_folder(trial.schedule)
+            # that of the full model may have been deleted to save space
+            places = [folder, full] if trial is result.reference else [folder]
+            (kept,) = broadcast_object_list([next((place for place in places if find_weights(place)), None)])
+            if kept is None and trial.number not in models:
+                PartialState().print(f"training {trial.schedule.key} again: its weights are gone")
+                objective(trial.schedule)
+            models.setdefault(trial.number, kept or folder)
         if self.is_main:
             if record is not None:
                 record.write(self.output)
@@ -464,9 +465,10 @@ class Search:
             if self.arguments.evaluation == "supernet":
                 files["search_trials.jsonl"] = self.output / "trials.jsonl"
                 files["direct_latency.json"] = self.output / "direct_latency.json"
-            write_result_folder(result, model, journal, self.output / "best", self.about, files, record)
-            if find_weights(full_model):
-                write_full_folder(result, full_model, self.output / "full", self.about, record)
+            best, reference = models[result.best.number], models[result.reference.number]
+            write_result_folder(result, best, journal, self.output / "best", self.about, files, record)
+            if reference != full:
+                write_full_folder(result, reference, full, self.about, record)
 
 
 def read_lengths(path: Path) -> list[int]:

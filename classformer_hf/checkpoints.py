@@ -114,7 +114,7 @@ def load_from_encoder(
     name = str(name_or_path)
     dtype = config_overrides.pop("dtype", torch.float32)
     head = _find_head(model_class)
-    source_config = _read_config(name)
+    source_config = read_encoder_config(name)
     family = FAMILIES[source_config.model_type]
     config = _translate_config(name, source_config, family, config_overrides)
     order = None
@@ -188,7 +188,7 @@ def checkpoint_fingerprint(name_or_path: str) -> str:
         ValueError: The checkpoint cannot become a Classformer.
     """
     folder = Path(name_or_path)
-    _read_config(name_or_path)
+    read_encoder_config(name_or_path)
     if not folder.is_dir():
         return f"{name_or_path}@{resolve_commit(name_or_path)}"
     digest = hashlib.sha256()
@@ -219,8 +219,13 @@ def _find_head(model_class: type) -> Head:
     )
 
 
-def _read_config(name: str) -> PreTrainedConfig:
-    """Read the config of a checkpoint and refuse what a Classformer cannot express."""
+def read_encoder_config(name: str) -> PreTrainedConfig:
+    """Read the config of a checkpoint, without any code of its own, and refuse what a Classformer cannot express.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is of another family, or has what a Classformer cannot express.
+    """
     is_folder = Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").is_file():
         raise OSError(

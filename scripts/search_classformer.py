@@ -28,10 +28,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.checkpoints import is_classifier
+from classformer_hf.checkpoints import is_classifier, read_encoder_config
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import find_weights
@@ -304,7 +303,7 @@ class Search:
         )
         if search.target_lengths is not None:
             self.objective.use_lengths(read_lengths(Path(search.target_lengths)))
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = read_encoder_config(checkpoint)
         longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
         self.space = SearchSpace(
             config.num_hidden_layers,

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 from tqdm import tqdm
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from classformer_hf.checkpoints import read_encoder_config
 from classformer_hf.command import describe_command, parse_arguments, run_command
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
@@ -67,7 +67,7 @@ class Study:
         self.task = tokenize(task, tokenizer, task_arguments.max_length)
         self.tokenizer = tokenizer
         self.objective = FineTuneObjective(study.model_name_or_path, self.task, tokenizer, training)
-        shape = AutoConfig.from_pretrained(study.model_name_or_path)
+        shape = read_encoder_config(study.model_name_or_path)
         longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
         self.space = SearchSpace(
             shape.num_hidden_layers,

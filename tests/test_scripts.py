@@ -368,6 +368,18 @@ def test_search_says_what_is_wrong(run, tmp_path, tiny_roberta_two_labels, tiny_
     assert not (tmp_path / "run" / "trials.jsonl").exists()
 
 
+def test_checkpoint_with_code_of_its_own_is_refused_without_a_question(
+    run, monkeypatch, tmp_path, tiny_tokenizer, tiny_text_file
+):
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer.save_pretrained(tmp_path)
+    # which transformers would ask for 15 seconds
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail(prompt))
+    code, _, words = run("search_classformer", *search_flags(tmp_path, tiny_text_file, tmp_path / "run"))
+    assert code == 1 and "`model_type` must be one of bert" in words
+
+
 def test_missing_gpu_is_said_before_anything_is_trained(
     run, monkeypatch, tmp_path, tiny_roberta_two_labels, tiny_text_file
 ):

@@ -15,13 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
-from ..checkpoints import checkpoint_fingerprint, has_head, load_from_encoder
+from ..checkpoints import checkpoint_fingerprint, has_head, load_from_encoder, read_encoder_config
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
 from ..folders import save_folder
@@ -88,7 +87,7 @@ class FineTuneObjective:
         self.inputs = sample_inputs(task.splits["validation"])
         self.has_loaded = False
         self.adopted: dict[Schedule, dict[str, Any]] = {}
-        source = AutoConfig.from_pretrained(checkpoint)
+        source = read_encoder_config(checkpoint)
         self.full = Schedule((1,) * source.num_hidden_layers)
         # a head that was trained on this task can be judged before any fine-tuning
         self.has_head = has_head(source, task.label_names, task.output_names)
@@ -96,11 +95,16 @@ class FineTuneObjective:
     def load(self, schedule: Schedule) -> PreTrainedModel:
         """Load the checkpoint with a schedule; a new head is the same for every schedule."""
         set_seed(self.arguments.seed)
+        loader = logging.getLogger(load_from_encoder.__module__)
+        level = loader.level
         if self.has_loaded or self.model_folder(schedule).parent.exists():
             # what is fresh has been said
-            logging.getLogger(load_from_encoder.__module__).setLevel(logging.ERROR)
+            loader.setLevel(logging.ERROR)
         self.has_loaded, names = True, self.task.output_names
-        return load_from_encoder(self.checkpoint, output_names=names, **schedule.config, **self.task.head_config)
+        try:
+            return load_from_encoder(self.checkpoint, output_names=names, **schedule.config, **self.task.head_config)
+        finally:
+            loader.setLevel(level)
 
     def model_folder(self, schedule: Schedule) -> Path:
         return self.output / "models" / schedule.key

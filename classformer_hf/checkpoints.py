@@ -204,9 +204,8 @@ def is_classifier(name_or_path: str, num_labels: int) -> bool:
         ValueError: It is none that can be carried over.
         OSError: There is none.
     """
-    config = _read_config(name_or_path)
-    names = config.architectures or []
-    return any("SequenceClassification" in name for name in names) and config.num_labels == num_labels
+    config = read_encoder_config(name_or_path)
+    return _has_architecture(config, CLASSIFIER) and config.num_labels == num_labels
 
 
 def _find_head(model_class: type) -> Head:

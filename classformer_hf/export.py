@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from .checkpoints import checkpoint_fingerprint
 from .evaluation import load_classifier, load_processor, resolve_folder
 from .folders import EXPORT_INDEX, is_export
+from .handover import read_record
 from .serving import CASCADE, ExportedClassifier, check_runtime, name_variant
 
 EXAMPLE_TOKENS = 32
@@ -80,6 +81,10 @@ def write_export(source: Path, model: Any, output: Path, runtime: str, int8: boo
     model.config.save_pretrained(output)
     for path in source.glob("*.py"):
         shutil.copy(path, output)
+    record = read_record(source)
+    if record is not None:
+        # so that it is evaluated, and certified, as the model is
+        record.write(output)
     tokenizer.save_pretrained(output)
     for path in output.glob("graph-*"):
         # of an earlier export, of a model with other buckets

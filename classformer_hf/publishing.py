@@ -39,6 +39,7 @@ from .folders import (
     list_files,
     store_golden_output,
 )
+from .handover import FILE as TASK_FILE
 from .handover import read_record
 
 logger = logging.getLogger(__name__)
@@ -312,9 +313,11 @@ def stage_folder(folder: Path, staging: Path):
     for name in list_files(folder)[0]:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, staging / name)
-    record = read_record(folder)
-    if record is not None:
-        record.write_public(staging)
+    # of the model and of exports of it
+    for path in staging.rglob(TASK_FILE):
+        record = read_record(path.parent)
+        if record is not None:
+            record.write_public(path.parent)
 
 
 def retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:

@@ -4,8 +4,8 @@
     python scripts/export_model.py runs/mrpc/best --runtime onnx --int8
     python scripts/export_model.py your-name/model --runtime openvino --dataset_name mrpc --output served/mrpc
 
-The result lies in a folder named like the runtime, inside the model's. Labels and score are compared on the
-validation split of the data set that is named; without one, logits on random texts. To use it:
+The result lies in a folder named like the runtime, inside the model's. Labels and score are compared on the validation
+split that the model's `task.json` or the flags name; without either, logits on random texts. To use it:
 
     from transformers import pipeline
     from classformer_hf.serving import ExportedClassifier
@@ -16,14 +16,16 @@ validation split of the data set that is named; without one, logits on random te
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.data import TaskArguments, load_task, tokenize
+from classformer_hf.data import Task, TaskArguments, load_task, tokenize
 from classformer_hf.evaluation import load_processor, order_outputs, resolve_folder
 from classformer_hf.export import load_for_export, write_export
+from classformer_hf.handover import make_flags, read_record, resolve_arguments
 from classformer_hf.parity import TOLERANCE, compare_export, largest_difference, write_report
 from classformer_hf.serving import RUNTIMES, ExportedClassifier, check_runtime, name_variant
 
@@ -42,8 +44,30 @@ class ExportArguments:
     )
 
 
+def read_task(name: str, source: Path, tokenizer: Any, flags: Any) -> Task | None:
+    """Load what model and export are compared on, tokenised; `None`, and a note, where nothing says which or where.
+
+    Raises:
+        ValueError: The flags name data that cannot be read.
+    """
+    record, typed = read_record(source), {key: value for key, value in vars(flags).items() if value is not None}
+    if record is None and "dataset_name" not in typed:
+        if typed:
+            raise ValueError(f"{name} has no task.json, so that --{next(iter(typed))} needs --dataset_name beside it.")
+        print("note: neither a task.json nor --dataset_name says what the model is for: random texts are compared")
+        return None
+    try:
+        arguments = resolve_arguments(TaskArguments, name, record, typed)
+        return tokenize(load_task(arguments).without_test(), tokenizer, arguments.max_length)
+    except (ValueError, OSError) as error:
+        if typed:
+            raise
+        print(f"note: {error} Random texts are compared instead.")
+        return None
+
+
 def main():
-    arguments, task_arguments = parse_arguments((ExportArguments, TaskArguments), __doc__, positional="folder")
+    arguments, flags = parse_arguments((ExportArguments, make_flags(TaskArguments)), __doc__, positional="folder")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if arguments.output is None and not Path(arguments.folder).is_dir():
@@ -55,12 +79,8 @@ def main():
     check_runtime(arguments.runtime, arguments.int8)
     source = resolve_folder(arguments.folder)
     model, tokenizer = load_for_export(source), load_processor(source)
-    task = outputs = None
-    if task_arguments.dataset_name is None:
-        print("note: no --dataset_name says what the model is for: random texts are compared")
-    else:
-        task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
-        outputs = order_outputs(model.config, task, arguments.folder)
+    task = read_task(arguments.folder, source, tokenizer, flags)
+    outputs = None if task is None else order_outputs(model.config, task, arguments.folder)
     output = Path(arguments.output or source / name_variant(arguments.runtime, arguments.int8))
     print(f"exporting {arguments.folder} to {arguments.runtime}, which takes a minute or two per graph ...")
     write_export(source, model, output, arguments.runtime, arguments.int8)

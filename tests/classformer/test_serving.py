@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,11 @@ import torch
 from transformers import pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
+from classformer_hf.data import TaskArguments, load_task
 from classformer_hf.export import export
 from classformer_hf.folders import find_leaks, list_files
+from classformer_hf.handover import read_record
+from classformer_hf.publishing import stage_folder
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
@@ -334,15 +338,18 @@ def named_folder(tiny_settings, tiny_tokenizer, tmp_path_factory):
 
 
 def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_folder, tiny_text_file, tmp_path):
-    data, output = ("--dataset_name", tiny_text_file, "--max_length", 64), tmp_path / "served"
+    output = tmp_path / "served"
+    load_task(TaskArguments(dataset_name=str(tiny_text_file), max_length=64, split_seed=7)).record.write(named_folder)
     flags = ("export_model", named_folder, "--runtime", "torch", "--output", output)
-    code, printed, words = run(*flags, *data, "--max_compared", 5)
+    code, printed, words = run(*flags, "--max_compared", 5)
     assert code == 0, words
     assert "0 of 5 validation rows of reviews get another label, accuracy" in printed
     assert "instead of alone: 0 of 5 validation rows" in printed
     report = json.loads((output / "graphs.json").read_text())["report"]
     assert report["score_before"] == report["score_after"] and report["difference"] < 1e-4
-    code, _, words = run("evaluate_model", named_folder, output, *data, "--output", tmp_path / "scores.json")
+    # the export has the hand-over too, so that no flag is typed again
+    assert read_record(output).arguments["split_seed"] == 7
+    code, _, words = run("evaluate_model", named_folder, output, "--output", tmp_path / "scores.json")
     assert code == 0, words
     rows = json.loads((tmp_path / "scores.json").read_text())["models"]
     assert rows[0] == {**rows[1], "model": rows[0]["model"]} and rows[1]["model"] == "served"
@@ -356,11 +363,14 @@ def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_fold
     assert code == 1 and "served is an export, which has its own number format" in words
 
 
-def test_script_compares_random_texts_and_refuses(run, named_folder, tmp_path, monkeypatch):
+def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_file, tmp_path, monkeypatch):
     flags = ("export_model", named_folder, "--runtime", "torch", "--output", tmp_path / "served")
     monkeypatch.setattr("classformer_hf.parity.largest_difference", lambda model, exported: 0.5)
+    for name in ("task.json", "task_rows.npz"):
+        (named_folder / name).unlink(missing_ok=True)
     code, printed, words = run(*flags)
     assert code == 1 and "differs from the model by 5.0e-01" in words
+    assert "note: neither a task.json nor --dataset_name says what the model is for" in printed
     assert "of 64 random texts get another label, largest difference of a logit" in printed
     code, _, words = run("export_model", tmp_path / "nothing")
     assert code == 1 and "there is no folder" in words and "needs --output" in words
@@ -371,6 +381,23 @@ def test_script_compares_random_texts_and_refuses(run, named_folder, tmp_path, m
     with pytest.raises(ValueError, match="is an export, without weights; give the folder that it was made of"):
         load_from_encoder(tmp_path / "served")
     assert "--max_compared must be at least 1" in run(*flags, "--max_compared", 0)[2]
+    assert "--max_length needs --dataset_name beside it" in run(*flags, "--max_length", 9)[2]
+    code, _, words = run(*flags, "--dataset_name", tiny_text_file, "--label_column", "nothing")
+    assert code == 1 and "nothing" in words
+
+
+def test_data_that_are_gone_are_noted(run, named_folder, tiny_text_file, tmp_path):
+    folder, moved = shutil.copytree(named_folder, tmp_path / "model"), shutil.copy(tiny_text_file, tmp_path)
+    load_task(TaskArguments(dataset_name=str(moved), max_length=64)).record.write(folder)
+    Path(moved).unlink()
+    code, printed, words = run("export_model", folder, "--runtime", "torch")
+    assert code == 0, words
+    assert "which is not here" in printed and "Random texts are compared instead" in printed
+    private = {"the path of its own folder": str(tmp_path)}
+    staged = tmp_path / "staged"
+    stage_folder(folder, staged)
+    assert not find_leaks(staged, list_files(staged)[0], private)
+    assert (staged / "torch" / "task.json").is_file() and not list(staged.rglob("*.npz"))
 
 
 @pytest.mark.slow

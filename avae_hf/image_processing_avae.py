@@ -9,6 +9,19 @@ from transformers.image_utils import to_numpy_array
 
 # of red, green and blue in the brightness of a pixel (ITU-R BT.601), as Pillow has them
 LUMINANCE = (0.299, 0.587, 0.114)
+# what Pillow calls images of so many channels
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+SETTINGS = (
+    "image_size",
+    "spatial_dims",
+    "num_channels",
+    "object_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 class AVAEImageProcessor(BaseImageProcessor):
@@ -50,9 +63,8 @@ class AVAEImageProcessor(BaseImageProcessor):
         do_normalize: bool = False,
         image_mean: float = 0.1307,
         image_std: float = 0.3081,
-        **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__()
         if object_size is not None and not 1 <= object_size <= image_size:
             raise ValueError(f"`object_size` must be from 1 to `image_size` {image_size}, got {object_size}.")
         self.image_size, self.spatial_dims, self.num_channels = image_size, spatial_dims, num_channels
@@ -61,26 +73,55 @@ class AVAEImageProcessor(BaseImageProcessor):
         self.rescale_factor = rescale_factor
         self.do_normalize, self.image_mean, self.image_std = do_normalize, image_mean, image_std
 
-    def preprocess(self, images: Any, return_tensors: Any = None, **kwargs) -> BatchFeature:
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """Build one from what a folder says, which may be more than the arguments of the class and is kept."""
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        values = image_processor_dict | {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+        processor = cls(**{name: values.pop(name) for name in SETTINGS if name in values})
+        for name, value in values.items():
+            setattr(processor, name, value)
+        return (processor, kwargs) if return_unused_kwargs else processor
+
+    def preprocess(
+        self, images: Any, return_tensors: Any = None, input_data_format: str | None = None, **settings
+    ) -> BatchFeature:
         """Process one input or a list.
 
         Args:
-            images: Pillow images, or arrays or tensors: (H, W), (H, W, C) or (C, H, W) in 2D, (D, H, W) or
-                (C, D, H, W) in 3D; one, a list, or a batch (B, C, ...). `True` is 1.
+            images: Pillow images, or arrays or tensors: (H, W), (H, W, C) or (C, H, W) in 2D, (D, H, W), (C, D, H, W)
+                or (D, H, W, C) in 3D; one, a list, or a batch (B, C, ...). `True` is 1.
             return_tensors: "pt" for one tensor.
+            input_data_format: "channels_first" or "channels_last"; by default where a number of channels stands, first
+                in doubt.
+            **settings: Arguments of the class, for this call only.
 
         Returns:
             "pixel_values", (B, C, ...).
 
         Raises:
+            TypeError: A setting is unknown.
             ValueError: An input has another shape, other channels, more pixels than the result, or NaN.
         """
-        pixels = [self._process(image) for image in self._list_inputs(images)]
+        if settings:
+            return self._change(settings).preprocess(images, return_tensors, input_data_format)
+        if input_data_format not in (None, "channels_first", "channels_last"):
+            raise ValueError(
+                f'`input_data_format` must be "channels_first" or "channels_last", got {input_data_format!r}.'
+            )
+        pixels = [self._process(image, input_data_format) for image in self._list_inputs(images)]
         if not pixels:
             raise ValueError("there is no input to process: the list is empty.")
         # a list of arrays is what other processors give without `return_tensors`
         values: Any = torch.stack(pixels) if return_tensors == "pt" else [image.numpy() for image in pixels]
         return BatchFeature({"pixel_values": values}, return_tensors)
+
+    def _change(self, settings: dict[str, Any]) -> "AVAEImageProcessor":
+        unknown = sorted(settings.keys() - set(SETTINGS))
+        if unknown:
+            known = ("return_tensors", "input_data_format", *SETTINGS)
+            raise TypeError(f"the processor has no argument {unknown[0]!r}; it takes {', '.join(known)}.")
+        return type(self)(**{**{name: getattr(self, name) for name in SETTINGS}, **settings})
 
     def _list_inputs(self, images: Any) -> list:
         if isinstance(images, (list, tuple)):
@@ -89,14 +130,14 @@ class AVAEImageProcessor(BaseImageProcessor):
             return list(images)
         return [images]
 
-    def _process(self, image: Any) -> torch.Tensor:
+    def _process(self, image: Any, input_data_format: str | None) -> torch.Tensor:
         if hasattr(image, "convert") and image.mode in ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"):
-            image = image.convert("L" if self.num_channels == 1 else "RGB")
+            image = image.convert(MODES.get(self.num_channels, "RGB"))
         elif hasattr(image, "convert") and image.mode.startswith("I"):
             # 16 bits, which Pillow would clip at 255
             image = to_numpy_array(image) / 65535.0
         values = torch.from_numpy(to_numpy_array(image).copy())
-        values = self._put_channels_first(values)
+        values = self._put_channels_first(values, input_data_format)
         is_whole = not values.is_floating_point() and values.dtype != torch.bool
         values = values.float()
         if not values.isfinite().all():
@@ -109,13 +150,17 @@ class AVAEImageProcessor(BaseImageProcessor):
         values = self._pad(values)
         return (values - self.image_mean) / self.image_std if self.do_normalize else values
 
-    def _put_channels_first(self, values: torch.Tensor) -> torch.Tensor:
-        shape = tuple(values.shape)
+    def _put_channels_first(self, values: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
+        shape, channels = tuple(values.shape), (1, 3, self.num_channels)
         if values.ndim == self.spatial_dims:
             values = values[None]
-        elif values.ndim == self.spatial_dims + 1 and values.shape[0] not in (1, 3):
-            values = values.movedim(-1, 0)
-        if values.ndim != self.spatial_dims + 1 or values.shape[0] not in (1, 3, self.num_channels):
+        elif values.ndim == self.spatial_dims + 1:
+            # whose own number stands there, before that of a grey or a coloured image
+            is_last = shape[0] != self.num_channels and (shape[-1] == self.num_channels or shape[0] not in channels)
+            if input_data_format is not None:
+                is_last = input_data_format == "channels_last"
+            values = values.movedim(-1, 0) if is_last else values
+        if values.ndim != self.spatial_dims + 1 or values.shape[0] not in channels:
             raise ValueError(
                 f"an input must have {self.spatial_dims} dimensions and maybe one of {self.num_channels} channels, got "
                 f"the shape {shape}."

@@ -77,18 +77,18 @@ def affine_matrix(config: AVAEConfig, alpha: torch.Tensor, rotation: torch.Tenso
     """
     dims = config.spatial_dims
     parts = dict(zip(config.pose_sizes, alpha.split(list(config.pose_sizes.values()), dim=1), strict=True))
-    linear = torch.eye(dims, dtype=alpha.dtype, device=alpha.device).expand(len(alpha), dims, dims)
+    linear = torch.eye(dims, dtype=alpha.dtype, device=alpha.device).expand(alpha.shape[0], dims, dims)
     if "rotation" in parts:
         linear = rotation_matrix(parts["rotation"]) if rotation is None else rotation
     if "shear" in parts:
         upper = torch.triu_indices(dims, dims, 1, device=alpha.device)
-        shear = torch.eye(dims, dtype=alpha.dtype, device=alpha.device).repeat(len(alpha), 1, 1)
+        shear = torch.eye(dims, dtype=alpha.dtype, device=alpha.device).repeat(alpha.shape[0], 1, 1)
         linear = linear @ shear.index_put(
-            (torch.arange(len(alpha), device=alpha.device)[:, None], *upper), parts["shear"]
+            (torch.arange(alpha.shape[0], device=alpha.device)[:, None], *upper), parts["shear"]
         )
     if "scale" in parts:
         linear = linear * parts["scale"].exp()[:, None]
-    shift = parts.get("translation", alpha.new_zeros(len(alpha), dims))
+    shift = parts.get("translation", alpha.new_zeros(alpha.shape[0], dims))
     return torch.cat([linear, shift[:, :, None]], 2)
 
 

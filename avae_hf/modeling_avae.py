@@ -12,12 +12,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_avae import AVAEConfig
 from .layers_avae import Decoder, Encoder, affine_matrix, invert_affine, warp
-from .pose_search_avae import PoseObjective, centre_of_mass, draw_poses, negative_elbo, search_pose
+from .pose_search_avae import (
+    PoseObjective,
+    centre_of_mass,
+    draw_poses,
+    gather_weights,
+    negative_elbo,
+    search_pose,
+)
 
 # weight of the newest batch in the running centre of mass
 CENTRE_MOMENTUM = 0.05
@@ -29,6 +37,9 @@ class AVAEOutput(ModelOutput):
     Output of [`AVAEModel`].
 
     Args:
+        pooler_output (`torch.FloatTensor` of shape `(B, latent_dim)`):
+            The features of an input, whatever its pose: the mean of the posterior. First, because that is what
+            pipelines for feature extraction give.
         loss (`torch.FloatTensor` of shape `(1,)`):
             Mean over the batch of reconstruction loss and divergence: the negative evidence lower bound, without
             the Gaussian's constant.
@@ -48,6 +59,7 @@ class AVAEOutput(ModelOutput):
             What every convolution of the encoder gives, of the input in its canonical pose.
     """
 
+    pooler_output: torch.Tensor | None = None
     loss: torch.Tensor | None = None
     reconstruction: torch.Tensor | None = None
     latent_mean: torch.Tensor | None = None
@@ -110,15 +122,20 @@ class AVAEModel(PreTrainedModel):
     # the loss is a mean over the batch, whatever the Trainer counts
     accepts_loss_kwargs = False
 
-    def __init__(self, config: AVAEConfig, *args, **kwargs):
+    def __init__(self, config: AVAEConfig):
         # from_pretrained(folder, transforms=...) sets attributes as they are, without running the validators
         config.transforms = list(config.transforms)
         config.validate()
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         # where the search puts an input's centre of mass
         self.register_buffer("centre", torch.zeros(config.spatial_dims))
         self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, also where accelerate keeps the weights elsewhere between calls."""
+        return gather_weights(self, recurse=False)["centre"].device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -144,7 +161,7 @@ class AVAEModel(PreTrainedModel):
         alpha: torch.Tensor | None = None,
         search: bool = True,
         output_hidden_states: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> AVAEOutput:
         """Reconstruct inputs in their best pose, and compute the loss.
 
@@ -154,15 +171,21 @@ class AVAEModel(PreTrainedModel):
         Args:
             pixel_values: (B, C, ...), C of `config.in_channels` and every side `config.image_size`.
             alpha: Poses, (B, P), or one for all, (P,); no search then.
-            search: Whether to search the pose; without a search, and without `alpha`, it is the identity.
+            search: Whether to search the pose; without a search, and without `alpha`, it is the identity. A search
+                can be neither exported nor compiled.
             output_hidden_states: Whether to return them; the configuration's setting by default.
+            **kwargs: What transformers passes to any model; without effect.
 
         Returns:
             Loss, reconstruction, latent, pose and the terms of the loss of every input.
 
         Raises:
             ValueError: A shape is wrong, or values are outside [0, 1] with a decoder that ends in a sigmoid.
+            TypeError: An argument is unknown.
         """
+        unknown = sorted(kwargs.keys() - TransformersKwargs.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {unknown[0]!r}")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         pixel_values, alpha = self._prepare(pixel_values, alpha, search)
@@ -180,6 +203,7 @@ class AVAEModel(PreTrainedModel):
         reconstruction = self._warp(self.decoder(latent), invert_affine(matrix))
         likelihood, divergence = negative_elbo(self.config, pixel_values, reconstruction, mean, log_variance)
         return AVAEOutput(
+            pooler_output=mean,
             loss=(likelihood + divergence).mean(),
             reconstruction=reconstruction,
             latent_mean=mean,
@@ -218,6 +242,7 @@ class AVAEModel(PreTrainedModel):
         images = self.decoder(latent.to(self.dtype))
         return self._warp(images, invert_affine(affine_matrix(self.config, alpha)))
 
+    @torch.compiler.disable(reason="a pose search can be neither compiled nor exported: give `alpha` or search=False")
     def search_pose(self, pixel_values: torch.Tensor, generator: torch.Generator | None = None) -> AVAEPoseOutput:
         """Find the pose of every input (equation 4.4), under `torch.no_grad()` and `torch.inference_mode()` too.
 
@@ -242,7 +267,8 @@ class AVAEModel(PreTrainedModel):
             images = pixel_values.detach().clone().float()
             if self.dtype != torch.float32:
                 objective.encoder.float(), objective.decoder.float()
-            alpha, loss = search_pose(objective, images, self.centre.float().clone(), generator, self.training)
+            centre = gather_weights(self, recurse=False)["centre"].float()
+            alpha, loss = search_pose(objective, images, centre, generator, self.training)
         return AVAEPoseOutput(alpha=alpha, loss=loss)
 
     def align(self, pixel_values: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
@@ -324,21 +350,29 @@ class AVAEModel(PreTrainedModel):
 
     def _prepare(self, pixel_values: torch.Tensor, alpha: torch.Tensor | None, search: bool):
         """Check inputs and find their poses if they need to be found."""
+        if not isinstance(search, bool):
+            raise ValueError(
+                f"`search` must be True or False, got {search!r}; the kind of search is the configuration's `search`."
+            )
         self._check_inputs(pixel_values)
         if alpha is None and search and self.config.transforms:
+            if torch.compiler.is_exporting():
+                raise ValueError("a pose search cannot be exported: give `alpha`, or search=False.")
             alpha = self.search_pose(pixel_values).alpha
         return pixel_values, self._check_alpha(alpha, pixel_values)
 
     def _check_inputs(self, pixel_values: torch.Tensor):
         shape = (self.config.in_channels, *[self.config.image_size] * self.config.spatial_dims)
-        if pixel_values.ndim != len(shape) + 1 or tuple(pixel_values.shape[1:]) != shape or len(pixel_values) == 0:
+        if pixel_values.ndim != len(shape) + 1 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
             raise ValueError(
                 f"`pixel_values` must be (batch, {', '.join(map(str, shape))}), got {tuple(pixel_values.shape)}; the "
                 "folder's image processor pads to that."
             )
         if not pixel_values.is_floating_point():
             raise ValueError(f"`pixel_values` must be floating point, got {pixel_values.dtype}; divide bytes by 255.")
-        if self.config.output_activation == "sigmoid":
+        # a graph has no branch that depends on values
+        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.config.output_activation == "sigmoid" and not is_graph:
             low, high = (value.item() for value in pixel_values.aminmax())
             # negated, so that NaN is refused too
             if not (low >= -1e-5 and high <= 1 + 1e-5):
@@ -349,10 +383,11 @@ class AVAEModel(PreTrainedModel):
                 )
 
     def _check_alpha(self, alpha: torch.Tensor | None, batch: torch.Tensor) -> torch.Tensor:
-        number, size = len(batch), self.config.pose_dim
+        number, size = batch.shape[0], self.config.pose_dim
         if alpha is None:
             return torch.zeros(number, size, device=batch.device)
-        if alpha.shape not in ((size,), (number, size)):
+        is_one_per_input = alpha.ndim == 2 and alpha.shape[0] == number
+        if alpha.shape[-1:] != (size,) or not (alpha.ndim == 1 or is_one_per_input):
             raise ValueError(
                 f"`alpha` must be ({number}, {size}) or ({size},), the numbers of {self.config.pose_sizes}, got "
                 f"{tuple(alpha.shape)}."

@@ -74,9 +74,36 @@ def negative_elbo(
     return config.reconstruction_scale * errors.flatten(1).sum(1), divergence
 
 
-def freeze(network: nn.Module, fold: bool = True) -> nn.Module:
+def gather_weights(module: nn.Module, recurse: bool = True) -> dict[str, torch.Tensor]:
+    """Copy weights and buffers, also those that accelerate's hooks bring only for the length of a call.
+
+    Args:
+        module: Any, maybe offloaded.
+        recurse: Whether to copy those of the modules in it too.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules() if recurse else [("", module)]:
+        hook = getattr(part, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(part)
+        for name, value in (*part.named_parameters(prefix, recurse), *part.named_buffers(prefix, recurse)):
+            if name not in weights and not value.is_meta:
+                weights[name] = value.detach().clone()
+        if hook is not None:
+            hook.post_forward(part, None)
+    return weights
+
+
+def freeze(network: nn.Module, config: AVAEConfig, fold: bool = True) -> nn.Module:
     """Copy a network for evaluation; folded, batch norm becomes part of the convolutions, channels last."""
-    network = copy.deepcopy(network).eval().requires_grad_(False)
+    if any(parameter.is_meta for parameter in network.parameters()):
+        weights = gather_weights(network)
+        with torch.device("meta"):
+            network = type(network)(config)  # type: ignore[arg-type]
+        network.load_state_dict(weights, assign=True)
+    else:
+        network = copy.deepcopy(network)
+    network = network.eval().requires_grad_(False)
     if not fold:
         return network
     for module in network.modules():
@@ -101,7 +128,7 @@ class PoseObjective:
 
     def __init__(self, config: AVAEConfig, encoder: Encoder, decoder: Decoder, fold: bool = True):
         self.config = config
-        self.encoder, self.decoder = freeze(encoder, fold), freeze(decoder, fold)
+        self.encoder, self.decoder = freeze(encoder, config, fold), freeze(decoder, config, fold)
 
     def _losses(self, images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         background = self.config.background
@@ -495,4 +522,4 @@ def search_pose(
     return torch.cat([(angles + math.pi).remainder(2 * math.pi) - math.pi, others], 1), loss
 
 
-__all__ = ["PoseObjective", "draw_poses", "negative_elbo", "search_pose"]
+__all__ = ["PoseObjective", "draw_poses", "gather_weights", "negative_elbo", "search_pose"]

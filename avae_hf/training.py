@@ -249,7 +249,7 @@ def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.T
         facts: "dataset", "augment", "num_train", "num_validation", "num_epochs" and "seed".
     """
     result = EvalResult(
-        task_type="image-to-image",
+        task_type="image-feature-extraction",
         task_name="reconstruction",
         dataset_type=facts["dataset"],
         dataset_name=facts["dataset"],
@@ -260,7 +260,7 @@ def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.T
     )
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-to-image" if model.config.spatial_dims == 2 else None,
+        pipeline_tag="image-feature-extraction" if model.config.spatial_dims == 2 else None,
         tags=["avae", "variational-autoencoder"],
         model_name=folder.name,
         eval_results=[result],

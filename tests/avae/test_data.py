@@ -1,5 +1,6 @@
 """Images and voxels from every source, the image processor, and the poses that data get."""
 
+import json
 import shutil
 import sys
 
@@ -211,6 +212,68 @@ def test_processor_takes_batches_and_colour():
     assert pixels.shape == (2, 1, 8, 8, 8) and pixels.sum() == 2 * 64
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_processor_takes_as_many_channels_as_the_model(channels):
+    processor = AVAEImageProcessor(image_size=8, num_channels=channels)
+    first = np.random.default_rng(0).integers(0, 255, (channels, 6, 4), dtype=np.uint8)
+    for image in (first, np.moveaxis(first, 0, -1), torch.from_numpy(first)):
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixels[0, :, 1:7, 2:6], torch.from_numpy(first) / 255)
+    assert processor(np.stack([first] * 3), return_tensors="pt")["pixel_values"].shape == (3, channels, 8, 8)
+    mode = {2: "LA", 4: "RGBA"}[channels]
+    image = PIL.Image.fromarray(np.moveaxis(first, 0, -1), mode)
+    torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], pixels)
+
+
+def test_channels_stand_where_it_is_said():
+    """As many pixels as channels, where nothing tells the two apart."""
+    processor, image = AVAEImageProcessor(image_size=4, num_channels=4), np.random.default_rng(0).random((4, 4, 4))
+    for name, expected in (
+        (None, image),
+        ("channels_first", image),
+        ("channels_last", np.moveaxis(image, -1, 0)),
+    ):
+        pixels = processor(image, return_tensors="pt", input_data_format=name)["pixel_values"][0]
+        torch.testing.assert_close(pixels, torch.from_numpy(expected).float())
+
+
+def test_settings_of_one_call(tmp_path):
+    processor = AVAEImageProcessor(image_size=8, object_size=6)
+    image = np.full((6, 6), 51, np.uint8)
+    changed = {
+        "do_rescale": (False, lambda pixels: pixels[4, 4] == 51),
+        "rescale_factor": (1 / 51, lambda pixels: pixels[4, 4] == 1),
+        "image_size": (12, lambda pixels: pixels.shape == (12, 12) and pixels[2, 2] == 0 < pixels[3, 3]),
+        "object_size": (4, lambda pixels: pixels[1, 1] == 0 < pixels[2, 2]),
+        "do_normalize": (True, lambda pixels: pixels[4, 4].item() == pytest.approx((0.2 - 0.1307) / 0.3081)),
+        "num_channels": (1, lambda pixels: pixels[4, 4].item() == pytest.approx(0.2)),
+    }
+    for name, (value, is_right) in changed.items():
+        assert is_right(processor(image, return_tensors="pt", **{name: value})["pixel_values"][0, 0]), name
+    pixels = processor(image, return_tensors="pt", do_normalize=True, image_mean=0.0, image_std=2.0)["pixel_values"]
+    assert pixels[0, 0, 4, 4].item() == pytest.approx(0.1)
+    unchanged = processor(image, return_tensors="pt")["pixel_values"]
+    assert unchanged.shape == (1, 1, 8, 8) and unchanged[0, 0, 4, 4].item() == pytest.approx(0.2)
+    processor.save_pretrained(tmp_path)
+    assert AVAEImageProcessor.from_pretrained(tmp_path, image_size=12, do_rescale=False).image_size == 12
+
+
+def test_unknown_settings_are_refused(tmp_path):
+    """Of a call and of the class; what else stands in a folder is kept."""
+    processor = AVAEImageProcessor(image_size=8)
+    with pytest.raises(TypeError, match="no argument 'retrun_tensors'; it takes return_tensors, input_data_format"):
+        processor(np.zeros((4, 4)), retrun_tensors="pt")
+    with pytest.raises(TypeError, match="no argument 'size'"):
+        processor.preprocess(np.zeros((4, 4)), size=16)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'size'"):
+        AVAEImageProcessor(size=8)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"somebodys_note": 1}))
+    again = AVAEImageProcessor.from_pretrained(tmp_path)
+    assert again.somebodys_note == 1 and again.to_dict() == processor.to_dict() | {"somebodys_note": 1}
+
+
 def test_processor_comes_back_from_its_folder(tmp_path):
     processor = AVAEImageProcessor(image_size=8, object_size=6, do_normalize=True, image_mean=0.2)
     processor.save_pretrained(tmp_path)
@@ -224,6 +287,11 @@ BAD_PROCESSING = {
     "too large": (lambda: AVAEImageProcessor(image_size=8)(np.zeros((9, 4))), "does not fit into 8; set `object_size`"),
     "object size": (lambda: AVAEImageProcessor(image_size=8, object_size=9), "from 1 to `image_size` 8, got 9"),
     "dimensions": (lambda: AVAEImageProcessor(image_size=8)(np.zeros(4)), "must have 2 dimensions"),
+    "format": (
+        lambda: AVAEImageProcessor(8)(np.zeros((4, 4)), input_data_format="first"),
+        '"channels_last", got .first',
+    ),
+    "size of one call": (lambda: AVAEImageProcessor(8)(np.zeros((4, 4)), object_size=9), "from 1 to `image_size` 8"),
     "channels": (lambda: AVAEImageProcessor(8, num_channels=3)(np.zeros((1, 4, 4))), "the model takes 3 channels"),
 }
 

@@ -3,8 +3,11 @@
 import copy
 import math
 
+import accelerate
+import PIL.Image
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
 
@@ -189,8 +192,97 @@ def test_samples_and_interpolations(shapes):
 
 def test_outputs_are_tuples_for_those_who_want_them(shapes):
     model = build()
-    loss, reconstruction, *_ = model(shapes, return_dict=False)
-    assert reconstruction.shape == shapes.shape and loss.ndim == 0
+    features, loss, reconstruction, *_ = model(shapes, return_dict=False)
+    assert features.shape == (4, 3) and reconstruction.shape == shapes.shape and loss.ndim == 0
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_feature_pipeline_gives_the_shape_of_an_object(tmp_path, pool):
+    model = build()
+    model.save_pretrained(tmp_path)
+    avae_hf.AVAEImageProcessor(image_size=16).save_pretrained(tmp_path)
+    extract = transformers.pipeline(
+        "image-feature-extraction", model=str(tmp_path), trust_remote_code=True, device="cpu", pool=pool
+    )
+    image = PIL.Image.fromarray((draw_shapes()[0, 0] * 255).byte().numpy())
+    pixels = avae_hf.AVAEImageProcessor(image_size=16)(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(torch.tensor(extract(image)), model.encode(pixels).latent_mean)
+
+
+@pytest.mark.parametrize(("dims", "offload_buffers"), [(2, False), (2, True), (3, True)])
+def test_offloaded_weights_are_there_when_a_pose_is_searched(dims, offload_buffers):
+    """accelerate brings them for the length of a module's call only, and a search reads them beside."""
+    model, pixels = build(["rotation"], dims, num_angles=4, num_rotations=0, num_refinements=1), draw_shapes(2, dims)
+    offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device="cpu", offload_buffers=offload_buffers)
+    assert next(offloaded.parameters()).is_meta and offloaded.device.type == "cpu"
+    with torch.no_grad():
+        expected, found = model(pixels), offloaded(pixels)
+        for name in ("alpha", "loss", "latent_mean", "reconstruction"):
+            torch.testing.assert_close(found[name], expected[name])
+        torch.testing.assert_close(offloaded.search_pose(pixels).loss, model.search_pose(pixels).loss)
+        torch.testing.assert_close(offloaded.align(pixels), model.align(pixels))
+        torch.testing.assert_close(offloaded.reconstruct(pixels), model.reconstruct(pixels))
+        drawn = [one.sample(2, generator=torch.Generator().manual_seed(0)) for one in (model, offloaded)]
+        torch.testing.assert_close(*drawn)
+        between = [one.interpolate(pixels[:1], pixels[1:], 3) for one in (model, offloaded)]
+        torch.testing.assert_close(*between)
+    assert next(offloaded.parameters()).is_meta
+
+
+def test_too_little_memory_leaves_weights_on_disk(tmp_path, shapes):
+    model = build()
+    model.save_pretrained(tmp_path)
+    folder = str(tmp_path / "offload")
+    split = avae_hf.AVAEModel.from_pretrained(
+        tmp_path, device_map="auto", max_memory={"cpu": "6KB"}, offload_folder=folder
+    ).eval()
+    assert set(split.hf_device_map.values()) == {"cpu", "disk"}
+    torch.testing.assert_close(split(shapes).alpha, model(shapes).alpha)
+    torch.testing.assert_close(split(shapes).loss, model(shapes).loss)
+
+
+GRAPHS = {
+    "plain": ([], {}),
+    "no search": (BOTH, {"search": False}),
+    "given": (BOTH, {"alpha": torch.full((3, 3), 0.2)}),
+}
+
+
+@pytest.mark.parametrize(("transforms", "arguments"), GRAPHS.values(), ids=GRAPHS.keys())
+def test_what_searches_no_pose_is_one_graph(transforms, arguments, shapes):
+    model, pixels = build(transforms), shapes[:3]
+    expected = model(pixels, **arguments)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pixels, **arguments).loss, expected.loss)
+    batch = torch.export.Dim("batch", min=2)
+    shape = {"pixel_values": {0: batch}} | {name: {0: batch} if name == "alpha" else None for name in arguments}
+    exported = torch.export.export(model, (), {"pixel_values": pixels, **arguments}, dynamic_shapes=shape).module()
+    found = exported(pixel_values=pixels, **arguments)
+    torch.testing.assert_close(found["reconstruction"], expected.reconstruction)
+    more = {name: torch.cat([value, value]) if name == "alpha" else value for name, value in arguments.items()}
+    found = exported(pixel_values=torch.cat([pixels, pixels]), **more)
+    torch.testing.assert_close(found["reconstruction"], expected.reconstruction.repeat(2, 1, 1, 1))
+
+
+def test_search_is_no_part_of_a_graph(shapes):
+    model = build()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="give `alpha` or search=False"):
+        torch.compile(model, fullgraph=True, backend="eager")(shapes)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(shapes).loss, model(shapes).loss)
+    with pytest.raises(ValueError, match="a pose search cannot be exported: give `alpha`"):
+        torch.export.export(model, (shapes,))
+
+
+def test_unknown_arguments_are_refused(tmp_path, shapes):
+    model = build()
+    with pytest.raises(TypeError, match=r"AVAEModel.forward\(\) got an unexpected keyword argument 'serach'"):
+        model(shapes, serach=False)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'transform'"):
+        avae_hf.AVAEModel.from_pretrained(tmp_path, transform=["rotation"])
+    # what transformers passes to any model
+    known = model(shapes, output_attentions=False, num_items_in_batch=4, return_dict=True)
+    torch.testing.assert_close(known.loss, model(shapes).loss)
 
 
 def test_centre_follows_training_and_stays_in_evaluation():
@@ -266,6 +358,8 @@ BAD_CALLS = {
     "pose": (lambda model: model(torch.rand(2, 1, 16, 16), torch.zeros(2, 3)), "must be \\(2, 1\\) or \\(1,\\)"),
     "poses": (lambda model: model.decode(torch.zeros(2, 3), torch.zeros(3, 1)), "must be \\(2, 1\\)"),
     "latent": (lambda model: model.decode(torch.zeros(2, 4)), "`latent` must be \\(batch, 3\\), got \\(2, 4\\)"),
+    "kind of search": (lambda model: model(torch.rand(1, 1, 16, 16), search="direct"), "True or False, got 'direct'"),
+    "kind of search to encode": (lambda model: model.encode(torch.rand(1, 1, 16, 16), search="fast"), "got 'fast'"),
     "samples": (lambda model: model.sample(0), "`num_samples` must be at least 1"),
     "two poses": (lambda model: model.sample(1, torch.zeros(1), random_pose=True), "not both"),
     "steps": (lambda model: model.interpolate(*[torch.rand(1, 1, 16, 16)] * 2, num_steps=1), "at least 2, got 1"),

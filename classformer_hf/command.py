@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,29 @@ from transformers import HfArgumentParser
 SCREEN = "screen"
 # a disk or a quota that is full, as the system and as the libraries that write models say it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# entry of a record of settings that says what is behind its fingerprints, and what those are of
+FLAGS = "flags"
+FINGERPRINTS = {
+    "checkpoint": "--model_name_or_path",
+    "model": "--model_name_or_path",
+    "dataset": "--dataset_name",
+    "tasks": "--dataset_names",
+}
+# what settings are called that no flag of that name gives
+NOT_FLAGS = {
+    "world_size": "the number of processes",
+    "is_best_by_score": "choosing the best epoch by score (--metric_for_best_model)",
+    "threads": "--latency_threads",
+    "mean_tokens": "the mean length of the timed texts in tokens (--target_lengths)",
+    "max_tokens": "the longest input in tokens (--max_length)",
+    "num_layers": "the checkpoint's number of layers",
+    "first_token_gamma": "the checkpoint's number of positions",
+    "text": "the text or its blocks (--dataset_name, --dataset_config_name, --streaming, --block_size, ...)",
+    "objective": "--objectives, --mlm_probability, --whole_word_mask or --from_scratch",
+    "schedule": "--gamma and --eta",
+}
+# follow from other settings, mostly
+EFFECTS = ("mean_tokens", "max_tokens")
 FULL_WORDS = ("Error while serializing", "PytorchStreamWriter", "inline_container")
 
 
@@ -118,15 +141,10 @@ def check_settings(path: Path, settings: dict, is_writer: bool):
     has_begun = any(file.is_file() for file in path.parent.rglob("*") if file.stem != path.stem)
     if has_begun and path.exists():
         found = json.loads(path.read_text())
-        changed = [
-            describe_change(name, found.get(name), value)
-            for name, value in settings.items()
-            if found.get(name) != value
-        ]
-        if changed:
+        if changed := describe_changes(found, json.loads(json.dumps(settings))):
             raise ValueError(
-                f"{path.parent} holds a training with another {' and '.join(changed)}; use another --output_dir, or "
-                "the old settings to resume."
+                f"{path.parent} holds another training: {', '.join(changed)}; use another --output_dir, or the old "
+                "settings to resume."
             )
     elif is_writer:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,12 +154,65 @@ def check_settings(path: Path, settings: dict, is_writer: bool):
         unfinished.replace(path)
 
 
-def describe_change(name: str, old: Any, new: Any) -> str:
-    """Name a setting that changed, with what of it if it has parts."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return name
-    parts = [f"{key} {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
-    return f"{name} ({'; '.join(parts)})"
+def describe_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name what changed between two records of settings, by the flags where there are any.
+
+    Args:
+        found: Of an earlier command.
+        wanted: Of the running one; only what it names is compared. Its entry `flags`, if there is one, is not: it says
+            what lies behind a fingerprint.
+    """
+    changed: list[str] = []
+    effects: list[str] = []
+    for name, new in wanted.items():
+        old = found.get(name)
+        if name == FLAGS or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in _find_different(old, new):
+                said = _say_change(_name_flag(key), old.get(key), new.get(key))
+                (effects if key in EFFECTS else changed).append(said)
+        elif name in FINGERPRINTS:
+            changed += _explain_fingerprint(name, found, wanted)
+        else:
+            changed.append(_say_change(_name_flag(name), old, new))
+    return changed or effects
+
+
+def _find_different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _name_flag(key: str) -> str:
+    return NOT_FLAGS.get(key, f"--{key}" if key.isidentifier() else key)
+
+
+def _say_change(name: str, old: Any, new: Any) -> str:
+    said = ["not given" if value is None else str(value) for value in (old, new)]
+    return f"{name} ({said[0]}, now {said[1]})"
+
+
+def _explain_fingerprint(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say which flags are behind another fingerprint, or that a content has changed."""
+    old, new = found.get(FLAGS), wanted.get(FLAGS, {})
+    if old is None:
+        return [f"{FINGERPRINTS[name]}, or how that is read (fingerprint {found.get(name)}, now {wanted[name]})"]
+    is_checkpoint = name in ("checkpoint", "model")
+    keys = [key for key in _find_different(old, new) if (key == "model_name_or_path") == is_checkpoint]
+    if keys:
+        return [_say_change(_name_flag(key), old.get(key), new.get(key)) for key in keys]
+    return [f"the content of {FINGERPRINTS[name]}, which has changed"]
+
+
+def describe_flags(**flags: Any) -> dict[str, Any]:
+    """Give flags for a record of settings; of a path only its last part, since the record may be published."""
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shorten(one) for one in value]
+        return Path(value).name if isinstance(value, str) and Path(value).exists() else value
+
+    return {name: shorten(value) for name, value in flags.items()}
 
 
 def leave_process_group():

@@ -33,7 +33,15 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command, write_record
+from classformer_hf.command import (
+    FLAGS,
+    check_settings,
+    describe_command,
+    describe_flags,
+    parse_arguments,
+    run_command,
+    write_record,
+)
 from classformer_hf.corpus import load_standard_library_task, train_tokenizer
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
@@ -157,6 +165,7 @@ class Pretraining:
             "objective": [objective, arguments.mlm_probability, arguments.whole_word_mask, arguments.from_scratch],
             "schedule": [arguments.gamma, arguments.eta],
             "recipe": self.training.describe_recipe(),
+            FLAGS: describe_flags(model_name_or_path=checkpoint),
             "batches of validation": self.training.per_device_eval_batch_size,
         }
 

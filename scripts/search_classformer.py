@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import is_classifier, read_encoder_config
-from classformer_hf.command import parse_arguments, run_command
+from classformer_hf.command import describe_flags, parse_arguments, run_command
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import find_weights
 from classformer_hf.handover import find_studies
@@ -301,6 +301,8 @@ class Search:
             search.latency_rounds,
             getattr(torch, search.dtype),
         )
+        flags = {"model_name_or_path": search.model_name_or_path, **asdict(task_arguments)}
+        self.objective.flags = describe_flags(**flags)
         if search.target_lengths is not None:
             self.objective.use_lengths(read_lengths(Path(search.target_lengths)))
         config = read_encoder_config(checkpoint)

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from avae_hf import AVAEConfig, AVAEModel
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
-from classformer_hf.command import check_settings, parse_arguments, run_command
+from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
 from classformer_hf.folders import save_folder
 from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
@@ -90,6 +90,7 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
         "dataset": task.fingerprint,
         "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
         "recipe": {**training.describe_recipe(), "seed": str(seed)},
+        FLAGS: describe_flags(**asdict(task_arguments)),
     }
     check_settings(folder / "settings.json", settings, training.process_index == 0)
     results = folder / SEED_RESULTS

@@ -13,7 +13,7 @@ import copy
 import json
 import shutil
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult
@@ -21,7 +21,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder
-from classformer_hf.command import check_settings, parse_arguments, run_command
+from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import save_folder
 from classformer_hf.handover import find_studies
@@ -61,7 +61,9 @@ def read_schedule(arguments: ModelArguments) -> dict:
         raise ValueError(f"{path} is no Classformer config with gamma and eta ({reason}).") from error
 
 
-def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int, plan: Plan) -> dict:
+def train_seed(
+    model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int, plan: Plan, flags: dict
+) -> dict:
     """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
 
     Raises:
@@ -74,6 +76,7 @@ def train_seed(model_arguments: ModelArguments, task: Task, tokenizer, training,
         "dataset": task.fingerprint,
         "schedule": schedule,
         "recipe": {**training.describe_recipe(), "seed": str(seed)},
+        FLAGS: flags,
     }
     check_settings(folder / "settings.json", settings, training.process_index == 0)
     results = folder / SEED_RESULTS
@@ -135,7 +138,8 @@ def main():
         task = replace(task, record=task.record.after(checkpoint, *studies, is_trained=is_trained))
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
     plan = plan_seeds(seeds, training)
-    rows = [train_seed(model_arguments, task, tokenizer, training, seed, plan) for seed in seeds]
+    flags = describe_flags(model_name_or_path=model_arguments.model_name_or_path, **asdict(task_arguments))
+    rows = [train_seed(model_arguments, task, tokenizer, training, seed, plan, flags) for seed in seeds]
     if training.process_index != 0:
         return
     scores = [row[task.metric_name] for row in rows]

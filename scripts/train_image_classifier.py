@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from classformer_hf.command import check_settings, parse_arguments, run_command
+from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
 from classformer_hf.folders import save_folder
 from classformer_hf.handover import FILE as TASK_FILE
 from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
@@ -172,6 +172,7 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
         "dataset": task.fingerprint,
         "images": {k: v for k, v in asdict(task_arguments).items() if not k.startswith(("dataset", "max_test"))},
         "recipe": {**training.describe_recipe(), "seed": str(seed)},
+        FLAGS: describe_flags(**asdict(task_arguments)),
     }
     check_settings(folder / "settings.json", settings, training.process_index == 0)
     results = folder / SEED_RESULTS

@@ -11,7 +11,7 @@ command resumes.
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,14 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, describe_command, parse_arguments, run_command
+from classformer_hf.command import (
+    FLAGS,
+    check_settings,
+    describe_command,
+    describe_flags,
+    parse_arguments,
+    run_command,
+)
 from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tasks, load_tokenizer
 from classformer_hf.folders import save_folder
@@ -111,6 +118,7 @@ def main():
         "tasks": [task.fingerprint for task in tasks],
         "schedule": schedule,
         "recipe": training.describe_recipe(),
+        FLAGS: describe_flags(**asdict(arguments)),
     }
     check_settings(output / "settings.json", settings, training.process_index == 0)
     results = output / "pretrain_results.json"

@@ -60,7 +60,7 @@ def test_finished_training_repeats_nothing_and_another_is_refused(run, trained):
     assert code == 0 and "mean of 1" in printed, words
     assert (trained / "vae" / "seed-42" / "model.safetensors").stat().st_mtime_ns == before
     code, _, words = run(*flags, 4)
-    assert code == 1 and "holds a training with another recipe" in words
+    assert code == 1 and "holds another training: --num_train_epochs (3.0, now 4.0)" in words
 
 
 @pytest.mark.slow

@@ -64,9 +64,9 @@ def test_an_objective_leaves_a_folder_that_fine_tuning_starts_from(run, command,
     written = (tmp_path / "out" / "dense" / "model.safetensors").stat().st_mtime_ns
     assert run(*command, "--objectives", "dense", "--whole_word_mask")[0] == 0
     assert (tmp_path / "out" / "dense" / "model.safetensors").stat().st_mtime_ns == written
-    for flags, what in ((("--eta", 2), "schedule"), (("--max_train_blocks", 5), "text")):
+    for flags, what in ((("--eta", 2), "--gamma and --eta ([[1, 2, 1], 0]"), (("--max_train_blocks", 5), "the text")):
         code, _, words = run(*command, "--objectives", "dense", "--whole_word_mask", *flags)
-        assert code == 1 and f"holds a training with another {what}" in words
+        assert code == 1 and f"holds another training: {what}" in words
     fine_tune = ("--dataset_name", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--use_cpu")
     code, _, words = run(
         *("train_classformer", "--model_name_or_path", tmp_path / "out" / "funnel", *fine_tune),
@@ -166,11 +166,11 @@ def test_other_text_is_not_taken_for_a_finished_one(run, command, tmp_path):
     assert run(*flags)[0] == run(*flags)[0] == 0
     (folder / "train.txt").write_text("".join(f"a dull film number {n} works\n" for n in range(60)))
     code, _, words = run(*flags)
-    assert code == 1 and "holds a training with another text" in words
+    assert code == 1 and "holds another training: the text or its blocks" in words
     code, _, words = run(*flags, "--learning_rate", 1e-3)
-    assert code == 1 and "recipe (learning_rate 0.005, now 0.001)" in words
+    assert code == 1 and "--learning_rate (0.005, now 0.001)" in words
     code, _, words = run(*flags, "--streaming")
-    assert code == 1 and "holds a training with another text" in words
+    assert code == 1 and "holds another training: the text or its blocks" in words
 
 
 def test_tokens_count_small_batches(run, command, tmp_path):

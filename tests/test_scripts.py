@@ -202,6 +202,29 @@ def test_search_on_another_machine_times_its_trials_again(run, searched, tmp_pat
     assert data["latency_ratio"] in [row["measurement"]["latency_ratio"] for row in new]
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--split_seed", 7), "--split_seed (42, now 7)"),
+        (("--max_length", 16, "--seed", 1), "--max_length (64, now 16), --seed (42, now 1)"),
+        (("--latency_threads", 2), "--latency_threads (1, now 2)"),
+    ],
+)
+def test_search_names_the_flags_that_changed(run, searched, flags, named):
+    code, _, message = run("search_classformer", *searched[2], *flags)
+    assert code == 1
+    assert f"belongs to another study: {named}; use another --output_dir" in message
+
+
+def test_search_tells_changed_data_from_other_flags(run, searched, tmp_path, tiny_text_file):
+    changed = tmp_path / tiny_text_file.name
+    changed.write_text(tiny_text_file.read_text().replace("dull", "grey"))
+    flags = [changed if flag == tiny_text_file else flag for flag in searched[2]]
+    code, _, message = run("search_classformer", *flags)
+    assert code == 1
+    assert "belongs to another study: the content of --dataset_name, which has changed; " in message
+
+
 def test_search_refuses_another_dataset_in_the_same_folder(run, searched, tmp_path, tiny_text_file):
     other = tmp_path / "other.csv"
     other.write_text(tiny_text_file.read_text().replace("dull", "grey"))
@@ -209,7 +232,7 @@ def test_search_refuses_another_dataset_in_the_same_folder(run, searched, tmp_pa
     flags = [other if flag == tiny_text_file else flag for flag in flags]
     code, _, message = run("search_classformer", *flags)
     assert code == 1
-    assert "belongs to another study: its dataset" in message
+    assert "belongs to another study: --dataset_name (reviews.csv, now other.csv)" in message
 
 
 def test_search_stops_where_there_is_nothing_to_keep(run, tmp_path, tiny_roberta_two_labels, tiny_text_file):
@@ -493,7 +516,7 @@ def test_settings_that_left_nothing_are_taken_over(tmp_path):
     assert json.loads(path.read_text()) == {"recipe": 2}
     (path.parent / "checkpoints" / "trainer_state.json").write_text("{}")
     check_settings(path, {"recipe": 2}, is_writer=True)
-    with pytest.raises(ValueError, match="seed-42 holds a training with another recipe"):
+    with pytest.raises(ValueError, match=r"seed-42 holds another training: --recipe \(2, now 1\)"):
         check_settings(path, {"recipe": 1}, is_writer=True)
     assert json.loads(path.read_text()) == {"recipe": 2}
 

@@ -141,7 +141,7 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
         (["--schedules", "1-2-1-2_eta0"], "the model has 3 layers"),
         (["--schedules", "fast"], "a schedule is named like"),
         (["--methods", "magic"], "--methods knows pooled queries"),
-        (["--learning_rate", 0.5], "holds a training with another"),
+        (["--learning_rate", 0.5], "holds another training: --learning_rate (0.001, now 0.5)"),
     ):
         code, _, words = run(*compare, *bad)
         assert code == 1 and message in words

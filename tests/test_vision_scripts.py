@@ -81,7 +81,7 @@ def test_finished_training_repeats_nothing_and_another_is_refused(run, trained, 
     assert code == 0 and "seed 42: validation accuracy 1.0000" in printed
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     code, _, words = run(*flags, "--learning_rate", 0.5)
-    assert code == 1 and "holds a training with another recipe" in words
+    assert code == 1 and "holds another training: --learning_rate (0.1, now 0.5)" in words
 
 
 def test_models_are_compared_side_by_side(run, trained, flags, tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from ..command import describe_changes
 from .space import Schedule
 
 logger = logging.getLogger(__name__)
@@ -216,16 +217,9 @@ def check_identity(complaint: str, expected: dict[str, Any], found: dict[str, An
     Raises:
         JournalError: It differs; only what does is named.
     """
-    for name, wanted in expected.items():
-        other = found.get(name)
-        if other == wanted:
-            continue
-        if isinstance(wanted, dict) and isinstance(other, dict):
-            differing = [key for key in {**wanted, **other} if wanted.get(key) != other.get(key)]
-            other, wanted = ({key: one.get(key) for key in differing} for one in (other, wanted))
+    if changed := describe_changes(found, expected):
         raise JournalError(
-            f"{complaint}: its {name} is {other!r}, now it is {wanted!r}; use another --output_dir, or the old "
-            "settings to resume."
+            f"{complaint}: {', '.join(changed)}; use another --output_dir, or the old settings to resume."
         )
 
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..checkpoints import checkpoint_fingerprint, has_head, load_from_encoder, read_encoder_config
+from ..command import FLAGS
 from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
 from ..data import Task
 from ..folders import save_folder
@@ -57,6 +58,7 @@ class FineTuneObjective:
         dtype: Of the weights where the result shall run; training stays in float32 (or as `arguments` say).
 
     Attributes:
+        flags: Of the command that chose checkpoint and data, for errors.
         original: Has the checkpoint that was given, which may be the full model as it is (see `choose_reference`);
             `None`: the full model is fine-tuned like every schedule, as in the thesis.
     """
@@ -86,6 +88,7 @@ class FineTuneObjective:
         self.plan = Plan(has_bars=not arguments.disable_tqdm)
         self.inputs = sample_inputs(task.splits["validation"])
         self.has_loaded = False
+        self.flags: dict[str, Any] = {}
         self.adopted: dict[Schedule, dict[str, Any]] = {}
         source = read_encoder_config(checkpoint)
         self.full = Schedule((1,) * source.num_hidden_layers)
@@ -125,7 +128,7 @@ class FineTuneObjective:
             self.latency_rounds,
             self.dtype,
         )
-        other.inputs, other.plan = self.inputs, self.plan
+        other.inputs, other.plan, other.flags = self.inputs, self.plan, self.flags
         return other
 
     def adopt(self, schedule: Schedule, measurement: dict[str, Any], model: Path):
@@ -150,6 +153,7 @@ class FineTuneObjective:
     def identity(self) -> dict[str, Any]:
         """Say what a journal's trials depend on, so that only the same study is resumed."""
         return {
+            FLAGS: self.flags,
             "checkpoint": checkpoint_fingerprint(self.checkpoint),
             "dataset": self.task.fingerprint,
             "recipe": self.arguments.describe_recipe(),

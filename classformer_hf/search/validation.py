@@ -18,6 +18,7 @@ from datasets import DatasetDict
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from ..command import FLAGS, describe_changes
 from ..data import Task
 from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from ..modeling_classformer import ClassformerForSequenceClassification
@@ -186,12 +187,8 @@ def check_study(study: Path, objective: FineTuneObjective):
             "with --evaluation supernet."
         )
     found, now = read_identity(study / "supernet"), objective.identity()
-    for name in ("checkpoint", "dataset"):
-        if found[name] != now[name]:
-            raise JournalError(
-                f"{study} was made with another {name} ({found[name]!r}, now {now[name]!r}); "
-                "--reuse needs the same one."
-            )
+    if changed := describe_changes(found, {name: now[name] for name in ("checkpoint", "dataset", FLAGS)}):
+        raise JournalError(f"{study} is of something else: {', '.join(changed)}; --reuse needs the same.")
     journal = Journal(study / "trials.jsonl", {}, is_writer=False)
     if not journal.trials:
         raise JournalError(f"{study} has no finished trial to reuse; finish its search first.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
+from ..command import FLAGS
 from ..latency import LatencyTable
 from ..plan import describe_stop
 from .journal import Journal, Trial
@@ -71,7 +72,7 @@ def adopt_reference(winners: FineTuneObjective, study: Path):
     if not path.exists():
         return
     journal = Journal(path, {}, is_writer=False)
-    found = {**journal.found_identity, "latency": journal.found_identity["latency"]["dtype"]}
+    found = {**journal.found_identity, "latency": journal.found_identity["latency"]["dtype"], FLAGS: wanted[FLAGS]}
     model, reference = study / "winners" / "models" / winners.full.key, find_reference(journal.trials)
     if found != {**wanted, "latency": wanted["latency"]["dtype"]} or reference is None or not model.exists():
         return

@@ -309,7 +309,7 @@ def test_damaged_line_is_named_and_kept(journal_path):
 
 
 def test_journal_of_another_dataset_is_refused(journal_path):
-    with pytest.raises(JournalError, match="its dataset is 'formula', now it is 'other'.*--output_dir"):
+    with pytest.raises(JournalError, match=r"--dataset_name, or .* \(fingerprint formula, now other\); .*--output_dir"):
         Journal(journal_path, {"dataset": "other"})
 
 
@@ -318,7 +318,7 @@ def test_changed_checkpoint_is_refused_and_nothing_lost(journal_path):
     header = json.dumps({"type": "study", "identity": {**IDENTITY, "checkpoint": "aaa"}}).encode()
     journal_path.write_bytes(header + content[content.index(b"\n") :])
     before = journal_path.read_bytes()
-    with pytest.raises(JournalError, match="its checkpoint is 'aaa', now it is 'bbb'"):
+    with pytest.raises(JournalError, match=r"--model_name_or_path, or .* \(fingerprint aaa, now bbb\)"):
         Journal(journal_path, {**IDENTITY, "checkpoint": "bbb"})
     assert journal_path.read_bytes() == before
 

@@ -93,7 +93,8 @@ def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict
     for (title, _), row in zip(titles.items(), rows, strict=True):
         if "orientations" in row:
             chosen = [str(task.label_names.index(name)) for name in ("1", "6", "9") if name in task.label_names]
-            names = chosen or list(row["orientations"])[:3]
+            # a small test split need not hold them
+            names = [name for name in chosen if name in row["orientations"]] or list(row["orientations"])[:3]
             found = {task.label_names[int(name)]: row["orientations"][name] for name in names}
             drawn.append(folder / f"orientations_{title}.png")
             analysis.draw_orientations({"test": found}, drawn[-1])

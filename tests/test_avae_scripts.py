@@ -99,6 +99,14 @@ def test_evaluation_prints_one_line_per_model(run, trained, tmp_path):
     }
 
 
+@pytest.mark.parametrize("number", [2, 7])  # of the digits 1, 6 and 9 none, and only one
+def test_orientations_are_drawn_of_the_digits_that_are_there(run, trained, tmp_path, number):
+    flags = ("--models", trained / "avae" / "seed-42", *DATA, "--max_test_samples", number)
+    code, _, words = run("evaluate_avae", *flags, "--figures_dir", tmp_path)
+    assert code == 0, words
+    assert (tmp_path / "orientations_avae_seed-42.png").is_file()
+
+
 def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
     record = tmp_path / "record.json"
     flags = ["--model", trained / "vae" / "seed-42", *DATA, "--results_file", record, "--num_inputs", 4]

@@ -1,7 +1,7 @@
 r"""Compare models and ways to batch by how many texts they classify in a second.
 
-    python scripts/benchmark_throughput.py --models runs/imdb/full runs/imdb/best --dataset_name imdb \
-        --results_file results/throughput_imdb.json
+    python scripts/benchmark_throughput.py --models runs/imdb/full runs/imdb/best \
+        --dataset_name stanfordnlp/imdb --results_file results/throughput_imdb.json
 
 The first folder is the model without reductions; as stock RoBERTa, on unsorted batches that are padded to their longest
 text, it is the reference. Four ways to batch the same texts:

@@ -2,9 +2,9 @@ r"""Pretrain a Classformer on text, with an objective for shortened sequences (t
 
 From a checkpoint, on WikiText-2, reduced to a quarter by the second and the fourth layer:
 
-    python scripts/pretrain_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name wikitext \
-        --dataset_config_name wikitext-2-raw-v1 --objectives funnel --gamma 1 2 1 2 1 1 1 1 1 1 1 1 \
-        --num_train_epochs 1 --output_dir runs/funnel
+    python scripts/pretrain_classformer.py --model_name_or_path FacebookAI/roberta-base \
+        --dataset_name Salesforce/wikitext --dataset_config_name wikitext-2-raw-v1 --objectives funnel \
+        --gamma 1 2 1 2 1 1 1 1 1 1 1 1 --num_train_epochs 1 --output_dir runs/funnel
 
 Objectives: first_k, last_k, gamma_th, dense and funnel are masked language modelling with targets at other places, and
 distillation is learning the final states of the same model without reductions; several run one after the other, from

@@ -22,13 +22,13 @@ SCRIPTS = ROOT / "scripts"
 SHELLS, PROSE = ("bash", "sh"), ("", "text", "json")
 # what stands for something else in a printed command
 PLACEHOLDERS = {
-    "FOLDER": ["runs/mrpc/best"],
-    "FULL": ["runs/mrpc/full"],
-    "NAME": ["mrpc"],
-    "OBJECTIVE": ["funnel"],
-    "RATE": ["1e-4"],
-    "...": ["--model_name_or_path", "FacebookAI/roberta-base", "--dataset_name", "mrpc", "--output_dir", "runs/mrpc"],
+    "FOLDER": "runs/mrpc/best",
+    "FULL": "runs/mrpc/winners/models/1-1-1-1-1-1-1-1-1-1-1-1_eta0",
+    "NAME": "mrpc",
+    "OBJECTIVE": "funnel",
+    "RATE": "1e-4",
 }
+ELIDED = "--model_name_or_path FacebookAI/roberta-base --dataset_name mrpc --output_dir runs/elided"
 PROGRAMS = ("python", "make", "hf", "dask", "torchrun")
 OTHERS = ("accelerate", "basename", "cmp", "grep")
 RECORDER = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$RECORD"; printf \'\\n\' >> "$RECORD"\n'
@@ -133,7 +133,9 @@ def list_commands(shell_code: str, folder: Path) -> list[list[str]]:
 
 def fill_in(arguments: list[str]) -> list[str]:
     """Replace the placeholders of a printed command."""
-    return [value for argument in arguments for value in PLACEHOLDERS.get(argument, [argument])]
+    words = re.compile(rf"\b({'|'.join(PLACEHOLDERS)})\b")
+    filled = [words.sub(lambda match: PLACEHOLDERS[match[0]], argument) for argument in arguments]
+    return [value for argument in filled for value in (ELIDED.split() if argument == "..." else [argument])]
 
 
 def find_problem(command: list[str]) -> str:

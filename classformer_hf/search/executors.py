@@ -148,20 +148,31 @@ def dask_executors(address: str) -> tuple[Executor, Executor | None, int]:
             "scheduler with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0.",
             repeats,
         )
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    latency_hosts = {worker["host"] for worker in workers if worker["resources"].get("latency")}
-    trainers = [worker for worker in workers if worker["host"] not in latency_hosts]
+    trainers, latency_hosts = _wait_for_workers(client)
     if not trainers:
         client.close()
         raise ExecutorError(
-            f"none of the {len(workers)} workers at {address} is for trials; start at least one with "
-            f"`dask worker {address} --nthreads 1`, on a host without a worker for latency."
+            f"none of the workers at {address} is for trials ({len(latency_hosts)} hosts are for latency); start at "
+            f"least one with `dask worker {address} --nthreads 1`, on a host without a worker for latency."
         )
     if not latency_hosts:
         return DaskExecutor(client), None, len(trainers)
     # by host, because a worker that is restarted has another address
     hosts = sorted({worker["host"] for worker in trainers})
     return DaskExecutor(client, workers=hosts), DaskExecutor(client, resources={"latency": 1}), len(trainers)
+
+
+def _wait_for_workers(client: Any) -> tuple[list[dict], set[str]]:
+    """Give the workers that are for trials and the hosts that are for latency, as soon as one is for trials."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        latency_hosts = {worker["host"] for worker in workers if worker["resources"].get("latency")}
+        trainers = [worker for worker in workers if worker["host"] not in latency_hosts]
+        # one that was started just before takes some seconds to come
+        if trainers or time.monotonic() > deadline:
+            return trainers, latency_hosts
+        time.sleep(0.2)
 
 
 class DaskExecutor(Executor):

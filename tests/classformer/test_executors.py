@@ -461,6 +461,20 @@ def test_unreachable_scheduler_is_one_sentence(monkeypatch):
         dask_executors("tcp://127.0.0.1:1")
 
 
+def test_workers_that_come_late_are_waited_for(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(executors, "CONNECT_SECONDS", 1)
+    settings = {"processes": False, "dashboard_address": None, "protocol": "tcp://", "threads_per_worker": 1}
+    with distributed.LocalCluster(n_workers=0, **settings) as cluster:
+        with pytest.raises(ExecutorError, match="none of the workers at .* is for trials .* start at least one"):
+            dask_executors(cluster.scheduler_address)
+        monkeypatch.setattr(executors, "CONNECT_SECONDS", 30)
+        threading.Timer(0.5, cluster.scale, [1]).start()
+        executor, latency_executor, num_workers = dask_executors(cluster.scheduler_address)
+        assert (latency_executor, num_workers) == (None, 1)
+        executor.client.close()
+
+
 def test_lost_scheduler_is_one_sentence(tmp_path):
     class Client:
         status = "closed"

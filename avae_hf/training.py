@@ -246,13 +246,13 @@ def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.T
         model: Whose configuration the card tells.
         trained: What validation gave.
         images: A few upright ones for the picture, (B, C, ...).
-        facts: "dataset", "augment", "num_train", "num_validation", "num_epochs" and "seed".
+        facts: "dataset", "augment", "num_train", "num_validation", "num_epochs", "seed", and "dataset_fields", what an
+            `EvalResult` says of the data set.
     """
     result = EvalResult(
         task_type="image-feature-extraction",
         task_name="reconstruction",
-        dataset_type=facts["dataset"],
-        dataset_name=facts["dataset"],
+        **facts["dataset_fields"],
         dataset_split="validation",
         metric_type="squared_error",
         metric_name="squared error, sum over an input",

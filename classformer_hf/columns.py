@@ -62,9 +62,9 @@ def find_text_columns(
             return (*known, *left.values())[:1]
     candidates = f"one of {', '.join(left.values())} may be" if left else "none seems to be"
     refused = "".join(f"; {name} is not taken unasked ({reason})" for name, reason in reasons.items())
-    pair = ", and the second text of a pair by --text_pair_column" if max_columns == 2 else ""
+    pair = ", and the second text of a pair by `text_pair_column`" if max_columns == 2 else ""
     raise ValueError(
-        f"which column is the text? Of {rows.column_names} {candidates}{refused}; name it by --text_column{pair}."
+        f"which column is the text? Of {rows.column_names} {candidates}{refused}; name it by `text_column`{pair}."
     )
 
 
@@ -78,13 +78,13 @@ def check_columns(split_name: str, split: Dataset, text_columns: tuple[str, ...]
         if column not in split.column_names:
             raise ValueError(
                 f"column {column!r} is not in split {split_name!r}, found {split.column_names}; all splits need the "
-                "same columns, name them by --text_column, --text_pair_column and --label_column."
+                "same columns, name them by `text_column`, `text_pair_column` and `label_column`."
             )
     for column in text_columns:
         if not is_text(split, column):
             raise ValueError(
                 f"text column {column!r} of split {split_name!r} must hold strings, got {split.features[column]}; name "
-                "another by --text_column or --text_pair_column."
+                "another by `text_column` or `text_pair_column`."
             )
         missing = [row for row, text in enumerate(split[column][:]) if text is None]
         if missing:

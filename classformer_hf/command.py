@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from transformers import HfArgumentParser
 
 # the logger of what a command says on standard output
 SCREEN = "screen"
+# of the running command; packages name arguments in backticks, as a caller in Python knows them
+FLAGS: set[str] = set()
 # a disk or a quota that is full, as the system and as the libraries that write models say it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # entry of a record of settings that says what is behind its fingerprints, and what those are of
@@ -78,6 +81,8 @@ def parse_arguments(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
+    FLAGS.clear()
+    FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
     # without the usage of a hundred flags
     parser.usage = f"%(prog)s [recipe.json] {'[' + positional.upper() + '] ' if positional else ''}[--flag value ...]"
     parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
@@ -222,11 +227,24 @@ def leave_process_group():
         torch.distributed.destroy_process_group()
 
 
+def name_flags(message: str) -> str:
+    """Write what a message names in backticks as the flag of the running command, where it has such a flag."""
+    return re.sub(r"`(\w+)`", lambda found: f"--{found[1]}" if found[1] in FLAGS else found[0], message)
+
+
+class CommandFormatter(logging.Formatter):
+    """Names arguments as the user typed them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return name_flags(super().format(record))
+
+
 class Screen(logging.StreamHandler):
     """Writes on standard output what a package logs as `SCREEN`, which a user must see; the rest is on the error's."""
 
     def __init__(self):
         logging.Handler.__init__(self)
+        self.setFormatter(CommandFormatter())
 
     @property
     def stream(self):
@@ -239,6 +257,7 @@ def open_screen():
         # not those of a test that reads the log
         if type(handler) is logging.StreamHandler:
             handler.addFilter(lambda record: record.name != SCREEN)
+            handler.setFormatter(CommandFormatter())
     is_first = os.environ.get("RANK", "0") == "0"
     screen = logging.getLogger(SCREEN)
     screen.setLevel(logging.INFO)
@@ -279,10 +298,10 @@ def run_command(main: Callable[[], int | None]):
         sys.exit(130)
     except StrictDataclassError as error:
         # of a configuration; the cause says it without the name of the validator
-        sys.exit(f"error: {' '.join(str(error.__cause__ or error).split())}")
+        sys.exit(f"error: {name_flags(' '.join(str(error.__cause__ or error).split()))}")
     except (ValueError, OSError, FloatingPointError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_disk_full(error):
             raise
         # some libraries explain over several lines
-        text = " ".join(str(error).split())
+        text = name_flags(" ".join(str(error).split()))
         sys.exit(f"error: {FULL_SENTENCE.format(text) if is_disk_full(error) else text}")

@@ -194,7 +194,8 @@ def stream_examples(
     """
     source = str(arguments.dataset_name)
     split = _open_stream(source, arguments.dataset_config_name, split_name)
-    name = name_path(Path(source).expanduser())
+    path = Path(source).expanduser()
+    name = name_path(path) if path.exists() else source
     label_column = find_label_column(split, arguments.label_column)
     label = split.features[label_column]
     images = [column for column, feature in split.features.items() if isinstance(feature, Image)]

@@ -47,10 +47,10 @@ def find_label_column(train: Dataset, label_column: str | None = None) -> str:
         if label_column is None:
             raise ValueError(
                 f"no label column: none of {list(LABEL_COLUMNS)} is in the train split, found {train.column_names}; "
-                "name it by --label_column."
+                "name it by `label_column`."
             )
     elif label_column not in train.column_names:
-        raise ValueError(f"--label_column {label_column!r} is not in the train split, found {train.column_names}.")
+        raise ValueError(f"`label_column` {label_column!r} is not in the train split, found {train.column_names}.")
     return label_column
 
 
@@ -108,7 +108,10 @@ def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | N
     _check_seen(rows, seen, column)
     classes = getattr(getattr(feature, "feature", feature), "names", counted) or sorted(seen)
     if len(classes) < 2:
-        raise ValueError(f"classes must be at least two, label column {column!r} of train has only {classes}.")
+        raise ValueError(
+            f"classes must be at least two, label column {column!r} of train has only {classes}; add rows of another "
+            "one, or, to evaluate on these alone, give --streaming --split train."
+        )
     names = [str(label) for label in classes]
     if problem_type == SINGLE_LABEL:
         ids = {label: index for index, label in enumerate(classes)}
@@ -155,7 +158,7 @@ def _infer_problem_type(feature: FeatureType, column: str, labels: list) -> str:
             return REGRESSION
         numbers = ", ".join(f"{value:g}" for value in values)
         screen.info(
-            f"label column {column!r} holds the numbers {numbers}, which are read as classes; --problem_type "
+            f"label column {column!r} holds the numbers {numbers}, which are read as classes; `problem_type` "
             "regression reads them as values."
         )
     elif dtype in ("string", "large_string"):
@@ -171,12 +174,12 @@ def _refuse_unclear_numbers(column: str, labels: list[str]) -> None:
     if words:
         raise ValueError(
             f"label column {column!r} holds numbers and {', '.join(map(repr, sorted(words)))}: remove the rows where a "
-            "number is missing, or give --problem_type single_label_classification where that is a class."
+            "number is missing, or give `problem_type` single_label_classification where that is a class."
         )
     if len(numbers) > MAX_NUMBERED_CLASSES or not all(float(label).is_integer() for label in numbers):
         raise ValueError(
             f"label column {column!r} holds {len(numbers)} different numbers as text, such as {min(numbers)!r}: give "
-            "--problem_type regression where they are values, single_label_classification where they are names."
+            "`problem_type` regression where they are values, single_label_classification where they are names."
         )
 
 
@@ -190,11 +193,11 @@ def _check_problem_type(feature: FeatureType, column: str, problem_type: str) ->
         MULTI_LABEL: isinstance(feature, List | LargeList),
     }
     if problem_type not in fits:
-        raise ValueError(f"--problem_type must be one of {list(fits)}, got {problem_type!r}.")
+        raise ValueError(f"`problem_type` must be one of {list(fits)}, got {problem_type!r}.")
     if not fits[problem_type]:
         raise ValueError(
-            f"label column {column!r} cannot be {problem_type}, it holds {feature}; change --problem_type or "
-            "--label_column."
+            f"label column {column!r} cannot be {problem_type}, it holds {feature}; change `problem_type` or "
+            "`label_column`."
         )
 
 
@@ -211,8 +214,8 @@ def _as_number(label: Any, column: str) -> Any:
         return label
     if not is_number(label):
         raise ValueError(
-            f"label column {column!r} cannot be regression, it holds {label!r}; change --problem_type or "
-            "--label_column."
+            f"label column {column!r} cannot be regression, it holds {label!r}; change `problem_type` or "
+            "`label_column`."
         )
     return float(label)
 
@@ -227,7 +230,7 @@ def as_class(label: Any) -> Any:
         return label
     if not label.is_integer():
         raise ValueError(
-            f"classes must be whole numbers or names, got {label}; for a regression give --problem_type regression."
+            f"classes must be whole numbers or names, got {label}; for a regression give `problem_type` regression."
         )
     return int(label)
 

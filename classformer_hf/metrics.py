@@ -184,14 +184,25 @@ def majority_score(task: Task, split: str = "validation") -> float:
     """
     if split not in task.splits:
         raise ValueError(f"task {task.name!r} has no split {split!r}; found {list(task.splits)}.")
-    if task.metric_name in ("matthews_correlation", "spearmanr"):
+    return constant_score(task.metric_name, task.splits["train"]["labels"][:], task.splits[split]["labels"][:])
+
+
+def constant_score(metric_name: str, known: ArrayLike, references: ArrayLike) -> float:
+    """Compute what the constant scores that is best on labels which are known.
+
+    Args:
+        metric_name: One of `METRICS`.
+        known: Labels by which the constant is chosen, as in [`majority_score`].
+        references: Labels to score it on; the same ones where no others are known.
+    """
+    if metric_name in ("matthews_correlation", "spearmanr"):
         return 0.0
-    labels, references = (np.asarray(task.splits[name]["labels"][:]).astype(int) for name in ("train", split))
+    labels, references = (np.asarray(values).astype(int) for values in (known, references))
     values, counts = np.unique(labels, axis=0, return_counts=True)
     majority = values[counts.argmax()]
 
     def score(constant: np.ndarray, labels: np.ndarray) -> float:
-        return compute_score(task.metric_name, np.broadcast_to(constant, labels.shape), labels)
+        return compute_score(metric_name, np.broadcast_to(constant, labels.shape), labels)
 
     return score(max([majority, np.ones_like(majority)], key=lambda constant: score(constant, labels)), references)
 
@@ -249,7 +260,8 @@ def paired_standard_error(
         num_resamples: Number of resamples.
 
     Returns:
-        Standard deviation of the ratio over the resamples in which the full model's score is positive.
+        Standard deviation of the ratio over the resamples in which the full model's score is positive; NaN where there
+        are fewer than two.
 
     Raises:
         ValueError: As `compute_score`.
@@ -269,6 +281,8 @@ def paired_standard_error(
         scores = scores_of_counts(metric_name, triples[:, 0], triples[:, 2], drawn)
         full_scores = scores_of_counts(metric_name, triples[:, 1], triples[:, 2], drawn)
     is_positive = full_scores > 0
+    if is_positive.sum() < 2:
+        return float("nan")
     return float(np.std(scores[is_positive] / full_scores[is_positive], ddof=1))
 
 

@@ -41,11 +41,14 @@ from .folders import (
 )
 from .handover import FILE as TASK_FILE
 from .handover import read_record
+from .sources import GLUE_REPOSITORY, GLUE_TASKS
 
 logger = logging.getLogger(__name__)
 
 # at the top of a repository, of an earlier push: what a folder no longer has must not be loaded with it
 REPLACED = ("model*.safetensors", "model.safetensors.index.json", *(f"{prefix}*.py" for prefix in CODE_PREFIXES))
+# data sets that come with a library
+EMBEDDED = ("standard_library", "digits")
 GENERATED = "[More Information Needed]"
 BUSY = (429, 500, 502, 503, 504)
 PLACEHOLDER = "path/or/name/of/this/model"
@@ -233,6 +236,24 @@ def describe_export(index: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
+def name_dataset(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Say by the fields of an `EvalResult` which data set was read.
+
+    Only one on the Hub is named as one: a local folder may be called like somebody else's there, so that its type is
+    the word for what nobody can look up, and its name tells several apart.
+
+    Args:
+        name: For reports.
+        arguments: "dataset_name" and "dataset_config_name", as the commands take them; without, it was a local one.
+    """
+    source, config_name = (arguments.get(key) for key in ("dataset_name", "dataset_config_name"))
+    if source in GLUE_TASKS:
+        source, config_name = GLUE_REPOSITORY, source
+    elif source is None or source in EMBEDDED or Path(source).expanduser().exists():
+        source, config_name = "unknown", name
+    return {"dataset_type": source, "dataset_name": name, "dataset_config": config_name}
+
+
 def latency_results(
     kind: str, dataset: str, milliseconds: dict[str, float], hardware: dict[str, Any], batch_size: int = 1
 ) -> list[EvalResult]:
@@ -249,9 +270,7 @@ def latency_results(
     return [
         EvalResult(
             task_type=kind,
-            # results of one type stand under the first one's name
-            dataset_type=dataset.replace(", ", "_").replace(" ", "_"),
-            dataset_name=dataset,
+            **name_dataset(dataset, {}),
             metric_type=f"latency_{quantile}_milliseconds",
             metric_name=f"latency {quantile}, ms, batch {batch_size}, on {where}",
             metric_value=round(value, 3),
@@ -407,6 +426,7 @@ __all__ = [
     "complete_card",
     "find_task",
     "latency_results",
+    "name_dataset",
     "push_folder",
     "find_status",
     "read_back",

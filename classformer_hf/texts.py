@@ -143,9 +143,9 @@ def _find_text_column(name: str, rows: Dataset, given: str | None) -> str:
     if given is None:
         (column,) = find_text_columns(rows, max_columns=1)
     elif given not in rows.column_names:
-        raise ValueError(f"{name} has no column {given}, only {', '.join(rows.column_names)}; see --text_column.")
+        raise ValueError(f"{name} has no column {given}, only {', '.join(rows.column_names)}; see `text_column`.")
     elif not is_text(rows, given):
-        raise ValueError(f"column {given} of {name} holds no text, but {rows.features[given]}; see --text_column.")
+        raise ValueError(f"column {given} of {name} holds no text, but {rows.features[given]}; see `text_column`.")
     else:
         column = given
     screen.info(f"{name}: {describe_columns(rows, (column,))}")

@@ -49,8 +49,8 @@ from classformer_hf.handover import (
     is_other_data,
     make_flags,
 )
-from classformer_hf.metrics import majority_score, predictions_from_logits
-from classformer_hf.publishing import add_results, write_section
+from classformer_hf.metrics import constant_score, predictions_from_logits
+from classformer_hf.publishing import add_results, name_dataset, write_section
 from classformer_hf.readings import (
     Evidence,
     ReadModel,
@@ -168,7 +168,8 @@ def evaluate_texts(
     results = [
         evaluate_folder(model.name, model.folder, task, arguments, task_arguments.max_length) for model in models
     ]
-    facts = {"dataset": task.name, "majority_score": majority_score(task, arguments.split)}
+    labels = np.asarray(task.splits[arguments.split]["labels"])
+    facts = {"dataset": task.name, "majority_score": constant_score(task.metric_name, labels, labels)}
     return facts, results, task, rows, evidence
 
 
@@ -220,10 +221,10 @@ def evaluate_by_pipeline(
         )
         row = score_model(model.name, ["accuracy", *arguments.more_metrics], predictions, references)
         results.append((row, predictions, references))
-    counts = np.bincount(results[0][2])
-    facts = {"dataset": dataset, "majority_score": float(counts.max() / counts.sum())}
+    references = results[0][2]
+    facts = {"dataset": dataset, "majority_score": constant_score("accuracy", references, references)}
     # the pipeline may have looked ahead
-    return facts, results, np.concatenate(hashes)[: len(results[0][2])]
+    return facts, results, np.concatenate(hashes)[: len(references)]
 
 
 def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence):
@@ -285,13 +286,12 @@ def describe_certificate(certificate: dict, num_examples: int) -> str:
     return f"Against {Path(certificate['full_model']).name}, on {where}: {certificate['sentence']}"
 
 
-def update_cards(arguments: EvaluationArguments, kind: str, record: dict):
+def update_cards(arguments: EvaluationArguments, task_arguments: Any, kind: str, record: dict):
     """Write every model's score, and its certificate if one was asked for, into the card in its folder."""
     for name, row in zip(arguments.models, record["models"], strict=True):
         result = EvalResult(
             task_type=kind,
-            dataset_type=record["dataset"],
-            dataset_name=record["dataset"],
+            **name_dataset(record["dataset"], vars(task_arguments)),
             dataset_split=arguments.split,
             metric_type=row["metric_name"],
             metric_name=f"{row['metric_name']}, n = {record['num_examples']}",
@@ -397,7 +397,7 @@ def main():
         certify_models(record, results, task, arguments, evidence)
         write_json(arguments.output, record)
     if arguments.update_card:
-        update_cards(arguments, kind, record)
+        update_cards(arguments, task_arguments, kind, record)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_
 from classformer_hf.folders import save_folder
 from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from classformer_hf.publishing import name_dataset
 from classformer_hf.training import show_progress
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
@@ -112,6 +113,7 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
         describe_shapes(task, task_arguments).after(None, Path(training.output_dir)).write(folder)
         facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
         facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
+        facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
         write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -26,7 +26,7 @@ from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, 
 from classformer_hf.folders import save_folder
 from classformer_hf.handover import find_studies
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
-from classformer_hf.publishing import add_results
+from classformer_hf.publishing import add_results, name_dataset
 from classformer_hf.training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
 
 
@@ -104,8 +104,7 @@ def train_seed(
         save_folder(model, folder, tokenizer, task.record)
         result = EvalResult(
             task_type="text-classification",
-            dataset_type=task.name,
-            dataset_name=task.name,
+            **name_dataset(task.name, task.record.arguments if task.record else {}),
             dataset_split="validation",
             metric_type=task.metric_name,
             metric_value=round(tuned.score, 4),

@@ -26,6 +26,7 @@ from classformer_hf.folders import save_folder
 from classformer_hf.handover import FILE as TASK_FILE
 from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from classformer_hf.publishing import name_dataset
 from classformer_hf.training import show_progress
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
@@ -191,6 +192,7 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     if training.process_index == 0:
         save_folder(model, folder, processor)
         facts = {"num_epochs": run.num_train_epochs, "seed": seed, "base_model": name_of(arguments.model_name_or_path)}
+        facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
         write_card(folder, model, trained, task, **facts)
         results.write_text(json.dumps(row) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -172,11 +172,11 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--transforms", "turn"], "`transforms` must be different ones of"),
+        (["--transforms", "turn"], "--transforms must be different ones of"),
         (["--augment", "turn"], "--augment must be some of"),
         (["--image_size", 18], "multiple of 4 in 2D, got 18"),
-        (["--object_size", 20], "`object_size` must be from 1 to `image_size` 16, got 20"),
-        (["--likelihood", "poisson"], "`likelihood` must be"),
+        (["--object_size", 20], "--object_size must be from 1 to --image_size 16, got 20"),
+        (["--likelihood", "poisson"], "--likelihood must be"),
         (["--likelihood", "bernoulli", "--normalize"], "the Bernoulli likelihood needs probabilities"),
         (["--config_overrides", "{latent: 3}"], "must be JSON in quotes"),
         (["--config_overrides", '{"width": 3}'], "unknown settings \\['width'\\]"),

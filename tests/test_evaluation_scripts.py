@@ -1,6 +1,7 @@
 """evaluate_model.py and benchmark_latency.py on models of texts and images, streamed data, peers and cards."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from classformer_hf.command import CommandFormatter, parse_arguments
+from classformer_hf.data import TaskArguments
 from classformer_hf.peers import PEERS, build_peers, count_executed_flops, known_settings
+from classformer_hf.texts import TextArguments
 from tests.test_hub_contract import build_vision
 
 # the tiny tokenizer's limit
@@ -81,10 +85,29 @@ def test_a_stream_does_not_read_what_tells_the_label(run, text_folder, tiny_text
     assert code == 1 and "one of tweet, author may be; name it by --text_column" in words
 
 
+def test_messages_and_logs_name_the_flags_of_the_running_command():
+    parse_arguments((TaskArguments,), "", ["--dataset_name", "mrpc"])
+    record = logging.makeLogRecord({"msg": "a larger `max_length` keeps them, and `padding_side` must be right"})
+    assert CommandFormatter().format(record) == "a larger --max_length keeps them, and `padding_side` must be right"
+    parse_arguments((TextArguments,), "", [])
+    assert CommandFormatter().format(record).startswith("a larger `max_length`")
+
+
 def test_all_rows_of_a_file_are_evaluated(run, text_folder, tiny_text_file):
     flags = ("--dataset_name", tiny_text_file, "--device", "cpu", *SHORT)
     assert "all: 64 examples, majority 0.5000" in run("evaluate_model", text_folder, *flags, "--split", "all")[1]
     assert "test: 6 examples" in run("evaluate_model", text_folder, *flags)[1]
+
+
+def test_the_majority_is_that_of_the_rows_also_of_a_stream(run, text_folder, tiny_text_file, tmp_path):
+    lines = tiny_text_file.read_text().splitlines()
+    # in train the other label is the more frequent one
+    (tmp_path / "train.csv").write_text("\n".join(lines[:37]) + "\n")
+    (tmp_path / "test.csv").write_text("\n".join([lines[0], *lines[1:5], *lines[5:9] * 3]) + "\n")
+    flags = ("--dataset_name", tmp_path, "--device", "cpu", *SHORT)
+    for more in ((), ("--streaming",)):
+        code, printed, words = run("evaluate_model", text_folder, *flags, *more)
+        assert code == 0 and "test: 16 examples, majority 0.7500" in printed, words
 
 
 def test_all_of_three_rows_are_evaluated(run, text_folder, tmp_path):
@@ -104,6 +127,8 @@ def test_images_are_evaluated_and_the_card_tells(run, image_folder):
         assert run("evaluate_model", image_folder, *flags)[0] == 0
         (result,) = ModelCard.load(image_folder / "README.md").data.eval_results
         assert result.task_type == "image-classification" and result.dataset_name == "digits"
+        # of no data set on the Hub
+        assert (result.dataset_type, result.dataset_config) == ("unknown", "digits")
         assert result.metric_type == "accuracy" and f"accuracy {result.metric_value:.4f}" in printed
 
 
@@ -122,7 +147,7 @@ def test_images_are_evaluated_and_the_card_tells(run, image_folder):
         (["--max_examples", "0", "--streaming", "--split", "train"], "no example to evaluate"),
         (
             ["--max_length", "128", "--streaming", "--split", "train"],
-            "at most the tokenizer's `model_max_length` of 64",
+            "--max_length must be at most the tokenizer's `model_max_length` of 64",
         ),
     ],
 )

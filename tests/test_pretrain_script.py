@@ -254,7 +254,7 @@ def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
         (["--gamma", 1, 2], "one factor per layer, got 2 for 3"),
         (["--mlm_probability", 1.5], "--mlm_probability is a share"),
         (["--objectives", "distillation", "--label_smoothing_factor", 0.1], "must be 0 for distillation"),
-        (["--block_size", 2], "`block_size` must be 4 to"),
+        (["--block_size", 2], "--block_size must be 4 to"),
         (["--block_size", 60, "--max_train_blocks", 0], "must be at least 1"),
         (["--dataset_name", "/nowhere/corpus.txt"], "there is no file or folder"),
         (["--text_column", "body"], "has no column body, only text"),
@@ -265,7 +265,7 @@ def test_streams_are_read_while_training(run, command, tmp_path, monkeypatch):
         (["--max_steps", -1, "--num_train_epochs", 0], "there is nothing to train"),
         (["--dataloader_drop_last", "True"], "no batch of validation is full"),
         (["--objectives", "distillation", "--from_scratch"], "distillation needs a model that has learned"),
-        (["--validation_fraction", 2], "`validation_fraction` is a share"),
+        (["--validation_fraction", 2], "--validation_fraction is a share"),
     ],
 )
 def test_bad_input_is_one_sentence(run, command, flags, message):
@@ -287,7 +287,7 @@ def test_blocks_longer_than_the_model_reads_are_refused(run, command, tiny_rober
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 512}))
     code, _, words = run(*command, "--model_name_or_path", folder, "--block_size", 65)
-    assert code == 1 and "`block_size` must be 4 to 64, got 65" in words
+    assert code == 1 and "--block_size must be 4 to 64, got 65" in words
 
 
 def test_nan_loss_ends_the_run(run, command, tmp_path):

@@ -13,11 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from safetensors.torch import load_file, save_file
 
 from classformer_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
-from classformer_hf.publishing import add_results, complete_card, latency_results, verify_folder, write_section
+from classformer_hf.publishing import (
+    add_results,
+    complete_card,
+    latency_results,
+    name_dataset,
+    verify_folder,
+    write_section,
+)
 from tests.test_hub_contract import BACKBONES, CONTRACTS
 
 ROOT = Path(__file__).parent.parent
@@ -204,6 +211,32 @@ def test_form_of_a_card_is_filled_in(folder):
     text = (folder / "README.md").read_text()
     assert "More Information" not in text and 'name = "somebody/a-name"' in text
     assert "`gamma = [1, 2, 1]`, `eta = 1`" in text
+
+
+def test_only_a_data_set_on_the_hub_is_named_as_one(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("imdb", "mrpc", "squad"):
+        (tmp_path / name).mkdir()
+    fields = {
+        "a folder": name_dataset("imdb", {"dataset_name": "imdb"}),
+        "a folder like a task": name_dataset("mrpc", {"dataset_name": "./mrpc"}),
+        "embedded": name_dataset("digits", {"dataset_name": "digits"}),
+        "by default": name_dataset("standard_library", {"dataset_name": None}),
+        "GLUE": name_dataset("mrpc", {"dataset_name": "mrpc", "dataset_config_name": None}),
+        "the Hub": name_dataset("a/b", {"dataset_name": "a/b", "dataset_config_name": "small"}),
+    }
+    types = {what: (found["dataset_type"], found["dataset_config"]) for what, found in fields.items()}
+    assert types == {
+        "a folder": ("unknown", "imdb"),
+        "a folder like a task": ("unknown", "mrpc"),
+        "embedded": ("unknown", "digits"),
+        "by default": ("unknown", "standard_library"),
+        "GLUE": ("nyu-mll/glue", "mrpc"),
+        "the Hub": ("a/b", "small"),
+    }
+    score = {"task_type": "text-classification", "metric_type": "accuracy", "metric_value": 0.5}
+    add_results(folder, [EvalResult(**found, **score) for found in (fields["a folder"], fields["embedded"])])
+    assert [one.dataset_name for one in ModelCard.load(folder / "README.md").data.eval_results] == ["imdb", "digits"]
 
 
 def test_latencies_of_other_conditions_stand_beside_each_other(folder):

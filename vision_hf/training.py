@@ -512,7 +512,8 @@ def write_card(folder: Path, model: PreTrainedModel, trained: Trained, task: Ima
         model: Whose configuration the card tells.
         trained: What validation gave.
         task: The data, with its train and validation splits.
-        facts: "num_epochs", "seed", and "base_model" (`None` for a new model).
+        facts: "num_epochs", "seed", "base_model" (`None` for a new model), and "dataset_fields", what an `EvalResult`
+            says of the data set.
     """
     card_data = ModelCardData(
         library_name="transformers",
@@ -523,8 +524,7 @@ def write_card(folder: Path, model: PreTrainedModel, trained: Trained, task: Ima
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=task.name,
-                dataset_name=task.name,
+                **facts["dataset_fields"],
                 dataset_split="validation",
                 metric_type="accuracy",
                 metric_value=round(trained.accuracy, 4),

@@ -18,7 +18,7 @@ from ..configuration_classformer import ClassformerConfig
 from ..folders import digest, find_weights, follow_umask
 from ..handover import FILE as TASK_FILE
 from ..handover import TaskRecord
-from ..publishing import add_results, latency_results
+from ..publishing import add_results, latency_results, name_dataset
 from ..readings import copy_readings
 from .figures import (
     draw_pareto,
@@ -227,7 +227,7 @@ def write_result_folder(
             shutil.copy(path, staging / name)
     data = summary(result, about)
     draw_pareto(staging / "pareto.png", result, about["majority_score"])
-    write_card(data, staging)
+    write_card(data, staging, record)
     data[CARD_DIGEST] = digest(staging / "README.md")
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
     if is_same:
@@ -259,21 +259,20 @@ def write_full_folder(
     if record is not None:
         record.write(staging)
     full = result.reference
-    add_results(staging, [_validation_result(about["dataset"], full.measurement)], _hub_name(about))
+    add_results(staging, [_validation_result(about["dataset"], full.measurement, record)], _hub_name(about))
     data = {name: full.measurement.get(name) for name in ("metric_name", "score", "standard_error", "num_examples")}
     data = {"dataset": about["dataset"], **data, CARD_DIGEST: digest(staging / "README.md")}
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
     _replace(output, staging, ())
 
 
-def _validation_result(dataset: str, measurement: Mapping[str, Any]) -> EvalResult:
+def _validation_result(dataset: str, measurement: Mapping[str, Any], record: TaskRecord | None) -> EvalResult:
     """Say a validation score as a model-index does."""
     return EvalResult(
         task_type="text-classification",
         metric_type=measurement["metric_name"],
         metric_value=round(measurement["score"], 4),
-        dataset_type=dataset,
-        dataset_name=dataset,
+        **name_dataset(dataset, record.arguments if record else {}),
         dataset_split="validation",
     )
 
@@ -337,9 +336,9 @@ def _replace(output: Path, staging: Path, search_files: Iterable[str]):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_card(data: dict[str, Any], folder: Path):
-    """Render the model card from the content of `search.json`."""
-    results = [_validation_result(data["dataset"], data)]
+def write_card(data: dict[str, Any], folder: Path, record: TaskRecord | None = None):
+    """Render the model card from the content of `search.json` and of `task.json`."""
+    results = [_validation_result(data["dataset"], data, record)]
     found = {quantile: data[f"latency_{quantile}_milliseconds"] for quantile in ("p50", "p90")}
     if data["hardware"] and None not in found.values():
         results += latency_results("text-classification", data["dataset"], found, data["hardware"])

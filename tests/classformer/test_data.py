@@ -241,7 +241,7 @@ def test_a_few_whole_numbers_are_classes_though_they_are_floats(tmp_path, caplog
     assert (task.problem_type, task.metric_name) == ("single_label_classification", "accuracy")
     assert task.label_names == ["0", "1"]
     assert task.splits["test"]["labels"][:] == [1, 0] * 5
-    assert "column 'label' holds the numbers 0, 1, which are read as classes; --problem_type regression" in caplog.text
+    assert "column 'label' holds the numbers 0, 1, which are read as classes; `problem_type` regression" in caplog.text
 
 
 def test_many_whole_numbers_are_values(tmp_path):
@@ -425,14 +425,14 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
             {},
             "could not read validation.parquet .* at least one row",
         ),
-        ({"train": {"text": TEXTS}}, {}, r"no label column: .* found \['text'\]; name it by --label_column"),
-        ({"train": RATED}, {"label_column": "y"}, r"--label_column 'y' is not in .* found \['text', 'label'\]"),
+        ({"train": {"text": TEXTS}}, {}, r"no label column: .* found \['text'\]; name it by `label_column`"),
+        ({"train": RATED}, {"label_column": "y"}, r"`label_column` 'y' is not in .* found \['text', 'label'\]"),
         ({"train": RATED}, {"text_column": "txt"}, r"column 'txt' is not in split 'train', found \['text', 'label'\]"),
         ({"train": {"number": LABELS, "label": LABELS}}, {}, r"Of \['number', 'label'\] none seems to be"),
         (
             {"train": {"title": TEXTS, "body": TEXTS, "label": LABELS}},
             {},
-            "one of title, body may be; name it by --text_column, and the second text of a pair by --text_pair_column",
+            "one of title, body may be; name it by `text_column`, and the second text of a pair by `text_pair_column`",
         ),
         ({"train": {"n": LABELS} | RATED}, {"text_column": "n"}, r"text column 'n' .* must hold strings, got Value"),
         ({"train": {"text": [*TEXTS[:9], None], "label": LABELS}}, {}, "misses 1 of 10 texts, the first in row 9"),
@@ -450,7 +450,7 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
         (
             {"train": {"text": TEXTS * 3, "label": [str(number) for number in range(30)]}},
             {},
-            "30 different numbers as text, such as '0': give --problem_type regression where they are values",
+            "30 different numbers as text, such as '0': give `problem_type` regression where they are values",
         ),
         (
             {"train": {"text": TEXTS, "label": ["1", "0", "NA", "2", "1"] * 2}},
@@ -458,7 +458,7 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
             "holds numbers and 'NA': remove the rows",
         ),
         ({"train": RATED}, {"problem_type": "multi_label_classification"}, "cannot be multi_label_classification"),
-        ({"train": RATED}, {"problem_type": "ranking"}, "--problem_type must be one of .* got 'ranking'"),
+        ({"train": RATED}, {"problem_type": "ranking"}, "`problem_type` must be one of .* got 'ranking'"),
         (
             {"train": {"text": TEXTS, "label": [0.5, 1.0] * 5}},
             {"problem_type": "single_label_classification"},
@@ -473,7 +473,7 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
         (
             {"train": {"tweet": TEXTS, "author": ["ann", "bob"] * 4 + ["bob", "ann"], "label": LABELS}},
             {},
-            "one of tweet, author may be; name it by --text_column",
+            "one of tweet, author may be; name it by `text_column`",
         ),
         (
             {"train": {"id": list("abcdefghij"), "kind": ["x", "y"] * 5, "label": LABELS}},

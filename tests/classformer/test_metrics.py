@@ -17,7 +17,9 @@ from classformer_hf.metrics import (
     build_compute_metrics,
     check_metric,
     compute_score,
+    constant_score,
     majority_score,
+    paired_standard_error,
     predictions_from_logits,
     scores_of_counts,
     standard_error,
@@ -152,6 +154,20 @@ def test_majority_score_of_other_problems():
     task = make_task("accuracy", "multi_label_classification", train=rows, validation=rows)
     assert majority_score(task) == pytest.approx(2 / 3)
     assert majority_score(make_task("spearmanr", "regression", 1, train=[0.5, 1.0], validation=[0.5, 1.0])) == 0.0
+
+
+@pytest.mark.parametrize("metric_name", ["accuracy", "f1", "macro_f1", "matthews_correlation", "spearmanr"])
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [1, 0, 1, 0, 1]])
+def test_scores_of_few_rows_warn_of_nothing(metric_name, labels):
+    """Where the full model is never right, a share of its score is not known, and numpy need not say it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for predictions in (labels, [0] * len(labels), [1 - label for label in labels]):
+            compute_score(metric_name, predictions, labels)
+            standard_error(metric_name, predictions, labels, num_resamples=10)
+            for full in (labels, [1 - label for label in labels]):
+                paired_standard_error(metric_name, predictions, full, labels, num_resamples=10)
+            constant_score(metric_name, labels, labels)
 
 
 @pytest.mark.parametrize(

@@ -95,31 +95,44 @@ class TaskRecord:
     studies: tuple[Path, ...] = ()
 
     @property
-    def seen(self) -> np.ndarray | None:
-        """Hashes of all rows that trained or chose the model; `None` where they are not all known."""
-        if self.rows is None or self.before is None:
+    def chosen_on(self) -> np.ndarray | None:
+        """Hashes of the rows that trained or chose the model itself; `None` where they are gone."""
+        if self.rows is None:
             return None
-        return np.unique(np.concatenate([*(self.rows[name] for name in READ if name in self.rows), self.before]))
+        return np.concatenate([np.array([], dtype=np.uint64), *(self.rows[name] for name in READ if name in self.rows)])
+
+    @property
+    def seen(self) -> np.ndarray | None:
+        """Hashes of those and of what the models before it have read; `None` where they are not all known."""
+        own = self.chosen_on
+        return None if own is None or self.before is None else np.union1d(own, self.before)
 
     def after(self, checkpoint: str | Path | None, *studies: Path, is_trained: bool = False) -> "TaskRecord":
         """Give the record of a model that starts from a checkpoint, whose training counts too.
 
         Args:
             checkpoint: Folder or Hub name; only a folder with a record tells anything.
-            studies: Folders of the search or training that the model belongs to.
+            studies: Folders of the search or training that the model belongs to; each needs a record of its own.
             is_trained: Whether it may have been trained on these very data, as a classifier of as many labels, so that
                 nothing is known where it has no record.
         """
-        earlier = None if checkpoint is None else read_record(Path(checkpoint))
-        folders = (*map(Path.resolve, studies), *(earlier.studies if earlier else ()), *self.studies)
-        before = self.before
-        if earlier is None and is_trained:
-            before = None
-        if earlier is not None and before is not None:
-            known = earlier.with_rows_of(self).seen
-            mine = [self.rows[split] for split in READ if split in self.rows] if self.rows else [before]
-            before = None if known is None else np.setdiff1d(np.union1d(before, known), np.concatenate(mine))
-        return replace(self, before=before, studies=tuple(dict.fromkeys(folders)))
+        own = replace(self, studies=tuple(dict.fromkeys([*self.studies, *map(Path.resolve, studies)])))
+        earlier = _read_beside(checkpoint)
+        if earlier is None:
+            return replace(own, before=None) if is_trained else own
+        return own._add(earlier.with_rows_of(self).seen, earlier.studies)
+
+    def by_choice_of(self, search: str | Path | None) -> "TaskRecord":
+        """Give the record of a model whose schedule comes from a search, by its folder or a file in it."""
+        earlier = _read_beside(search)
+        return self if earlier is None else self._add(earlier.with_rows_of(self).chosen_on, earlier.studies)
+
+    def _add(self, known: np.ndarray | None, studies: Iterable[Path]) -> "TaskRecord":
+        before, own = None, self.chosen_on
+        if known is not None and self.before is not None:
+            before = np.union1d(self.before, known)
+            before = before if own is None else np.setdiff1d(before, own)
+        return replace(self, before=before, studies=tuple(dict.fromkeys([*self.studies, *studies])))
 
     def with_rows_of(self, other: "TaskRecord") -> "TaskRecord":
         """Take the hashes from a record of the same splits, if there are none, as in a folder that was published."""
@@ -265,7 +278,8 @@ def read_record(folder: Path) -> TaskRecord | None:
             content.get("dataset_path"),
             rows,
             before,
-            tuple(place for place in places if place.is_dir()),
+            # a folder that was moved alone has left its search, and must not take another place for it
+            tuple(place for place in places if (place / FILE).is_file()),
         )
     # of parsers, of archives, and of a file that holds something else
     except Exception as error:
@@ -275,12 +289,11 @@ def read_record(folder: Path) -> TaskRecord | None:
         ) from error
 
 
-def find_studies(path: str | Path | None) -> tuple[Path, ...]:
-    """Give the searches and trainings that a model belongs to, by its folder or a file in it."""
-    folder = None if path is None else Path(path)
-    folder = folder.parent if folder is not None and folder.is_file() else folder
-    record = None if folder is None else read_record(folder)
-    return record.studies if record else ()
+def _read_beside(path: str | Path | None) -> TaskRecord | None:
+    """Read the record of a folder, or the one beside a file; of a Hub name there is none."""
+    if path is None:
+        return None
+    return read_record(Path(path).parent if Path(path).is_file() else Path(path))
 
 
 def make_flags(kind: type) -> type:
@@ -351,7 +364,6 @@ __all__ = [
     "ROWS",
     "TaskRecord",
     "describe_task",
-    "find_studies",
     "hash_arrays",
     "hash_input",
     "hash_texts",

@@ -1,12 +1,12 @@
 r"""Compare schedules within and across runtimes and precisions, with their accuracy.
 
-    python scripts/benchmark_runtimes.py --models runs/sst2/full runs/sst2/best --dataset_name sst2 \
+    python scripts/benchmark_runtimes.py --models runs/sst2/full runs/sst2/best \
         --output_dir runs/runtimes-sst2 --results_file results/runtimes_sst2.json
 
 The first folder is the model without reductions. All models in all variants are timed together, one text at a time, on
-texts of the test split, which all are scored on too; the reference is the first folder as stock RoBERTa with eager
-attention. Time is the processor's for the whole process, because some runtimes work in threads of their own. Exported
-graphs stay in OUTPUT_DIR and are used again.
+texts of the test split, which all are scored on too (a reading of it, which is written down); the reference is the
+first folder as stock RoBERTa with eager attention. Time is the processor's for the whole process, because some runtimes
+work in threads of their own. Exported graphs stay in OUTPUT_DIR and are used again.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -26,8 +26,10 @@ from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokeni
 from classformer_hf.evaluation import order_outputs
 from classformer_hf.export import export_once
 from classformer_hf.folders import is_export
+from classformer_hf.handover import make_flags
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.peers import build_stock
+from classformer_hf.readings import choose_arguments, open_model, record_reading
 from classformer_hf.serving import ExportedClassifier, check_runtime
 from classformer_hf.training import predict
 
@@ -106,12 +108,14 @@ def check_variants(variants: list[str]):
 
 
 def main():
-    arguments, task_arguments = parse_arguments((RuntimeArguments, TaskArguments), __doc__)
+    arguments, flags = parse_arguments((RuntimeArguments, make_flags(TaskArguments)), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     check_variants(arguments.variants)
     jobs = list_jobs(arguments.models, arguments.variants)
+    read = [open_model(folder, Path(folder)) for folder in arguments.models]
+    task_arguments = choose_arguments(TaskArguments, read, vars(flags))
     tokenizer = load_tokenizer(arguments.models[0])
     task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
     split = task.splits["test"]
@@ -134,6 +138,8 @@ def main():
         row["score"] = compute_score(task.metric_name, predictions, references)
         row["standard_error"] = standard_error(task.metric_name, predictions, references)
         rows.append(row)
+    if task.record is not None and task.record.rows is not None:
+        record_reading(read, task.record.rows["test"], dataset=task.name, split="test")
     inputs = sample_inputs(split, arguments.num_inputs)
     with tqdm(total=arguments.latency_rounds + 2, desc="timing", unit="round") as bar:
         found = measure_latency(models, inputs, STOCK, arguments.latency_rounds, 2, bar.update, clock="process_cpu")

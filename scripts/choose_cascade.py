@@ -176,6 +176,7 @@ class Chooser:
         # what it is a choice from, and the searches that it belongs to
         record = record.after(self.arguments.model_name_or_path, Path(self.arguments.output_dir))
         save_folder(model, folder, self.tokenizer, record)
+        record.write(folder.parent)
 
 
 def print_row(row: dict):

@@ -25,8 +25,9 @@ from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, tokenize
 from classformer_hf.evaluation import load_processor, order_outputs, resolve_folder
 from classformer_hf.export import load_for_export, write_export
-from classformer_hf.handover import make_flags, read_record, resolve_arguments
+from classformer_hf.handover import make_flags
 from classformer_hf.parity import TOLERANCE, compare_export, largest_difference, write_report
+from classformer_hf.readings import choose_arguments, open_model
 from classformer_hf.serving import RUNTIMES, ExportedClassifier, check_runtime, name_variant
 
 
@@ -50,14 +51,14 @@ def read_task(name: str, source: Path, tokenizer: Any, flags: Any) -> Task | Non
     Raises:
         ValueError: The flags name data that cannot be read.
     """
-    record, typed = read_record(source), {key: value for key, value in vars(flags).items() if value is not None}
-    if record is None and "dataset_name" not in typed:
+    model, typed = open_model(name, source), {key: value for key, value in vars(flags).items() if value is not None}
+    if model.record is None and "dataset_name" not in typed:
         if typed:
             raise ValueError(f"{name} has no task.json, so that --{next(iter(typed))} needs --dataset_name beside it.")
         print("note: neither a task.json nor --dataset_name says what the model is for: random texts are compared")
         return None
     try:
-        arguments = resolve_arguments(TaskArguments, name, record, typed)
+        arguments = choose_arguments(TaskArguments, [model], typed)
         return tokenize(load_task(arguments).without_test(), tokenizer, arguments.max_length)
     except (ValueError, OSError) as error:
         if typed:

@@ -34,7 +34,6 @@ from classformer_hf.checkpoints import is_classifier, read_encoder_config
 from classformer_hf.command import describe_flags, parse_arguments, run_command
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import find_weights
-from classformer_hf.handover import find_studies
 from classformer_hf.metrics import majority_score
 from classformer_hf.plan import Plan, describe_stop, stoppable
 from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
@@ -240,11 +239,9 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
         prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
     tokenizer = load_tokenizer(checkpoint)
     if task.record is not None:
-        studies = [Path(str(training.output_dir))]
-        if search.reuse is not None:
-            studies += [Path(search.reuse), *find_studies(search.reuse)]
         is_trained = is_classifier(checkpoint, task.num_labels)
-        task = replace(task, record=task.record.after(checkpoint, *studies, is_trained=is_trained))
+        record = task.record.after(checkpoint, Path(str(training.output_dir)), is_trained=is_trained)
+        task = replace(task, record=record.by_choice_of(search.reuse))
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 

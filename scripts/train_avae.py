@@ -110,7 +110,10 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
     if training.process_index == 0:
         save_folder(model, folder, task.processor)
-        describe_shapes(task, task_arguments).after(None, Path(training.output_dir)).write(folder)
+        record = describe_shapes(task, task_arguments).after(None, folder.parent)
+        record.write(folder)
+        # where all seeds write down that they were tested
+        record.write(folder.parent)
         facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
         facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
         facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))

@@ -24,7 +24,6 @@ from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, lo
 from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import save_folder
-from classformer_hf.handover import find_studies
 from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
 from classformer_hf.publishing import add_results, name_dataset
 from classformer_hf.training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
@@ -102,6 +101,9 @@ def train_seed(
     row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
     if training.process_index == 0:
         save_folder(model, folder, tokenizer, task.record)
+        if task.record is not None:
+            # where all seeds write down that they were tested
+            task.record.write(folder.parent)
         result = EvalResult(
             task_type="text-classification",
             **name_dataset(task.name, task.record.arguments if task.record else {}),
@@ -130,11 +132,11 @@ def main():
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
     if task.record is not None:
-        # a schedule that was searched belongs to its search, and all seeds belong together
-        studies = (Path(training.output_dir), *find_studies(model_arguments.config_name))
         checkpoint = model_arguments.model_name_or_path
         is_trained = is_classifier(checkpoint, task.num_labels)
-        task = replace(task, record=task.record.after(checkpoint, *studies, is_trained=is_trained))
+        record = task.record.after(checkpoint, Path(training.output_dir), is_trained=is_trained)
+        # whoever takes a schedule from a search has read what that has
+        task = replace(task, record=record.by_choice_of(model_arguments.config_name))
     seeds = range(training.seed, training.seed + model_arguments.num_seeds)
     plan = plan_seeds(seeds, training)
     flags = describe_flags(model_name_or_path=model_arguments.model_name_or_path, **asdict(task_arguments))

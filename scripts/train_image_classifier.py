@@ -215,7 +215,10 @@ def main():
         rows.append(train_seed(model_arguments, task, task_arguments, training, seed, plan))
         folder = Path(training.output_dir, f"seed-{seed}")
         if training.process_index == 0 and not (folder / TASK_FILE).exists():
-            describe().after(model_arguments.model_name_or_path, folder.parent).write(folder)
+            record = describe().after(model_arguments.model_name_or_path, folder.parent)
+            record.write(folder)
+            # where all seeds write down that they were tested
+            record.write(folder.parent)
     if training.process_index != 0:
         return
     for row in rows:

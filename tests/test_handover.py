@@ -39,7 +39,9 @@ def leave_model(tmp_path, tiny_roberta_two_labels, reviews):
         settings = {"text_column": "review", "label_column": "verdict", "split_seed": 7, "max_length": 64, **changes}
         task = load_task(TaskArguments(dataset_name=str(reviews), **settings))
         folder = shutil.copytree(tiny_roberta_two_labels, tmp_path / "runs" / name)
-        task.record.after(checkpoint, folder.parent).write(folder)
+        record = task.record.after(checkpoint, folder.parent)
+        record.write(folder)
+        record.write(folder.parent)
         return folder
 
     return leave
@@ -188,7 +190,8 @@ def test_every_reading_counts_over_all_folders_of_a_search(run, pair, leave_mode
         assert f"This was reading {reading} of these examples" in certificate["sentence"]
         assert certificate["sentence"] in printed
     # a folder that was moved away knows its own
-    moved = shutil.move(best, best.parent.parent / "elsewhere")
+    (best.parent.parent / "elsewhere").mkdir()
+    moved = shutil.move(best, best.parent.parent / "elsewhere" / "best")
     assert len(find_readings([Path(moved)], read_record(Path(moved)).rows["test"])) == 2
 
 
@@ -278,6 +281,24 @@ def test_rows_of_the_checkpoint_count(leave_model, run):
     assert json.loads((second / FILE).read_text())["rows_read_before"] > 0
     code, _, words = run("evaluate_model", second, second, *CERTIFY)
     assert code == 1 and "had been read by the training of" in words
+
+
+def test_rows_that_chose_the_schedule_count(leave_model, reviews):
+    search, other = leave_model("best", split_seed=8), read_record(leave_model("final"))
+    record = other.by_choice_of(search / "config.json")
+    assert len(record.seen) > len(other.seen) and record.studies == other.studies
+    assert other.by_choice_of(None) is other and other.by_choice_of("a/name") is other
+    # nothing is known of the checkpoint of the search, but it did not choose
+    unknown = read_record(search).after("nobody/knows", is_trained=True)
+    unknown.write(search)
+    assert read_record(search).seen is None and other.by_choice_of(search).seen is not None
+
+
+def test_a_folder_that_leaves_its_search_takes_no_other_for_it(leave_model, tmp_path):
+    folder = leave_model("best")
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(folder, tmp_path / "elsewhere" / "best")
+    assert read_record(moved).studies == ()
 
 
 def test_flags_are_arguments_without_defaults():

@@ -191,6 +191,8 @@ def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_
     ]
     code, printed, words = run(*command)
     assert code == 0, words
+    # the test split was read for both
+    assert all((folder / "test_readings.jsonl").exists() for folder in two_folders)
     record = json.loads((tmp_path / "runtimes.json").read_text())
     rows = {(row["model"], row["variant"]): row for row in record["rows"]}
     assert len(rows) == 10 and rows["stock", "eager"]["latency"]["ratio"] == 1

@@ -363,6 +363,20 @@ def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_fold
     assert code == 1 and "served is an export, which has its own number format" in words
 
 
+def test_export_has_seen_what_its_model_has(run, named_folder, tiny_text_file, tmp_path):
+    folder = shutil.copytree(named_folder, tmp_path / "model")
+    load_task(TaskArguments(dataset_name=str(tiny_text_file), max_length=64)).record.write(folder)
+    # no flag about the data is needed
+    code, printed, words = run("export_model", folder, "--runtime", "torch")
+    assert code == 0 and "validation rows of reviews get another label, accuracy" in printed, words
+    export = folder / "torch"
+    assert (read_record(export).seen == read_record(folder).seen).all()
+    code, _, words = run("evaluate_model", folder, export, "--required_performance", 0.9)
+    assert code == 0, words
+    code, _, words = run("evaluate_model", folder, export, "--required_performance", 0.9, "--split", "train")
+    assert code == 1 and "had been read by the training" in words
+
+
 def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_file, tmp_path, monkeypatch):
     flags = ("export_model", named_folder, "--runtime", "torch", "--output", tmp_path / "served")
     monkeypatch.setattr("classformer_hf.parity.largest_difference", lambda model, exported: 0.5)

@@ -23,7 +23,7 @@ from transformers import HfArgumentParser
 # the logger of what a command says on standard output
 SCREEN = "screen"
 # of the running command; packages name arguments in backticks, as a caller in Python knows them
-FLAGS: set[str] = set()
+KNOWN_FLAGS: set[str] = set()
 # a disk or a quota that is full, as the system and as the libraries that write models say it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # entry of a record of settings that says what is behind its fingerprints, and what those are of
@@ -81,8 +81,8 @@ def parse_arguments(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
-    FLAGS.clear()
-    FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
+    KNOWN_FLAGS.clear()
+    KNOWN_FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
     # without the usage of a hundred flags
     parser.usage = f"%(prog)s [recipe.json] {'[' + positional.upper() + '] ' if positional else ''}[--flag value ...]"
     parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
@@ -229,7 +229,7 @@ def leave_process_group():
 
 def name_flags(message: str) -> str:
     """Write what a message names in backticks as the flag of the running command, where it has such a flag."""
-    return re.sub(r"`(\w+)`", lambda found: f"--{found[1]}" if found[1] in FLAGS else found[0], message)
+    return re.sub(r"`(\w+)`", lambda found: f"--{found[1]}" if found[1] in KNOWN_FLAGS else found[0], message)
 
 
 class CommandFormatter(logging.Formatter):

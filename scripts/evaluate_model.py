@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ from classformer_hf.readings import (
     record_reading,
 )
 from classformer_hf.search.certificate import certify, check_request
+from classformer_hf.search.reference import REFERENCES
 from classformer_hf.sources import read_splits
 from classformer_hf.training import predict
 from vision_hf.data import ImageTaskArguments
@@ -246,6 +248,7 @@ def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, e
             "sentence": certificate.sentence + evidence.sentences,
             **asdict(certificate),
             "full_model": full_row["model"],
+            "reference": read_reference(Path(arguments.models[0])),
             "dataset": task.name,
             "split": arguments.split,
             "num_examples_left_out": evidence.num_dropped,
@@ -283,7 +286,18 @@ def write_json(path: str | None, record: dict):
 
 def describe_certificate(certificate: dict, num_examples: int) -> str:
     where = f"the {certificate['split']} split of {certificate['dataset']} ({num_examples} examples)"
-    return f"Against {Path(certificate['full_model']).name}, on {where}: {certificate['sentence']}"
+    full = Path(certificate["full_model"]).name
+    if certificate["reference"] is not None:
+        full += f" ({REFERENCES[certificate['reference']]})"
+    return f"Against {full}, on {where}: {certificate['sentence']}"
+
+
+def read_reference(folder: Path) -> str | None:
+    """Read which full model a search has kept in a folder, one of `REFERENCES`; `None` where none says."""
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / "search.json").read_text()).get("reference")
+        return found if found in REFERENCES else None
+    return None
 
 
 def update_cards(arguments: EvaluationArguments, task_arguments: Any, kind: str, record: dict):

@@ -112,9 +112,13 @@ def test_command_of_the_report_works_as_printed(run, searched, monkeypatch, tmp_
     python, script, *arguments = shlex.split(certificate_command(account))
     assert (python, script) == ("python", "scripts/evaluate_model.py")
     assert arguments == ["runs/a search/full", "runs/a search/best", "--required_performance", "0.9"]
-    code, printed, words = run("evaluate_model", *arguments)
+    code, printed, words = run("evaluate_model", *arguments, "--update_card")
     assert code == 0, words
-    assert "reviews test: 16 examples" in printed and (study / "best" / "certificate.json").exists()
+    assert "reviews test: 16 examples" in printed
+    # which full model it is
+    for folder, name in (("best", "certificate.json"), ("best", "search.json"), ("full", "search.json")):
+        assert json.loads((study / folder / name).read_text())["reference"] == "tuned"
+    assert "Against full (after its own fine-tuning), on the test split" in (study / "best" / "README.md").read_text()
     (line,) = (study / "test_readings.jsonl").read_text().splitlines()
     # the same line stands in all folders of the search, and the winners' own know it through it
     assert line == (study / "full" / "test_readings.jsonl").read_text().strip()

@@ -261,6 +261,7 @@ def write_full_folder(
     full = result.reference
     add_results(staging, [_validation_result(about["dataset"], full.measurement, record)], _hub_name(about))
     data = {name: full.measurement.get(name) for name in ("metric_name", "score", "standard_error", "num_examples")}
+    data["reference"] = full.measurement.get("reference", TUNED)
     data = {"dataset": about["dataset"], **data, CARD_DIGEST: digest(staging / "README.md")}
     (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
     _replace(output, staging, ())

@@ -229,6 +229,7 @@ def test_page_says_what_was_found_and_how(one_shot):
     ) in page.text
     assert "of 50 trials kept the requirement" in page.text
     assert "a processor" in page.text and "float32" in page.text and "3,668" in page.text
+    assert f"accuracy {result.reference.score:.3f}, after its own fine-tuning" in page.text
     assert "python " in page.text
     name = output.name
     assert (

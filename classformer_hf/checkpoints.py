@@ -319,8 +319,8 @@ def _order_outputs(
     """Find the outputs of a checkpoint's classifier that mean the labels that are asked for; `None` where none do."""
     found, wanted = name_outputs(source), name_outputs(config)
     check_output_names(output_names, wanted)
-    is_classifier = source.architectures is None or _has_architecture(source, CLASSIFIER)
-    if len(found) != len(wanted) or not is_classifier:
+    may_have_head = source.architectures is None or _has_architecture(source, CLASSIFIER)
+    if len(found) != len(wanted) or not may_have_head:
         return None
     order = find_label_order(found, wanted if "id2label" in overrides else found, output_names)
     if order is None:

@@ -64,7 +64,8 @@ def find_text_columns(
     refused = "".join(f"; {name} is not taken unasked ({reason})" for name, reason in reasons.items())
     pair = ", and the second text of a pair by `text_pair_column`" if max_columns == 2 else ""
     raise ValueError(
-        f"which column is the text? Of {rows.column_names} {candidates}{refused}; name it by `text_column`{pair}."
+        f"which column is the text? Of {rows.column_names} {candidates}{refused}; name it by `text_column`{pair}, "
+        "or call it text."
     )
 
 

@@ -288,6 +288,8 @@ def run_command(main: Callable[[], int | None]):
     # libraries that report every request or file
     for name in ("httpx", "httpx2", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # the error says which file cannot be read, and why
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         code = main()
         leave_process_group()

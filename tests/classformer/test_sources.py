@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import logging
 
 import pytest
@@ -89,6 +90,21 @@ def test_csv_of_any_kind_is_the_same_task(tmp_path, caplog, name, separator, enc
     assert task.name == name.partition(".")[0] and f"{task.name}: text from review, labels from label" in messages[-2]
     _, read = stream_examples(TaskArguments(dataset_name=str(tmp_path / name)), "train")
     assert [(row["text"], label) for row, label in read()] == list(zip(REVIEWS, LABELS, strict=True))
+
+
+@pytest.mark.parametrize("name", ["reviews.jsonl.gz", "reviews[*].JSON"])
+def test_json_is_read_packed_and_under_any_name(tmp_path, name):
+    rows = [json.dumps({"review": review, "label": label}) for review, label in zip(REVIEWS, LABELS, strict=True)]
+    content = "\n".join(rows).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert read_all(load(tmp_path / name)) == sorted(REVIEWS)
+
+
+def test_json_of_two_types_is_said(tmp_path):
+    rows = [json.dumps({"text": "a film " * 40 + str(n), "label": n % 2 if n < 39_000 else "x"}) for n in range(40_000)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="Failed to parse string.*values of one type in every column"):
+        load(tmp_path / "reviews.jsonl")
 
 
 def test_an_encoding_that_cannot_be_guessed_is_refused(tmp_path):

@@ -289,6 +289,13 @@ def read_record(folder: Path) -> TaskRecord | None:
         ) from error
 
 
+def read_max_length(folder: Path) -> int | None:
+    """Read to how many tokens the texts were cut that a folder's model was trained on; `None` where nothing says."""
+    record = read_record(folder)
+    length = record.arguments.get("max_length") if record else None
+    return length if isinstance(length, int) else None
+
+
 def _read_beside(path: str | Path | None) -> TaskRecord | None:
     """Read the record of a folder, or the one beside a file; of a Hub name there is none."""
     if path is None:
@@ -369,6 +376,7 @@ __all__ = [
     "hash_texts",
     "is_other_data",
     "make_flags",
+    "read_max_length",
     "read_record",
     "resolve_arguments",
 ]

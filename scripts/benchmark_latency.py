@@ -38,6 +38,7 @@ from classformer_hf.evaluation import (
     read_config,
     resolve_folder,
 )
+from classformer_hf.handover import read_max_length
 from classformer_hf.peers import PEERS, build_peers, count_executed_flops
 from classformer_hf.publishing import add_results, find_task, latency_results
 from classformer_hf.serving import ExportedClassifier
@@ -88,7 +89,13 @@ class BenchmarkArguments:
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts; inferred by default."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second texts, if any."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; inferred by default."})
-    max_length: int = field(default=128, metadata={"help": "Longer texts of the dataset are cut to so many tokens."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longer texts of the dataset are cut to so many tokens. Default: as in the training of the first "
+            "model, if its task.json says so, else 128."
+        },
+    )
     num_inputs: int = field(
         default=16, metadata={"help": "Texts of the dataset, at evenly spaced quantiles of its lengths."}
     )
@@ -185,13 +192,14 @@ def make_dataset_inputs(models: dict[str, PreTrainedModel], arguments: Benchmark
     task = load_task(TaskArguments(**{name: getattr(arguments, name) for name in columns})).without_test()
     folder = resolve_folder(arguments.models[0], arguments.revision, arguments.trust_remote_code)
     tokenizer = load_processor(folder)
-    inputs = sample_inputs(tokenize(task, tokenizer, arguments.max_length).splits["validation"], arguments.num_inputs)
+    max_length = arguments.max_length or read_max_length(folder) or TaskArguments.max_length
+    inputs = sample_inputs(tokenize(task, tokenizer, max_length).splits["validation"], arguments.num_inputs)
     for name, model in models.items():
         obstacle = find_obstacle(model, inputs[-1])
         if obstacle:
             raise ValueError(
                 f"{name} cannot read what the first model's tokenizer makes of {task.name}: {obstacle}; compare models "
-                f"that share a tokenizer, or lower --max_length from {arguments.max_length}."
+                f"that share a tokenizer, or lower --max_length from {max_length}."
             )
     return inputs
 

@@ -26,7 +26,9 @@ from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency
 from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import is_export
+from classformer_hf.handover import make_flags
 from classformer_hf.peers import build_stock
+from classformer_hf.readings import choose_arguments, open_model
 from classformer_hf.serving import ExportedClassifier
 from classformer_hf.throughput import BATCHINGS, AllBatches, make_batches
 
@@ -53,13 +55,15 @@ def load_model(folder: str) -> Any:
 
 
 def main():
-    arguments, task_arguments = parse_arguments((ThroughputArguments, TaskArguments), __doc__)
+    arguments, flags = parse_arguments((ThroughputArguments, make_flags(TaskArguments)), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     for name in ("batch_size", "num_texts", "rounds"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    read = [open_model(folder, Path(folder)) for folder in arguments.models]
+    task_arguments = choose_arguments(TaskArguments, read, vars(flags))
     tokenizer = load_tokenizer(arguments.models[0])
     split = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length).splits["test"]
     drawn = np.random.default_rng(0).permutation(len(split))[: arguments.num_texts]

@@ -14,6 +14,7 @@ from pathlib import Path
 from classformer_hf.command import parse_arguments, run_command
 from classformer_hf.elsewhere import run_elsewhere
 from classformer_hf.folders import is_export
+from classformer_hf.handover import read_max_length
 
 DEFAULT_TEXTS = (
     'def get_charset(self):\n    """Return the charset of the message, from its Content-Type header."""\n'
@@ -80,7 +81,10 @@ def main() -> None:
         task = {"pipeline": "image-classification", "options": {"top_k": 1}}
     else:
         inputs, shown = arguments.texts, [" ".join(text.split()) for text in arguments.texts]
-        task = {"pipeline": "text-classification", "options": {"truncation": True}}
+        # as in training, where a longer text than any there may be read worse
+        length = read_max_length(folder)
+        options = {"truncation": True, **({"max_length": length} if length else {})}
+        task = {"pipeline": "text-classification", "options": options}
     try:
         results = run_elsewhere(job, folder, inputs=inputs, **task)
     except RuntimeError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from classformer_hf import data
 from classformer_hf.data import TaskArguments, load_task
 from classformer_hf.folders import list_files
 from classformer_hf.handover import FILE, ROWS, hash_arrays, hash_texts, make_flags, read_record
@@ -299,6 +300,32 @@ def test_a_folder_that_leaves_its_search_takes_no_other_for_it(leave_model, tmp_
     (tmp_path / "elsewhere").mkdir()
     moved = shutil.move(folder, tmp_path / "elsewhere" / "best")
     assert read_record(moved).studies == ()
+
+
+def test_texts_are_cut_as_in_training(run, leave_model, reviews, monkeypatch):
+    folder, lengths, options = leave_model("best", max_length=16), [], []
+    tokenize = data.tokenize
+
+    def note(task, tokenizer, max_length):
+        lengths.append(max_length)
+        return tokenize(task, tokenizer, max_length)
+
+    def classify(job, folder, inputs, **task):
+        options.append(task["options"])
+        return [{"label": "positive", "score": 1.0} for _ in inputs]
+
+    monkeypatch.setattr(data, "tokenize", note)
+    monkeypatch.setattr("classformer_hf.elsewhere.run_elsewhere", classify)
+    columns = ("--dataset_name", reviews, "--text_column", "review", "--label_column", "verdict", "--rounds", 1)
+    for more, expected in (((), 16), (("--max_length", 12), 12)):
+        code, _, words = run("benchmark_latency", folder, *columns, "--num_inputs", 2, *more)
+        assert code == 0 and lengths.pop() == expected, words
+    run("benchmark_throughput", "--models", folder, "--num_texts", 2, "--rounds", 1)
+    assert lengths == [16]
+    assert run("classify_elsewhere", folder)[0] == 0
+    (folder / FILE).unlink()
+    assert run("classify_elsewhere", folder)[0] == 0
+    assert options == [{"truncation": True, "max_length": 16}, {"truncation": True}]
 
 
 def test_flags_are_arguments_without_defaults():

@@ -356,6 +356,7 @@ def write_card(data: dict[str, Any], folder: Path, record: TaskRecord | None = N
     tokens = min(EXAMPLE_LENGTH, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
     example: Any = {"example_tokens": tokens, "example_lengths": config.layer_lengths(tokens, cls_only=True)}
     example["reference_text"] = describe_reference(data)
+    example["max_length"] = record.arguments.get("max_length") if record else None
     card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data, **example)
     card.save(folder / "README.md")
 

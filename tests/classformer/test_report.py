@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import EvalResult
 
+from classformer_hf.handover import TaskRecord
 from classformer_hf.publishing import add_results
 from classformer_hf.search import Journal, Schedule, SearchResult, SearchSpace, Trial
 from classformer_hf.search.figures import layer_lengths
@@ -407,6 +408,16 @@ def test_card_of_a_length_policy(predicted, tmp_path):
     assert "\n- at most 32 tokens: `gamma = [1, 1, 1, 2, 1, 1]`, `eta = 0`\n- at most 64 tokens: " in card
     assert "predicted by a latency table" in card and "faster than the stock model" not in card
     assert "None" not in card and "FLOPs" not in card
+
+
+def test_card_cuts_texts_as_in_training(predicted, tmp_path):
+    record = TaskRecord("text-classification", "mrpc", {"max_length": 96}, ["no", "yes"], {})
+    for one, call in (
+        (record, "truncation=True, max_length=96))\n```\n\nLonger texts were cut to 96 tokens in training, too.\n\n`"),
+        (None, "truncation=True))\n```\n\n`"),
+    ):
+        write_card(summary(predicted, ABOUT), tmp_path, one)
+        assert call in (tmp_path / "README.md").read_text()
 
 
 def test_card_of_a_measured_schedule(fine_tuned, tmp_path):

@@ -15,10 +15,10 @@ intervals using importance sampling").
 Where a class has few examples, these know neither all ways to be wrong nor how much is chance. So for every class the
 shares of "both right", "only the full model", "only the candidate" and "none" are shrunk towards their mean over
 classes, as if 4 more examples of the class had been seen, and 4 disagreements, won by either model alike, are spread
-over all classes; a wrong answer may be any other class. How many examples a class has stays as it is. The tilt ends at
-T = 0 whatever was added, so that nothing added looks like a share that was kept. By simulation the level is 5 % up to
-77 classes with 200 examples (`scripts/study_certificate.py`, docs/search.md), and `RESERVE` keeps it below that. The
-claim is about the classes that occur among the examples, as the score is: of one that no example has nothing is known.
+over all classes; a wrong answer is the next class. How many examples a class has stays as it is. The tilt ends at T = 0
+whatever was added, so that nothing added looks like a share that was kept. By simulation the level is at most 5 % up to
+77 classes with 200 examples (`scripts/study_certificate.py`, docs/search.md), which `RESERVE` sees to. The claim is
+about the classes that occur among the examples, as the score is: of one that no example has nothing is known.
 
 Letters: N examples, K classes or labels, P patterns (distinct examples), R resamples.
 """
@@ -33,7 +33,7 @@ from scipy.special import logsumexp
 from .paired import EXTRA_DISAGREEMENTS
 
 SHRINKAGE = 4  # examples of each class whose right and wrong are as on average over classes
-RESERVE = 1.1  # the p-value is multiplied by it: simulation finds the plain one's level at 5 % and not below
+RESERVE = 1.1  # the p-value is multiplied by it, since by simulation the plain one's level is 5 % and not below
 CHUNK = 20_000_000  # drawn counts at once
 
 
@@ -160,9 +160,7 @@ def _patterns_of_classes(
     # a class keeps its number of examples
     scale = num_actual / (num_actual + extra.sum())
     weights = np.concatenate([seen * scale[actual], *(scale[held] * part for part in extra)])
-    truth = one_hot[held]
-    others = np.tile(num_actual + 1, (len(held), 1)) * (1 - truth.toarray())
-    wrong = sparse.csr_array(others / others.sum(axis=1, keepdims=True))
+    truth, wrong = one_hot[held], one_hot[(held + 1) % len(classes)]
     designs: list[sparse.csr_array] = []
     for model, rights in enumerate(((1, 1, 0, 0), (1, 0, 1, 0))):
         correct = one_hot[actual].multiply(is_right[model][:, None])

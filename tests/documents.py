@@ -23,7 +23,7 @@ SHELLS, PROSE = ("bash", "sh"), ("", "text", "json")
 # what stands for something else in a printed command
 PLACEHOLDERS = {
     "FOLDER": "runs/mrpc/best",
-    "FULL": "runs/mrpc/winners/models/1-1-1-1-1-1-1-1-1-1-1-1_eta0",
+    "FULL": "runs/mrpc/full",
     "NAME": "mrpc",
     "OBJECTIVE": "funnel",
     "RATE": "1e-4",

@@ -88,12 +88,12 @@ def test_scripts_of_documents_can_be_made_small(document, tmp_path):
 
 
 def make_pairs(number: int, generator: random.Random) -> list[dict]:
-    """Texts whose label a small model can learn, of different lengths."""
+    """Texts of different lengths, no two the same, whose label a small model can learn."""
     rows = []
     for index in range(number):
         label = generator.randrange(2)
         first, second = (generator.choice(list(SENTENCES.values())[label]) for _ in range(2))
-        first += generator.choice(["", f", take {generator.randrange(99)}", " and again" * 3])
+        first += generator.choice(["", " and again", " and again" * 3]) + f", take {generator.randrange(10**6)}"
         second += f", take {generator.randrange(99)}"
         rows.append({"sentence1": first, "sentence2": second, "label": label, "idx": index})
     return rows
@@ -120,10 +120,10 @@ def save_text_tasks(folder):
         glue[name] = DatasetDict({split: Dataset.from_list(part, features=single) for split, part in rows.items()})
     save_dataset(folder / "nyu-mll" / "glue", glue)
     reviews = {
-        split: [{"text": row["sentence1"], "label": row["label"]} for row in splits["train"]]
+        split: [{"text": row["sentence1"], "label": row["label"]} for row in make_pairs(320, generator)]
         for split in ("train", "test")
     }
-    reviews["unsupervised"] = [{"text": row["sentence1"], "label": -1} for row in splits["train"]]
+    reviews["unsupervised"] = [{**row, "label": -1} for row in reviews["train"]]
     features = Features(text=text, label=ClassLabel(names=["neg", "pos"]))
     imdb = DatasetDict({split: Dataset.from_list(part, features=features) for split, part in reviews.items()})
     save_dataset(folder / "stanfordnlp" / "imdb", {"plain_text": imdb})
@@ -177,7 +177,7 @@ def teach(model, tokenizer):
         rows = make_pairs(16, generator)
         texts = ([row[name] for row in rows] for name in ("sentence1", "sentence2"))
         labels = torch.tensor([row["label"] for row in rows])
-        model(**tokenizer(*texts, padding=True, return_tensors="pt"), labels=labels).loss.backward()
+        model(**tokenizer(*texts, padding=True, truncation=True, return_tensors="pt"), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model
@@ -300,7 +300,7 @@ def test_document_runs(request, workbench, document):
 @pytest.mark.slow
 def test_failures_are_caught(workbench):
     text = (
-        "`python scripts/publish.py nowhere --repo_id alice/nothing`\n```python\nplain = (1).name\n```\n"
+        "`python scripts/evaluate_model.py nowhere --dataset_name mrpc`\n```python\nplain = (1).name\n```\n"
         "```\n$ echo 12 files; echo here\n7 files\nhere\n$ echo two\nthree\n```\n"
     )
     failures = run_text(workbench, text)

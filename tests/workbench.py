@@ -30,7 +30,7 @@ SIZES = {
     "draw_schedules": "",
     "draw_searches": "",
     "evaluate_avae": SHAPES,
-    "evaluate_model": TEXTS,
+    "evaluate_model": "",
     "explain_images": "--num_images 2",
     "export_model": "",
     "pretrain_classformer": f"{TRAINING} --block_size 32 --max_train_blocks 32 --max_validation_blocks 8 --max_steps 4",

@@ -160,7 +160,7 @@ class AVAEModel(PreTrainedModel):
         alpha: torch.Tensor | None = None,
         search: bool = True,
         output_hidden_states: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> AVAEOutput:
         """Reconstruct inputs in their best pose, and compute the loss.
 

@@ -103,7 +103,7 @@ class Plan:
         """
         known = {name: seconds for name, seconds in self.waiting.items() if seconds is not None}
         if known:
-            stages = ", ".join(f"{name} {describe_seconds(seconds)}" for name, seconds in known.items())
+            stages = ", ".join(f"{name} {shorten_seconds(seconds)}" for name, seconds in known.items())
             stages = f" ({stages})" if len(known) > 1 else ""
             self.say(f"plan: {describe_seconds(sum(known.values()))} if the machine stays as it is{stages}.{note}")
 
@@ -218,6 +218,13 @@ class Plan:
     @property
     def _is_hidden(self) -> bool:
         return self.is_silent or not PartialState().is_main_process
+
+
+def shorten_seconds(seconds: float) -> str:
+    """Say a time in a list of times."""
+    if seconds < 60:
+        return f"{max(round(seconds), 1)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def describe_seconds(seconds: float) -> str:

@@ -29,8 +29,8 @@ def test_what_is_left_is_of_all_stages(clock, capsys):
     plan = Plan({"training": 600, "timing": 120, "winners": 300})
     plan.announce(" More may follow.")
     assert capsys.readouterr().out == (
-        "plan: about 17 minutes if the machine stays as it is (training about 10 minutes, timing about 2 minutes, "
-        "winners about 5 minutes). More may follow.\n"
+        "plan: about 17 minutes if the machine stays as it is (training 10 min, timing 2 min, winners 5 min). More "
+        "may follow.\n"
     )
     with plan.stage("training"):
         assert "training begins | about 17 minutes left in all" in capsys.readouterr().out

@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from .configuration_avae import AVAEConfig
+from .configuration_avae import TRANSFORMS, AVAEConfig
 from .data import put_in_pose
 from .layers_avae import affine_matrix, invert_affine, warp
 from .pose_search_avae import negative_elbo
 
 
 def pose_of(config: AVAEConfig, number: int, **values: float | torch.Tensor) -> torch.Tensor:
-    """Build poses, (number, P), from values by transform, e.g. `rotation=0.5`; the others are the identity."""
+    """Build poses, (number, P), from values by transform, e.g. `rotation=0.5`; the others are the identity.
+
+    Raises:
+        TypeError: There is no such transform.
+    """
+    unknown = sorted(values.keys() - set(TRANSFORMS))
+    if unknown:
+        raise TypeError(f"a pose has no {unknown[0]!r}; the transforms are {TRANSFORMS}.")
     parts = []
     for name, size in config.pose_sizes.items():
         parts.append(torch.as_tensor(values.get(name, 0.0)).float().reshape(-1, 1).expand(number, size))

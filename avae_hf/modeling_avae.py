@@ -182,9 +182,9 @@ class AVAEModel(PreTrainedModel):
             ValueError: A shape is wrong, or values are outside [0, 1] with a decoder that ends in a sigmoid.
             TypeError: An argument is unknown.
         """
-        unknown = sorted(kwargs.keys() - TransformersKwargs.__annotations__.keys())
+        unknown = [name for name in kwargs if name not in TransformersKwargs.__annotations__]
         if unknown:
-            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {unknown[0]!r}")
+            raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         pixel_values, alpha = self._prepare(pixel_values, alpha, search)

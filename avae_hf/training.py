@@ -238,7 +238,20 @@ def train(trainer: AVAETrainer, checkpoint: str | None = None) -> Trained:
     )
 
 
-def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.Tensor, **facts: Any):
+def write_card(
+    folder: Path,
+    model: AVAEModel,
+    trained: Trained,
+    images: torch.Tensor,
+    *,
+    dataset: str,
+    augment: list[str],
+    num_train: int,
+    num_validation: int,
+    num_epochs: float,
+    seed: int,
+    dataset_fields: dict[str, Any],
+):
     """Write a saved folder's model card, README.md, with its conventions, a picture and its limits (thesis 6.2.2).
 
     Args:
@@ -246,13 +259,18 @@ def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.T
         model: Whose configuration the card tells.
         trained: What validation gave.
         images: A few upright ones for the picture, (B, C, ...).
-        facts: "dataset", "augment", "num_train", "num_validation", "num_epochs", "seed", and "dataset_fields", what an
-            `EvalResult` says of the data set.
+        dataset: Its name.
+        augment: Transforms of the data.
+        num_train: Training inputs.
+        num_validation: Validation inputs.
+        num_epochs: Of the training.
+        seed: Of the training.
+        dataset_fields: What an `EvalResult` says of the data set.
     """
     result = EvalResult(
         task_type="image-feature-extraction",
         task_name="reconstruction",
-        **facts["dataset_fields"],
+        **dataset_fields,
         dataset_split="validation",
         metric_type="squared_error",
         metric_name="squared error, sum over an input",
@@ -266,7 +284,8 @@ def write_card(folder: Path, model: AVAEModel, trained: Trained, images: torch.T
         eval_results=[result],
     )
     draw_reconstructions({"reconstruction": model.eval()}, images, [0, 1, 2, 3], folder / "reconstructions.png")
-    values = {**model.config.to_dict(), **facts, "pose_dim": model.config.pose_dim}
+    values = {**model.config.to_dict(), "pose_dim": model.config.pose_dim, "dataset": dataset, "augment": augment}
+    values |= {"num_train": num_train, "num_validation": num_validation, "num_epochs": num_epochs, "seed": seed}
     values |= {"squared_error": trained.squared_error, "loss": trained.loss}
     ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **values).save(folder / "README.md")
 

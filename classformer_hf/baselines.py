@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .modeling_classformer import ClassformerForSequenceClassification, ClassformerLayer
+from .modeling_classformer import ClassformerForSequenceClassification, ClassformerLayer, refuse_unknown
 
 HIDDEN = -1e9
 
@@ -71,7 +71,12 @@ class PeerMethod(nn.Module):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Classify a batch, (B, N), padded on the right; arguments as for the classifier."""
+        """Classify a batch, (B, N), padded on the right; arguments as for the classifier.
+
+        Raises:
+            TypeError: An argument is unknown.
+        """
+        refuse_unknown(kwargs)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         states = self.model.roberta.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         self.start(input_ids, mask)

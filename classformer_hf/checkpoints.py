@@ -164,9 +164,13 @@ def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) ->
         A model in evaluation mode.
 
     Raises:
+        ValueError: A setting is unknown.
         StrictDataclassError: The settings are not valid.
         RuntimeError: The weights do not suit them.
     """
+    unknown = sorted(settings.keys() - CARRIED_FIELDS)
+    if unknown:
+        raise ValueError(f"settings must be fields of ClassformerConfig, got {unknown[0]!r}; check the spelling.")
     config = copy.deepcopy(model.config)
     config.update(settings)
     with torch.device("meta"):

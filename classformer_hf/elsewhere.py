@@ -30,7 +30,7 @@ def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
         What the job returns.
 
     Raises:
-        RuntimeError: The folder does not load or does not run there.
+        RuntimeError: The folder does not load or does not run there, or the job has no such argument.
     """
     with tempfile.TemporaryDirectory() as caches, tempfile.TemporaryDirectory() as empty:
         # variables such as HF_HUB_CACHE or PYTHONPATH would lead back home, and secrets are no business of the folder's
@@ -69,28 +69,28 @@ class RefuseOurPackages(importlib.abc.MetaPathFinder):
             raise ImportError(f"the folder must load without {fullname}")
 
 
-def classify(task: dict) -> list[dict]:
+def classify(folder: str, inputs: list[str], pipeline: str, options: dict) -> list[dict]:
     """Run the folder's pipeline on texts or paths of images; give the likeliest label of each, with its score."""
-    from transformers import pipeline
+    import transformers
 
-    run = pipeline(task["pipeline"], model=task["folder"], trust_remote_code=True, device="cpu")
-    results = run(task["inputs"], **task["options"])
+    run: Any = transformers.pipeline(pipeline, model=folder, trust_remote_code=True, device="cpu")  # type: ignore
+    results = run(inputs, **options)
     return [one[0] if isinstance(one, list) else one for one in results]
 
 
-def align(task: dict) -> list[dict]:
+def align(folder: str, inputs: list[str]) -> list[dict]:
     """Turn images to their canonical pose and save them beside the given ones; give angle and loss of each."""
     import PIL.Image
     from transformers import AutoImageProcessor, AutoModel
 
-    model = AutoModel.from_pretrained(task["folder"], trust_remote_code=True).eval()
-    processor = AutoImageProcessor.from_pretrained(task["folder"], trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     if "rotation" not in model.config.transforms:
         raise ValueError("the model searches no rotation, so that there is nothing to align")
-    images = [PIL.Image.open(path) for path in task["inputs"]]
+    images = [PIL.Image.open(path) for path in inputs]
     pixels = processor(images, return_tensors="pt")["pixel_values"]
     found = model.search_pose(pixels)
-    for path, image in zip(task["inputs"], model.align(pixels, found.alpha), strict=True):
+    for path, image in zip(inputs, model.align(pixels, found.alpha), strict=True):
         values = image[0] * processor.image_std + processor.image_mean if processor.do_normalize else image[0]
         picture = PIL.Image.fromarray((values.clamp(0, 1) * 255).round().byte().numpy())
         picture.save(path.rpartition(".")[0] + "_aligned.png")
@@ -169,22 +169,20 @@ def compare_output(output: Any, stored: Any) -> float:
     return ((output - stored).abs().max() / stored.abs().max().clamp_min(1e-6)).item()
 
 
-def verify(task: dict) -> dict:
+def verify(folder: str, stored: str | None, output: str) -> dict:
     """Load the folder with its code, and compute the output of stored inputs; without any, of `make_inputs`.
 
     Returns:
         "class", "parameters", "dtype", "difference" (the largest from the stored output, relative to its largest
         value; `None` if none is stored), "auto_map" as the code has it, and what else was "opened". Inputs and output
-        go to the file `task["output"]`.
+        go to the file `output`.
     """
     import safetensors.torch
     import transformers
 
-    folder, stored = task["folder"], {}
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    if task["stored"] is not None:
-        stored = safetensors.torch.load_file(task["stored"])
-    inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name != "output"}
+    golden = {} if stored is None else safetensors.torch.load_file(stored)
+    inputs = {name.removeprefix("inputs."): value for name, value in golden.items() if name != "output"}
     inputs = inputs or make_inputs(config)
     architecture = (config.architectures or ["AutoModel"])[0]
     auto_map = getattr(config, "auto_map", {})
@@ -203,13 +201,13 @@ def verify(task: dict) -> dict:
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise ValueError(f"the weights do not fit the code: {problems}")
-    output, difference = compute_output(model, inputs), None
-    if not output.isfinite().all():
+    values, difference = compute_output(model, inputs), None
+    if not values.isfinite().all():
         raise ValueError("the output is not finite")
-    if "output" in stored:
-        difference = compare_output(output, stored["output"])
+    if "output" in golden:
+        difference = compare_output(values, golden["output"])
     tensors = {f"inputs.{name}": value for name, value in inputs.items()}
-    safetensors.torch.save_file({**tensors, "output": output}, task["output"])
+    safetensors.torch.save_file({**tensors, "output": values}, output)
     opened = []
     for file, name in (("tokenizer_config.json", "AutoTokenizer"), ("preprocessor_config.json", "AutoImageProcessor")):
         if Path(folder, file).is_file():
@@ -231,7 +229,8 @@ def main():
     sys.meta_path.insert(0, RefuseOurPackages())
     task = json.load(sys.stdin)
     try:
-        answer = {"answer": {"classify": classify, "align": align, "verify": verify}[task["job"]](task)}
+        job: Any = {"classify": classify, "align": align, "verify": verify}[task.pop("job")]
+        answer = {"answer": job(**task)}
     except Exception as error:
         answer = {"error": str(error).strip() or type(error).__name__}
     Path(sys.argv[1]).write_text(json.dumps(answer))

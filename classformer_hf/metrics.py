@@ -117,21 +117,38 @@ class TaskMetric(evaluate.Metric):
         config_name: Name of the metric, one of `METRICS`.
         num_process: Number of processes that each add a share.
         experiment_id: What the processes of one evaluation have in common and no other evaluation has.
-        **kwargs: Other arguments of `evaluate.Metric`, among them `process_id` and `cache_dir`.
+        process_id: Of this process.
+        cache_dir: Where the shares meet.
+        timeout: Seconds to wait for the other processes.
 
     Raises:
         ValueError: The metric is unknown, or several processes have no `experiment_id`.
     """
 
-    def __init__(self, config_name: str, num_process: int = 1, experiment_id: str | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        config_name: str,
+        num_process: int = 1,
+        experiment_id: str | None = None,
+        process_id: int = 0,
+        cache_dir: str | None = None,
+        timeout: float = 100,
+    ) -> None:
         _check_name(config_name)
         if num_process > 1 and experiment_id is None:
             raise ValueError(
                 f"a metric over {num_process} processes needs an `experiment_id`, got None; "
                 "pass one that is equal in all of them and new in every evaluation."
             )
-        kwargs.update(keep_in_memory=num_process == 1, num_process=num_process, experiment_id=experiment_id)
-        super().__init__(config_name, **kwargs)
+        super().__init__(
+            config_name,
+            keep_in_memory=num_process == 1,
+            cache_dir=cache_dir,
+            num_process=num_process,
+            process_id=process_id,
+            experiment_id=experiment_id,
+            timeout=timeout,
+        )
 
     def _info(self) -> evaluate.MetricInfo:
         # float64 even for class ids: an integer feature would cut a fraction or fail on a NaN without saying so

@@ -37,6 +37,9 @@ from .configuration_classformer import ClassformerConfig
 
 logger = logging.get_logger(__name__)
 
+# of a forward, beside its own; the last from the configuration
+KNOWN_ARGUMENTS = (*TransformersKwargs.__annotations__, "return_dict", "use_cache")
+
 
 def subsample(states: torch.Tensor, gamma: int, eta: int, dim: int = 1) -> torch.Tensor:
     """Keep the first `eta` entries along `dim` and every `gamma`-th one of those that follow.
@@ -65,6 +68,17 @@ def subsample(states: torch.Tensor, gamma: int, eta: int, dim: int = 1) -> torch
         return states.index_select(dim, rest)
     leading = torch.arange(num_leading, device=states.device)
     return states.index_select(dim, torch.cat([leading, rest]))
+
+
+def refuse_unknown(kwargs: dict[str, Any]):
+    """Refuse arguments of a forward that neither it reads nor transformers passes to any model.
+
+    Raises:
+        TypeError: Names one.
+    """
+    unknown = [name for name in kwargs if name not in KNOWN_ARGUMENTS]
+    if unknown:
+        raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
 
 class ClassformerLayer(RobertaLayer):
@@ -99,10 +113,10 @@ class ClassformerPreTrainedModel(RobertaPreTrainedModel):
     _supports_flash_attn = False
     _can_record_outputs = {"hidden_states": ClassformerLayer, "attentions": RobertaCrossAttention}
 
-    def __init__(self, config: ClassformerConfig, *args, **kwargs):
+    def __init__(self, config: ClassformerConfig):
         # from_pretrained(folder, gamma=...) sets attributes without running the validators
         config.validate()
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config)
 
 
 class EncoderState(NamedTuple):
@@ -272,7 +286,9 @@ class ClassformerModel(ClassformerPreTrainedModel):
 
         Raises:
             ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given.
+            TypeError: An argument is unknown.
         """
+        refuse_unknown(kwargs)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("exactly one of `input_ids` and `inputs_embeds` must be given.")
         hidden_states = self.embeddings(
@@ -348,7 +364,7 @@ class ClassformerClassificationHead(RobertaClassificationHead):
         super().__init__(config)
         self.activation = ACT2FN[config.classifier_activation]
 
-    def forward(self, features: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         states = self.dropout(features[:, 0, :])  # (B, D)
         states = self.dropout(self.activation(self.dense(states)))
         return self.out_proj(states)

@@ -32,7 +32,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .configuration_classformer import ClassformerConfig
-from .modeling_classformer import ClassformerEncoder, ClassformerForMaskedLM, subsample
+from .modeling_classformer import ClassformerEncoder, ClassformerForMaskedLM, refuse_unknown, subsample
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,11 @@ class FunnelClassformerForMaskedLM(ClassformerForMaskedLM):
 
         Returns:
             The loss and logits, (B, L, vocab_size).
+
+        Raises:
+            TypeError: An argument is unknown.
         """
+        refuse_unknown(kwargs)
         gamma, eta = self.config.schedule_for(input_ids.shape[1])
         full = self.roberta.embeddings(input_ids=input_ids)  # (B, L, D)
         encoder: Any = self.roberta.encoder
@@ -257,7 +261,11 @@ class DistilledClassformerForMaskedLM(ClassformerForMaskedLM):
 
         Returns:
             The loss and, as logits, the final states, (B, M, D).
+
+        Raises:
+            TypeError: An argument is unknown.
         """
+        refuse_unknown(kwargs)
         student = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, M, D)
         kept = kept_positions(self.config, input_ids.shape[1]).to(input_ids.device)
         with torch.no_grad():

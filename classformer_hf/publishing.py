@@ -146,13 +146,14 @@ def _new_card(folder: Path, title: str) -> ModelCard:
     )
 
 
-def complete_card(folder: Path, repo_id: str, **given: Any):
+def complete_card(folder: Path, repo_id: str, license: str | None = None, base_model: str | list[str] | None = None):
     """Write a folder's model card if it has none, and fill in what its metadata lacks.
 
     Args:
         folder: With a config.json.
         repo_id: Name on the Hub, which the card tells how to load.
-        given: Values for the metadata, as "license" and "base_model"; `None` leaves what there is.
+        license: As the metadata name it; `None` leaves what there is.
+        base_model: Where the model comes from; `None` leaves what there is.
 
     Raises:
         ValueError: The card is damaged, or there is no licence in it and none given.
@@ -170,13 +171,13 @@ def complete_card(folder: Path, repo_id: str, **given: Any):
     for key, value in defaults.items():
         if value and not getattr(card.data, key):
             setattr(card.data, key, value)
-    for key, value in given.items():
+    for key, value in {"license": license, "base_model": base_model}.items():
         if value is not None:
             setattr(card.data, key, value)
     if card.data.eval_results:
         card.data.model_name = title
     card.text = card.text.replace(PLACEHOLDER, repo_id)
-    if given.get("license") and (defect := find_licence_defect(str(given["license"]))):
+    if license and (defect := find_licence_defect(license)):
         raise ValueError(f"--license must be {defect}.")
     if not card.data.license:
         raise ValueError(

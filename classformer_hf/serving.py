@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .folders import EXPORT_INDEX, is_export
-from .modeling_classformer import count_tokens
+from .modeling_classformer import count_tokens, refuse_unknown
 
 CASCADE = "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
@@ -160,7 +160,9 @@ class ExportedClassifier(PreTrainedModel):
 
         Raises:
             ValueError: The batch is empty or padded on the left, or a text is longer than the model reads.
+            TypeError: An argument is unknown.
         """
+        refuse_unknown(kwargs)
         ids = torch.as_tensor(input_ids).cpu()
         if ids.ndim != 2 or ids.numel() == 0:
             raise ValueError(f"`input_ids` must be (B, L), the batch is empty or of another form: {tuple(ids.shape)}.")

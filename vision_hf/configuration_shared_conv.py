@@ -1,8 +1,9 @@
 """What the configurations of all shared convolutional networks have in common (R. Bidart, thesis 2023, chapter 3)."""
 
 # transformers answers with the first folder's code where two of one name have the same configuration file
-# digest of the code that travels with this file: a863e5002279dfa7
+# digest of the code that travels with this file: ec797e394b1686bd
 
+import dataclasses
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -92,9 +93,14 @@ class SharedConvConfig(BackboneConfigMixin, PreTrainedConfig):
 
         Raises:
             ValueError: There is no such preset.
+            TypeError: There is no such setting.
         """
         if preset not in cls.presets:
             raise ValueError(f"{cls.__name__} has the presets {sorted(cls.presets)}, got {preset!r}.")
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(overrides.keys() - known - {"num_labels", "attn_implementation"})
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no setting {unknown[0]!r}; check the spelling.")
         return cls(**{**cls.presets[preset], **overrides})
 
     @property

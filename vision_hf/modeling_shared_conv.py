@@ -18,6 +18,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndNoAttention,
     ImageClassifierOutputWithNoAttention,
 )
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_shared_conv import SharedConvConfig
@@ -28,6 +29,17 @@ from .layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d
 def batch_norm(config: SharedConvConfig, channels: int) -> nn.BatchNorm2d:
     """Build a batch norm with the configuration's constants."""
     return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+
+
+def refuse_unknown(kwargs: dict[str, Any]):
+    """Refuse arguments of a forward that neither it reads nor transformers passes to any model.
+
+    Raises:
+        TypeError: Names one.
+    """
+    unknown = [name for name in kwargs if name not in TransformersKwargs.__annotations__]
+    if unknown:
+        raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
 
 def pad_keras(hidden: torch.Tensor, kernel_size: int) -> torch.Tensor:
@@ -83,10 +95,10 @@ class SharedConvPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
 
-    def __init__(self, config: SharedConvConfig, *args, **kwargs):
+    def __init__(self, config: SharedConvConfig):
         # from_pretrained(folder, sharing_factor=...) sets attributes without running the validators
         config.validate()
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -163,7 +175,9 @@ class SharedConvModel(SharedConvPreTrainedModel):
 
         Raises:
             ValueError: The images have another shape.
+            TypeError: An argument is unknown.
         """
+        refuse_unknown(kwargs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden_states = self.features(pixel_values)
@@ -214,7 +228,9 @@ class SharedConvForImageClassification(SharedConvPreTrainedModel):
 
         Raises:
             ValueError: The images have another shape.
+            TypeError: An argument is unknown.
         """
+        refuse_unknown(kwargs)
         outputs = self.model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
@@ -238,7 +254,12 @@ class SharedConvBackbone(BackboneMixin, SharedConvModel):
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
     ) -> BackboneOutput:
-        """Compute the outputs of the stages in `config.out_features`, each (B, C, H, W)."""
+        """Compute the outputs of the stages in `config.out_features`, each (B, C, H, W).
+
+        Raises:
+            TypeError: An argument is unknown.
+        """
+        refuse_unknown(kwargs)
         hidden_states = self.features(pixel_values)
         by_name = dict(zip(self.stage_names, hidden_states, strict=True))
         return BackboneOutput(

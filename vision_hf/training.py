@@ -504,7 +504,17 @@ def train(trainer: ImageTrainer) -> Trained:
     )
 
 
-def write_card(folder: Path, model: PreTrainedModel, trained: Trained, task: ImageTask, **facts: Any):
+def write_card(
+    folder: Path,
+    model: PreTrainedModel,
+    trained: Trained,
+    task: ImageTask,
+    *,
+    num_epochs: float,
+    seed: int,
+    base_model: str | None,
+    dataset_fields: dict[str, Any],
+):
     """Write a saved folder's model card, README.md, with stored and applied parameters.
 
     Args:
@@ -512,26 +522,29 @@ def write_card(folder: Path, model: PreTrainedModel, trained: Trained, task: Ima
         model: Whose configuration the card tells.
         trained: What validation gave.
         task: The data, with its train and validation splits.
-        facts: "num_epochs", "seed", "base_model" (`None` for a new model), and "dataset_fields", what an `EvalResult`
-            says of the data set.
+        num_epochs: Of the training.
+        seed: Of the training.
+        base_model: Where it started; `None` for a new model.
+        dataset_fields: What an `EvalResult` says of the data set.
     """
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[model.config.model_type, "weight-sharing", "image-classification"],
-        base_model=facts["base_model"],
+        base_model=base_model,
         model_name=folder.name,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                **facts["dataset_fields"],
+                **dataset_fields,
                 dataset_split="validation",
                 metric_type="accuracy",
                 metric_value=round(trained.accuracy, 4),
             )
         ],
     )
-    values = {**model.config.to_dict(), **facts, "accuracy": trained.accuracy, "dataset": task.name}
+    values = {**model.config.to_dict(), "num_epochs": num_epochs, "seed": seed, "base_model": base_model}
+    values |= {"accuracy": trained.accuracy, "dataset": task.name}
     values |= {"architecture": type(model).__name__, "num_labels": len(task.label_names)}
     values |= {f"num_{name}": len(task.splits[name]) for name in ("train", "validation")}
     values |= {"stored_parameters": model.num_parameters(), "expanded_parameters": count_expanded_parameters(model)}

@@ -275,7 +275,7 @@ def test_search_is_no_part_of_a_graph(shapes):
 
 def test_unknown_arguments_are_refused(tmp_path, shapes):
     model = build()
-    with pytest.raises(TypeError, match=r"AVAEModel.forward\(\) got an unexpected keyword argument 'serach'"):
+    with pytest.raises(TypeError, match=r"forward\(\) got an unexpected keyword argument 'serach'"):
         model(shapes, serach=False)
     model.save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="unexpected keyword argument 'transform'"):

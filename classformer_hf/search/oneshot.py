@@ -33,6 +33,7 @@ from .journal import Journal, JournalLock, Trial, check_identity
 from .objective import FineTuneObjective, on_main_process
 from .pace import plan_supernet_search
 from .policy import find_policy
+from .reference import check_given
 from .report import prune_models
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
@@ -183,6 +184,10 @@ def _run_stages(
     Journal(output / "trials.jsonl", identify(objective, space), is_writer=False)
     plan_supernet_search(objective, space, settings, (hooks.executors or {}).get("num_workers", 1))
     if reuse is None:
+        (is_trained,) = broadcast_object_list([(output / "supernet" / "supernet.json").exists()])
+        check = hooks.check_reference
+        if check is not None and not is_trained and check_given(objective, check):
+            hooks = replace(hooks, check_reference=None)
         folder = prepare_supernet(objective, space)
     else:
         check_study(reuse, objective)

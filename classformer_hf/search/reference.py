@@ -2,11 +2,12 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from ..metrics import majority_score
+from ..metrics import majority_score, standard_error
 from ..training import FineTuned, fine_tune
 from .journal import Trial
 
@@ -56,6 +57,28 @@ def choose_reference(objective: "FineTuneObjective", original: "FineTuneObjectiv
         return {**tuned, "reference": TUNED}
     kept = objective.keep(full, *untuned)
     return {**kept, "train_seconds": tuned["train_seconds"], "reference": UNTUNED}
+
+
+def check_given(objective: "FineTuneObjective", check: Callable[[Trial], None]) -> bool:
+    """Check the classifier that was given, if it is the reference, before anything is trained.
+
+    Args:
+        objective: Has the checkpoint.
+        check: Raises where nothing is to be searched; called with a trial of the full model.
+
+    Returns:
+        Whether it is the reference.
+    """
+    if not objective.has_head:
+        return False
+    name, references = objective.task.metric_name, objective.task.splits["validation"]["labels"]
+    result = _validate(objective)[1]
+    error = standard_error(name, result.predictions, references)
+    if not is_above_floor(result.score, error, majority_score(objective.task)):
+        return False
+    measured = {"score": result.score, "standard_error": error, "metric_name": name, "num_examples": len(references)}
+    check(Trial(0, objective.full, "reference", "ok", measured))
+    return True
 
 
 def _validate(objective: "FineTuneObjective") -> tuple[PreTrainedModel, FineTuned]:

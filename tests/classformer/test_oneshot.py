@@ -31,6 +31,7 @@ from classformer_hf.search.winners import FULL, WINNER, Verdict, prepare_winners
 from classformer_hf.training import ClassformerTrainingArguments, FineTuned
 
 REQUIRED = 0.6
+HOOKS = ("executors", "is_time_up", "check_reference")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def search(objective, space, **settings):
         objective.plan.begin(name, max_trials, num_before)
         return lambda result: None
 
-    hooks = {name: settings.pop(name) for name in ("executors", "is_time_up") if name in settings}
+    hooks = {name: settings.pop(name) for name in HOOKS if name in settings}
     found = search_with_supernet(objective, space, OneShotSettings(**settings), start_progress, **hooks)
     return found, stages
 
@@ -712,6 +713,30 @@ def scored(build, tmp_path, tiny_roberta_two_labels, monkeypatch):
 def test_reference_is_what_was_given_or_the_better_one(scored, scores, has_head, expected):
     measured = scored(*scores, has_head)
     assert {name: value for name, value in measured.items() if name in (*expected, "supernet_score")} == expected
+
+
+@pytest.mark.parametrize(("score", "refused"), [(0.7, True), (0.5, False)])
+def test_given_classifier_is_checked_before_anything_is_trained(
+    build, space, tmp_path, tiny_roberta_two_labels, monkeypatch, score, refused
+):
+    """One that is no better than the majority is not the reference, and so no reason to refuse."""
+
+    class Begun(Exception):
+        pass
+
+    def train_supernet(*_):
+        raise Begun
+
+    def check(trial):
+        raise ValueError(f"asked too little of {trial.score}")
+
+    result = FineTuned(score, None, np.zeros(12, int), 1.0, 0)
+    monkeypatch.setattr(reference_module, "fine_tune", lambda *_: result)
+    monkeypatch.setattr(reference_module, "standard_error", lambda *_: 0.02)
+    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", train_supernet)
+    objective = build(tmp_path, checkpoint=tiny_roberta_two_labels)
+    with pytest.raises(ValueError if refused else Begun, match="asked too little of 0.7" if refused else None):
+        search(objective, space, check_reference=check)
 
 
 def test_thesis_fine_tunes_its_reference(build, tmp_path, tiny_roberta_two_labels):

@@ -345,7 +345,8 @@ def resolve_arguments(
         kept = {key: value for key, value in known.items() if key not in (*COLUMNS, *LIMITS, *SOURCE)}
         return kind(**{**kept, **typed})
     for key, value in typed.items():
-        if key not in (*free, "dataset_name") and key in known and value != known[key]:
+        # how many rows of the test split are read changes none of the others
+        if key not in (*free, "dataset_name", "max_test_samples") and key in known and value != known[key]:
             raise ValueError(
                 f"{name} was trained with {key} {known[key]} (its {FILE}), and --{key} says {value}; leave the flag "
                 "out, or evaluate on another data set by --dataset_name."

@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.baselines import check_plain, mark_front, operating_points
-from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder, reconfigure
+from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder, reconfigure
 from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
 from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
 from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
 from classformer_hf.folders import save_folder
 from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from classformer_hf.readings import ReadModel, open_model, record_reading
 from classformer_hf.search import Schedule
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
 
@@ -109,6 +110,10 @@ class Comparison:
         setting = "" if name in EARLY_EXITS else setting
         return self.output / f"{name}_{setting}".replace(" ", "-").replace("/", "-").strip("_") / f"seed-{seed}"
 
+    def open_models(self) -> list[ReadModel]:
+        """Give the points that are model folders, with what they have read."""
+        return [open_model(str(folder), folder) for folder in sorted(self.output.glob("*/seed-*/model"))]
+
     def train(self, name: str, setting: str, seed: int) -> dict[str, Any]:
         """Train a point and score it; a finished one is read."""
         folder = self.folder_of(name, setting, seed)
@@ -131,6 +136,7 @@ class Comparison:
             (folder / "weights.tmp").replace(weights)
             if isinstance(model, ClassformerForSequenceClassification):
                 save_folder(model, folder / "model", self.tokenizer, self.task.record)
+                self.task.record.write(self.output)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for split in ("validation", "test"):
             references = np.asarray(self.task.splits[split]["labels"])
@@ -169,7 +175,10 @@ def main():
     if arguments.num_seeds < 1:
         raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
     tokenizer = load_tokenizer(arguments.model_name_or_path)
-    task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
+    task = load_task(task_arguments)
+    is_trained = is_classifier(arguments.model_name_or_path, task.num_labels)
+    record = task.record.after(arguments.model_name_or_path, Path(str(training.output_dir)), is_trained=is_trained)
+    task = tokenize(replace(task, record=record), tokenizer, task_arguments.max_length)
     comparison = Comparison(arguments, task, tokenizer, training)
     settings = {
         "model": checkpoint_fingerprint(arguments.model_name_or_path),
@@ -188,6 +197,7 @@ def main():
                 f"{number + 1} of {len(jobs)}: {name} {setting} seed {seed}: {task.metric_name} "
                 f"{rows[-1]['validation_score']:.4f} (validation), {rows[-1]['test_score']:.4f} (test)"
             )
+    record_reading(comparison.open_models(), task.record.rows["test"], dataset=task.name, split="test")
     latencies = comparison.time(training.seed)
     points = []
     for (name, setting), latency in latencies.items():

@@ -229,8 +229,16 @@ def evaluate_by_pipeline(
     return facts, results, np.concatenate(hashes)[: len(references)]
 
 
-def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence):
-    """Add to every row but the first whether its model keeps the required share of the first one's score."""
+def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence, warning: str):
+    """Add to every row but the first whether its model keeps the required share of the first one's score.
+
+    Args:
+        results: Of all models, the full one first.
+        task: What was read.
+        arguments: Of the command.
+        evidence: What the certificates rest on.
+        warning: What makes them mean little, which they repeat; empty where nothing does.
+    """
     (full_row, full_predictions, references), *others = results
     number = evidence.count_candidates(len(others))
     for (row, predictions, _), name in zip(others, arguments.models[1:], strict=True):
@@ -245,7 +253,7 @@ def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, e
             num_resamples=count_resamples(number, arguments.confidence),
         )
         row["certificate"] = {
-            "sentence": certificate.sentence + evidence.sentences,
+            "sentence": certificate.sentence + evidence.sentences + (f" Warning: {warning}" if warning else ""),
             **asdict(certificate),
             "full_model": full_row["model"],
             "reference": read_reference(Path(arguments.models[0])),
@@ -325,8 +333,7 @@ def certify_models(record: dict, results: Results, task: Task, arguments: Evalua
             f"the full model's {full['metric_name']} {full['score']:.4f} is not above the majority's "
             f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
         )
-        print(f"warning: {record['warning']}")
-    certify_rows(results, task, arguments, evidence)
+    certify_rows(results, task, arguments, evidence, record.get("warning", ""))
 
 
 def choose_data(arguments: EvaluationArguments, flags: Any, models: list[ReadModel], kind: str) -> Any:

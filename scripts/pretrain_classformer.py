@@ -47,6 +47,7 @@ from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.data import load_tokenizer
 from classformer_hf.demo import describe_demo_model
 from classformer_hf.folders import save_folder
+from classformer_hf.handover import read_record
 from classformer_hf.limits import check_inputs
 from classformer_hf.plan import Plan, describe_lost_training
 from classformer_hf.pretraining import (
@@ -207,7 +208,9 @@ class Pretraining:
         }
         if self.training.process_index == 0:
             backbone = take_backbone(trainer.accelerator.unwrap_model(trainer.model))
-            save_folder(backbone, folder, self.tokenizer)
+            start = None if self.arguments.from_scratch else self.arguments.model_name_or_path
+            # text without labels flatters no score, but what the checkpoint was trained on does
+            save_folder(backbone, folder, self.tokenizer, None if start is None else read_record(Path(start)))
             results.write_text(json.dumps(row, indent=2) + "\n")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return row

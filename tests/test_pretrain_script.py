@@ -417,7 +417,7 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     assert "--num_seeds must be at least 1" in run(*study, "--num_seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))
-    assert "another dataset" in run(*study, "--dataset_names", other)[2]
+    assert "or how that is read (fingerprint" in run(*study, "--dataset_names", other)[2]
 
 
 def test_lengths_are_those_of_the_training_texts(run, tiny_roberta_folder, tiny_text_file, tmp_path):

@@ -250,6 +250,7 @@ GRAPHS = {
 
 @pytest.mark.parametrize(("transforms", "arguments"), GRAPHS.values(), ids=GRAPHS.keys())
 def test_what_searches_no_pose_is_one_graph(transforms, arguments, shapes):
+    torch.compiler.reset()  # of what other tests have compiled
     model, pixels = build(transforms), shapes[:3]
     expected = model(pixels, **arguments)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -265,6 +266,7 @@ def test_what_searches_no_pose_is_one_graph(transforms, arguments, shapes):
 
 
 def test_search_is_no_part_of_a_graph(shapes):
+    torch.compiler.reset()  # of what other tests have compiled
     model = build()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="give `alpha` or search=False"):
         torch.compile(model, fullgraph=True, backend="eager")(shapes)

@@ -51,14 +51,17 @@ def explain_failure(name: str, error: BaseException, revision: str | None = None
     nowhere = f"there is no folder `{name}`, and"
     if find(GatedRepoError):
         return f"`{name}` is gated: accept its terms on its page on the Hub, then {LOGIN}."
-    if find(RepositoryNotFoundError):
+    status = None
+    if (found := find(HfHubHTTPError)) and not isinstance(found, EntryNotFoundError):
+        status = getattr(getattr(found, "response", None), "status_code", "an error")
+    # a name without an owner is answered without a kind of error
+    if find(RepositoryNotFoundError) or (status == 404 and not find(RevisionNotFoundError)):
         return f"{nowhere} on the Hub no such model, or it is private: for that {LOGIN}."
     if find(RevisionNotFoundError):
         return f"{name} has no revision {revision}; name a branch, a tag or a commit of it."
     if find(HFValidationError):
         return f"{nowhere} it is no name on the Hub, which is OWNER/MODEL; check the path."
-    if (found := find(HfHubHTTPError)) and not isinstance(found, EntryNotFoundError):
-        status = getattr(getattr(found, "response", None), "status_code", "an error")
+    if status is not None:
         return f"the Hub answers {status} for `{name}`; try again later, or {LOGIN}."
     if find(*UNREACHABLE):
         why = "HF_HUB_OFFLINE forbids to ask the Hub" if is_offline_mode() else "the Hub cannot be reached"

@@ -525,7 +525,11 @@ def print_summary(folder: Path, result: SearchResult, is_one_shot: bool):
         f"model: {folder}"
     )
     if result.best is not result.reference:
-        print(f"certify it, once: {describe_certification(folder.parent, result.required_performance)}")
+        command = describe_certification(folder.parent, result.required_performance)
+        # of an environment that need not be active
+        runs_here = Path(sys.executable).is_relative_to(Path.cwd())
+        python = Path(sys.executable).relative_to(Path.cwd()) if runs_here else "python"
+        print(f"certify it, once: {command.replace('python', str(python), 1)}")
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path, mo
         *("choose_cascade", *(part for flag in data for part in flag), "--output_dir", tmp_path / "cascade"),
         *("--model_name_or_path", tmp_path / "full" / "seed-42", "--num_schedules", 8, "--latency_rounds", 2),
         *("--num_inputs", 6, "--required_performance", 0.9, "--results_file", tmp_path / "cascade.json"),
+        "--unseen",
     ]
     code, printed, words = run(*command)
     assert code == 0 and "are classified twice" in printed, words

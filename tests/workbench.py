@@ -41,7 +41,7 @@ SIZES = {
     "train_avae": f"{TRAINING} {SHAPES}",
     "train_classformer": f"{TRAINING} {TEXTS}",
     "train_multitask": f"{TRAINING} --max_length 32 --max_train_samples 32",
-    "train_image_classifier": f"{TRAINING} --max_train_samples 32 --max_validation_samples 8 --max_test_samples 8",
+    "train_image_classifier": f"{TRAINING} --max_train_samples 32 --max_validation_samples 8",
 }
 
 

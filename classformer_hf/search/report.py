@@ -53,7 +53,9 @@ def format_table(result: SearchResult) -> str:
     lines = [header, "-" * len(header)]
     order = {id(trial): trial.latency_ratio if trial.is_ok else float("inf") for trial in result.trials}
     for trial in sorted(result.trials, key=lambda trial: order[id(trial)]):
-        start = f"{'*' if trial is result.best else ' '} {trial.number:>3} {trial.schedule.key:<34} {trial.origin:<9}"
+        start = (
+            f"{'*' if trial is result.best else ' '} {trial.number + 1:>3} {trial.schedule.key:<34} {trial.origin:<9}"
+        )
         if not trial.is_ok:
             lines.append(f"{start} failed: {trial.error}")
             continue

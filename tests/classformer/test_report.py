@@ -427,6 +427,13 @@ def test_card_of_a_measured_schedule(fine_tuned, tmp_path):
     assert "at most" not in card and "|\n| FLOPs" in card
 
 
+def test_card_says_when_too_little_was_asked(fine_tuned, tmp_path):
+    words = "**A model that learned nothing would come close to the score that was asked**"
+    for floor, is_said in ((0.0, False), (0.99, True)):
+        write_card(summary(fine_tuned[1], {**ABOUT, "majority_score": floor}), tmp_path)
+        assert (words in (tmp_path / "README.md").read_text()) == is_said
+
+
 def test_page_of_a_length_policy_for_another_machine(predicted, tmp_path):
     result = supernet_study(tmp_path, 10, winners=predicted.trials)
     (tmp_path / "direct_latency.json").unlink()

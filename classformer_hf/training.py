@@ -333,7 +333,12 @@ def time_step(
         task: Tokenised task; "train" is used.
         tokenizer: Pads the batch.
         arguments: The recipe.
+
+    Raises:
+        ValueError: "train" or "validation" holds a token or a token type that the model has no row for.
     """
+    for name in ("train", "validation"):
+        check_inputs(model, task.splits[name])
     split = task.splits["train"]
     rows = split.shuffle(seed=0).select(range(min(arguments.per_device_train_batch_size, len(split))))
     model.to(arguments.device)  # type: ignore[arg-type]

@@ -57,8 +57,9 @@ def test_wrong_commands_are_caught(tmp_path):
 
 
 def test_commands_of_the_makefile_are_understood(tmp_path):
-    # without the installation
-    command = ["make", "-n", "-o", ".venv/.installed", "demo", "demo-vision", "demo-avae", "demo-pretrain", "results"]
+    # without the installation; below another make, `make test` for one, it would name its directory
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed"]
+    command += ["demo", "demo-vision", "demo-avae", "demo-pretrain", "results"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert find_problems(find_snippets(f"```bash\n{printed}```\n"), tmp_path) == []
     assert len(SCRIPT.findall(printed)) >= 12

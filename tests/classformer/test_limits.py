@@ -31,7 +31,7 @@ from transformers import (
 from classformer_hf import ClassformerConfig, load_from_encoder
 from classformer_hf.data import load_tokenizer
 from classformer_hf.limits import check_first_token, check_inputs, read_limits
-from classformer_hf.training import ClassformerTrainingArguments, build_trainer, predict
+from classformer_hf.training import ClassformerTrainingArguments, build_trainer, predict, time_step
 
 SIZES = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SIZES |= {"max_position_embeddings": 20, "pad_token_id": 1}
@@ -150,3 +150,6 @@ def test_what_the_model_has_no_row_for_is_one_sentence(
         tiny_task.splits.update(other)
         with pytest.raises(ValueError, match=message):
             build_trainer(model, tiny_task, tiny_tokenizer, ClassformerTrainingArguments(use_cpu=True))
+        # the plan of a search or a training measures a step before the trainer exists
+        with pytest.raises(ValueError, match=message):
+            time_step(model, tiny_task, tiny_tokenizer, ClassformerTrainingArguments(use_cpu=True))

@@ -2,9 +2,11 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from redundancy_hf.timing import measure_latency
+
 from .checkpoints import load_from_encoder
 from .configuration_classformer import ClassformerConfig
-from .cost import count_flops, measure_latency
+from .flops import count_flops
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
 
 AutoConfig.register("classformer", ClassformerConfig, exist_ok=True)

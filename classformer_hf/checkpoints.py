@@ -32,12 +32,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from redundancy_hf.folders import is_export
+from redundancy_hf.hub import explain_failure, first_line, resolve_commit
+from redundancy_hf.outputs import check_output_names, describe_assumption, find_label_order, name_outputs
+
 from .configuration_classformer import ClassformerConfig
 from .families import FAMILIES, Family
-from .folders import is_export
-from .hub import explain_failure, first_line, resolve_commit
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
-from .outputs import check_output_names, describe_assumption, find_label_order, name_outputs
 
 logger = logging.getLogger(__name__)
 

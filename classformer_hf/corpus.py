@@ -22,7 +22,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import RobertaTokenizer
 
-from .data import Task
+from redundancy_hf.task import Task
 
 NUM_PACKAGES = 6
 MIN_FILES = 15

@@ -5,147 +5,31 @@ its matched split. The test split is for one final evaluation; where its labels 
 validation split takes its place, and a new validation split is carved from train.
 """
 
-import hashlib
-import json
 import logging
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import is_protobuf_available, is_sentencepiece_available
+from transformers import PreTrainedTokenizerBase
 
-from .columns import check_columns, describe_columns, find_text_columns
-from .handover import TaskRecord, describe_task, hash_texts
-from .hub import explain_failure, first_line
-from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
-from .limits import limit_tokenizer
-from .metrics import DEFAULT_METRICS, check_metric
-from .outputs import check_output_names
-from .sources import GLUE_TASKS, read_splits
+from redundancy_hf.columns import check_columns, describe_columns, find_text_columns
+from redundancy_hf.labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
+from redundancy_hf.metrics import DEFAULT_METRICS, check_metric
+from redundancy_hf.outputs import check_output_names
+from redundancy_hf.record import TaskRecord, describe_task, hash_texts
+from redundancy_hf.splits import GLUE_TASKS, read_splits
+from redundancy_hf.task import Task, TaskArguments
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output
 screen = logging.getLogger("screen")
 
-NO_TOKENIZER = (
-    "`{}` holds no tokenizer (tokenizer.json, vocab.txt, vocab.json with merges.txt, or a .model file); save the "
-    "checkpoint's there too."
-)
+
 # labels of so many classes are printed
 MAX_NAMED = 10
 EMBEDDED = "standard_library"
-
-
-@dataclass
-class TaskArguments:
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte), name on the Hub, folder with train, "
-            "validation and test files, or one file (parquet, csv, tsv, json, jsonl, also .gz); write ./mrpc for a "
-            "folder that is named like a task. Without it, or as standard_library: the embedded demo task, whose "
-            "columns are fixed."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the text; inferred if not given."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
-    problem_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "single_label_classification, regression or multi_label_classification; inferred from the labels."
-        },
-    )
-    metric_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "accuracy, f1, macro_f1, matthews_correlation or spearmanr. By default GLUE's, else accuracy, "
-            "spearmanr for a regression, micro F1 for multi-label."
-        },
-    )
-    max_length: int = field(default=128, metadata={"help": "Longest input, in tokens; longer ones are truncated."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
-    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many examples."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many examples."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn examples."})
-    label_order: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "The labels in the order of the model's outputs, where its own names do not say it, as LABEL_0 "
-            "does not. The class that a metric is of stays the same."
-        },
-    )
-
-
-@dataclass(frozen=True)
-class Task:
-    """A data set that a model can be trained on.
-
-    Args:
-        name: For reports.
-        splits: "train", "validation" and, unless taken away, "test": the text columns and "labels", or model inputs and
-            "labels".
-        text_columns: One, or two for pairs.
-        problem_type: "single_label_classification", "regression" or "multi_label_classification".
-        label_names: In the order of the ids; a regression has one.
-        metric_name: What `metrics.compute_score` computes.
-        truncated: Number of inputs cut per split; empty before `tokenize`.
-        label_column: What the data set calls its column of labels.
-        output_names: The labels in the order of a head's outputs, as the user says, for a head that does not say it.
-        record: How all that was read, for `task.json`; it knows the test split even where that is taken away.
-    """
-
-    name: str
-    splits: DatasetDict
-    text_columns: tuple[str, ...]
-    problem_type: str
-    label_names: list[str]
-    metric_name: str
-    truncated: dict[str, int] = field(default_factory=dict)
-    label_column: str = "labels"
-    output_names: list[str] | None = None
-    record: TaskRecord | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def num_labels(self) -> int:
-        return len(self.label_names)
-
-    @property
-    def head_config(self) -> dict[str, Any]:
-        """What a model's config must say to fit the task."""
-        names = dict(enumerate(self.label_names))
-        return {
-            "num_labels": self.num_labels,
-            "id2label": names,
-            "label2id": {name: index for index, name in names.items()},
-            "problem_type": self.problem_type,
-        }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits over what a search depends on: train, validation, labels and metric, not the test split."""
-        settings = [self.text_columns, self.problem_type, self.label_names, self.metric_name]
-        settings += [] if self.output_names is None else [self.output_names]
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for name in ("train", "validation"):
-            for batch in self.splits[name].iter(batch_size=1000):
-                digest.update(json.dumps(batch, sort_keys=True).encode())
-        return digest.hexdigest()[:16]
-
-    def without_test(self) -> "Task":
-        """Return the task as a search may see it."""
-        kept = [name for name in self.splits if name != "test"]
-        truncated = {name: count for name, count in self.truncated.items() if name in kept}
-        return replace(self, splits=DatasetDict({name: self.splits[name] for name in kept}), truncated=truncated)
 
 
 def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
@@ -207,49 +91,6 @@ def _record(task: Task, arguments: TaskArguments) -> TaskRecord:
         {split: rows["labels"][:] for split, rows in task.splits.items()},
         is_local=name not in (EMBEDDED, *GLUE_TASKS) and Path(name).expanduser().exists(),
     )
-
-
-def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint, which makes no longer inputs than the model beside it has positions.
-
-    Args:
-        name_or_path: Folder or Hub name.
-        trust_remote_code: Whether code inside the checkpoint may run.
-
-    Raises:
-        OSError: There is none, a file or a package is missing, or the Hub cannot be reached.
-    """
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
-        words = [word for word in tokenizer.get_vocab() if word not in tokenizer.all_special_tokens]
-        says_case = "do_lower_case" in get_tokenizer_config(name_or_path)
-        # without a file that says otherwise, BERT's lower-cases, and would know no word of a cased vocabulary
-        if getattr(tokenizer, "do_lower_case", False) and not says_case and _has_capitals(words):
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, do_lower_case=False, **options)
-    except Exception as error:  # of the Hub, of parsers and of whatever the files name
-        raise OSError(_explain_tokenizer(name_or_path, error)) from error
-    if not words:  # where no file has any, the tokenizer loads all the same
-        raise OSError(NO_TOKENIZER.format(name_or_path))
-    limit_tokenizer(tokenizer, name_or_path, trust_remote_code)
-    return tokenizer
-
-
-def _has_capitals(words: list[str]) -> bool:
-    return any(word != word.lower() for word in words if not word.startswith("["))
-
-
-def _explain_tokenizer(name: str, error: Exception) -> str:
-    """Say why a tokenizer cannot be loaded."""
-    if "Couldn't instantiate the backend tokenizer" in str(error):
-        return NO_TOKENIZER.format(name)
-    # what transformers tries last with a file of SentencePiece's, whatever was wrong with it
-    if "tiktoken" in str(error):
-        if not is_sentencepiece_available() or not is_protobuf_available():
-            return f"the tokenizer of `{name}` needs SentencePiece: `pip install sentencepiece protobuf`."
-        return f"the .model file of the tokenizer of `{name}` is damaged; copy or download it again."
-    reason = explain_failure(name, error)
-    return reason or f"the tokenizer of `{name}` cannot be read; copy or download it again ({first_line(error)})."
 
 
 def load_tasks(

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from redundancy_hf.evaluation import load_classifier, load_processor, resolve_folder
+from redundancy_hf.folders import EXPORT_INDEX, is_export
+from redundancy_hf.record import read_record
+from redundancy_hf.runtimes import CASCADE, ExportedClassifier, check_runtime, name_variant
+
 from .checkpoints import checkpoint_fingerprint
-from .evaluation import load_classifier, load_processor, resolve_folder
-from .folders import EXPORT_INDEX, is_export
-from .handover import read_record
-from .serving import CASCADE, ExportedClassifier, check_runtime, name_variant
 
 EXAMPLE_TOKENS = 32
 

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from redundancy_hf.timing import _choose_clock, _ready_to_time, _time_forward, hardware_fingerprint, is_same_hardware
+
 from .configuration_classformer import ClassformerConfig
-from .cost import _choose_clock, _ready_to_time, _time_forward, hardware_fingerprint, is_same_hardware
 from .modeling_classformer import ClassformerForSequenceClassification
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from redundancy_hf.labels import MULTI_LABEL, REGRESSION
+from redundancy_hf.task import Task
+
 from .configuration_classformer import ClassformerConfig
-from .data import Task
-from .labels import MULTI_LABEL, REGRESSION
 from .modeling_classformer import ClassformerClassificationHead, ClassformerModel, ClassformerPreTrainedModel
 
 TASK = "task_ids"

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from avae_hf import AVAEModel
 from avae_hf.data import ShapeTaskArguments, load_processor, load_task
 from avae_hf.pose_search_avae import PoseObjective, search_pose
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.timing import hardware_fingerprint
 
 
 @dataclass

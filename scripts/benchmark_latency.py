@@ -25,11 +25,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency, measure_pass_memory, sample_inputs
-from classformer_hf.data import TaskArguments, load_task, tokenize
-from classformer_hf.elsewhere import make_inputs
-from classformer_hf.evaluation import (
+from classformer_hf.data import load_task, tokenize
+from classformer_hf.peers import PEERS, build_peers, count_executed_flops
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.evaluation import (
     IMAGE,
     TEXT,
     check_device,
@@ -38,10 +37,12 @@ from classformer_hf.evaluation import (
     read_config,
     resolve_folder,
 )
-from classformer_hf.handover import read_max_length
-from classformer_hf.peers import PEERS, build_peers, count_executed_flops
-from classformer_hf.publishing import add_results, find_task, latency_results
-from classformer_hf.serving import ExportedClassifier
+from redundancy_hf.isolation import make_inputs
+from redundancy_hf.publishing import add_results, find_task, latency_results
+from redundancy_hf.record import read_max_length
+from redundancy_hf.runtimes import ExportedClassifier
+from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, measure_pass_memory, sample_inputs
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
 WARMUP = 5

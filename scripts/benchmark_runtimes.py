@@ -20,18 +20,20 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.evaluation import order_outputs
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.export import export_once
-from classformer_hf.folders import is_export
-from classformer_hf.handover import make_flags
-from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
 from classformer_hf.peers import build_stock
-from classformer_hf.readings import choose_arguments, open_model, record_reading
-from classformer_hf.serving import ExportedClassifier, check_runtime
 from classformer_hf.training import predict
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.evaluation import order_outputs
+from redundancy_hf.folders import is_export
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from redundancy_hf.readings import choose_arguments, open_model, record_reading
+from redundancy_hf.record import make_flags
+from redundancy_hf.runtimes import ExportedClassifier, check_runtime
+from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
 
 STOCK = "stock eager float32"
 EXPORTED = "as exported"

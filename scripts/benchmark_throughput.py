@@ -22,15 +22,17 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import is_export
-from classformer_hf.handover import make_flags
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.peers import build_stock
-from classformer_hf.readings import choose_arguments, open_model
-from classformer_hf.serving import ExportedClassifier
 from classformer_hf.throughput import BATCHINGS, AllBatches, make_batches
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.folders import is_export
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.readings import choose_arguments, open_model
+from redundancy_hf.record import make_flags
+from redundancy_hf.runtimes import ExportedClassifier
+from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency
 
 REFERENCE = "stock unsorted"
 

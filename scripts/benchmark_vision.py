@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.cost import forward_call, measure_ratios, training_call
 from vision_hf.layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d, SharedSeparableConv2d
 

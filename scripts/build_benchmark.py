@@ -25,13 +25,15 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import load_from_encoder
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import sample_inputs
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.latency import LatencyTable
-from classformer_hf.metrics import compute_score, paired_standard_error, predictions_from_logits
 from classformer_hf.search import SearchSpace
 from classformer_hf.search.supernet import mean_flops, predict_schedules
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits
+from redundancy_hf.task import Task, TaskArguments
+from redundancy_hf.timing import sample_inputs
 
 
 @dataclass

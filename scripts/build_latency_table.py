@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.checkpoints import load_from_encoder
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.latency import LatencyTable, build_latency_table, compare_latencies, count_steps
 from classformer_hf.search.space import Schedule, SearchSpace
 from classformer_hf.search.supernet import FlopsUniformSampler, ScheduledModel, mean_flops
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
 
 NUM_INPUTS = 16
 SHORTEST_TOKENS = 8

@@ -15,8 +15,8 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
-from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.data import load_tokenizer
+from redundancy_hf.command import parse_arguments, run_command
+from redundancy_hf.limits import load_tokenizer
 
 PAIRS = [("A short text.", "Its pair."), ("A longer text, so that the first one is padded.", "It has a pair as well.")]
 

@@ -20,13 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import load_tokenizer
 from classformer_hf.export import export
 from classformer_hf.parity import LENGTHS, TOLERANCE, largest_difference
 from classformer_hf.search.space import Schedule
-from classformer_hf.serving import ExportedClassifier, check_runtime
+from redundancy_hf.command import check_settings, parse_arguments, run_command, write_record
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.runtimes import ExportedClassifier, check_runtime
+from redundancy_hf.timing import hardware_fingerprint
 
 ETAS = (0, 2, 8)
 

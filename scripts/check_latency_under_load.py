@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import count_flops, hardware_fingerprint, measure_latency
+from classformer_hf.flops import count_flops
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.timing import hardware_fingerprint, measure_latency
 
 NUM_TOKENS = 128
 WARMUP = 5

@@ -20,20 +20,22 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import load_from_encoder, reconfigure
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import save_folder
-from classformer_hf.handover import make_flags
-from classformer_hf.labels import SINGLE_LABEL
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.latency import LatencyTable, build_latency_table, count_steps
-from classformer_hf.metrics import compute_score
-from classformer_hf.readings import Evidence, choose_arguments, gather_evidence, open_model, record_reading
 from classformer_hf.search import Schedule, SearchSpace
 from classformer_hf.search.cascade import choose_cascade, margins_of
-from classformer_hf.search.certificate import certify
 from classformer_hf.search.supernet import mean_flops, predict_schedules
 from classformer_hf.training import predict
+from redundancy_hf.certificate import certify
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.folders import save_folder
+from redundancy_hf.labels import SINGLE_LABEL
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import compute_score
+from redundancy_hf.readings import Evidence, choose_arguments, gather_evidence, open_model, record_reading
+from redundancy_hf.record import make_flags
+from redundancy_hf.task import Task, TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
 
 TABLE_ROUNDS = 30
 

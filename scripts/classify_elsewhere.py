@@ -11,10 +11,10 @@ project's packages, so what loads is the code inside the folder. The last step o
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.elsewhere import run_elsewhere
-from classformer_hf.folders import is_export
-from classformer_hf.handover import read_max_length
+from redundancy_hf.command import parse_arguments, run_command
+from redundancy_hf.folders import is_export
+from redundancy_hf.isolation import run_elsewhere
+from redundancy_hf.record import read_max_length
 
 DEFAULT_TEXTS = (
     'def get_charset(self):\n    """Return the charset of the message, from its Content-Type header."""\n'

@@ -17,10 +17,10 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.handover import hash_arrays, make_flags
-from classformer_hf.readings import choose_arguments, open_model, record_reading
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.readings import choose_arguments, open_model, record_reading
+from redundancy_hf.record import hash_arrays, make_flags
+from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.cost import count_expanded_parameters, count_flops, forward_call, measure_ratios
 from vision_hf.data import EvaluationTransform, ImageTaskArguments, load_task
 from vision_hf.training import check_weights, match_labels, measure_accuracy

@@ -29,14 +29,16 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.baselines import check_plain, mark_front, operating_points
 from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder, reconfigure
-from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import save_folder
-from classformer_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
-from classformer_hf.readings import ReadModel, open_model, record_reading
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.search import Schedule
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune, predict
+from redundancy_hf.command import check_settings, parse_arguments, run_command, write_record
+from redundancy_hf.folders import save_folder
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from redundancy_hf.readings import ReadModel, open_model, record_reading
+from redundancy_hf.task import Task, TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
 
 logger = logging.getLogger(__name__)
 

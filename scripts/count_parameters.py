@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import vision_hf
-from classformer_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.command import parse_arguments, run_command, write_record
 from vision_hf.cost import count_expanded_parameters, count_flops
 from vision_hf.explain import list_convolutions
 

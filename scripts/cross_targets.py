@@ -20,10 +20,10 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency
 from classformer_hf.search import Schedule
 from classformer_hf.search.supernet import ScheduledModel
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.timing import hardware_fingerprint, measure_latency
 
 NOTE = (
     "`ratio[a][b]` is the latency of the winner for target a, timed on target b, relative to the full model on b: "

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from avae_hf import analysis
-from classformer_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_arguments, run_command
 
 Curves = dict[str, list[tuple[float, float]]]
 

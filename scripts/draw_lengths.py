@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from rendering.figures import open_panels, save_figure
 
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.data import load_tasks, load_tokenizer
+from classformer_hf.data import load_tasks
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.limits import load_tokenizer
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_BINS = 40

@@ -13,7 +13,7 @@ from typing import Any
 from rendering.figures import add_legend, open_panels, read_record, save_figure
 from rendering.performance import count_layers, name_point
 
-from classformer_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_arguments, run_command
 
 LEGEND_HEIGHT = 0.9
 MARKERS = "osv^<>DPXd*h"

@@ -16,7 +16,7 @@ import numpy as np
 from rendering.figures import open_panels, read_record, save_figure
 from rendering.schedules import iterate_tasks, largest_error, mean_score
 
-from classformer_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_arguments, run_command
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 from rendering.figures import add_legend, open_panels, read_record, save_figure
 from rendering.thesis_searches import geometric_mean
 
-from classformer_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_arguments, run_command
 
 REQUIREMENTS = {0.99: "C2", 0.95: "C3"}
 LEGEND_HEIGHT = 0.5

@@ -9,7 +9,7 @@ from typing import Any
 
 from rendering.figures import open_panels, read_record, save_figure
 
-from classformer_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_arguments, run_command
 
 
 @dataclass

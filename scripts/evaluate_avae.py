@@ -20,10 +20,10 @@ from transformers.utils import logging as transformers_logging
 from avae_hf import analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, load_processor, load_task
 from avae_hf.training import evaluate_model, summarise_terms
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.handover import hash_arrays, make_flags
-from classformer_hf.readings import choose_arguments, open_model, record_reading
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.readings import choose_arguments, open_model, record_reading
+from redundancy_hf.record import hash_arrays, make_flags
+from redundancy_hf.timing import hardware_fingerprint
 
 # flags that choose poses and no rows
 POSES = ("augment", "max_translation", "max_log_scale", "max_shear")

@@ -27,9 +27,12 @@ from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import EvalResult
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.data import EMBEDDED, Task, TaskArguments, load_task, tokenize
-from classformer_hf.evaluation import (
+from classformer_hf.data import EMBEDDED, load_task, tokenize
+from classformer_hf.search.reference import REFERENCES
+from classformer_hf.training import predict
+from redundancy_hf.certificate import certify, check_request
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.evaluation import (
     IMAGE,
     check_device,
     evaluate_examples,
@@ -41,29 +44,12 @@ from classformer_hf.evaluation import (
     score_model,
     stream_examples,
 )
-from classformer_hf.handover import (
-    COLUMNS,
-    READ,
-    TaskRecord,
-    hash_input,
-    hash_texts,
-    is_other_data,
-    make_flags,
-)
-from classformer_hf.metrics import constant_score, predictions_from_logits
-from classformer_hf.publishing import add_results, name_dataset, write_section
-from classformer_hf.readings import (
-    Evidence,
-    ReadModel,
-    choose_arguments,
-    gather_evidence,
-    open_model,
-    record_reading,
-)
-from classformer_hf.search.certificate import certify, check_request
-from classformer_hf.search.reference import REFERENCES
-from classformer_hf.sources import read_splits
-from classformer_hf.training import predict
+from redundancy_hf.metrics import constant_score, predictions_from_logits
+from redundancy_hf.publishing import add_results, name_dataset, write_section
+from redundancy_hf.readings import Evidence, ReadModel, choose_arguments, gather_evidence, open_model, record_reading
+from redundancy_hf.record import COLUMNS, READ, TaskRecord, hash_input, hash_texts, is_other_data, make_flags
+from redundancy_hf.splits import read_splits
+from redundancy_hf.task import Task, TaskArguments
 from vision_hf.data import ImageTaskArguments
 from vision_hf.data import load_task as load_image_task
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.command import parse_arguments, run_command, write_record
 from vision_hf.data import ImageTaskArguments, load_task
 from vision_hf.explain import draw_grad_cam, draw_kernel_sheets
 

@@ -8,7 +8,7 @@ The result lies in a folder named like the runtime, inside the model's. Labels a
 split that the model's `task.json` or the flags name; without either, logits on random texts. To use it:
 
     from transformers import pipeline
-    from classformer_hf.serving import ExportedClassifier
+    from redundancy_hf.runtimes import ExportedClassifier
 
     model = ExportedClassifier.from_pretrained("runs/mrpc/best/onnx", num_threads=1)
     classify = pipeline("text-classification", model=model, tokenizer="runs/mrpc/best/onnx")
@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, tokenize
-from classformer_hf.evaluation import load_processor, order_outputs, resolve_folder
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.export import load_for_export, write_export
-from classformer_hf.handover import make_flags
 from classformer_hf.parity import TOLERANCE, compare_export, largest_difference, write_report
-from classformer_hf.readings import choose_arguments, open_model
-from classformer_hf.serving import RUNTIMES, ExportedClassifier, check_runtime, name_variant
+from redundancy_hf.command import parse_arguments, run_command
+from redundancy_hf.evaluation import load_processor, order_outputs, resolve_folder
+from redundancy_hf.readings import choose_arguments, open_model
+from redundancy_hf.record import make_flags
+from redundancy_hf.runtimes import RUNTIMES, ExportedClassifier, check_runtime, name_variant
+from redundancy_hf.task import Task, TaskArguments
 
 
 @dataclass

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.peers import build_stock
 from classformer_hf.roofline import list_products, measure, run_all
 from classformer_hf.search import Schedule
 from classformer_hf.search.supernet import ScheduledModel
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.timing import hardware_fingerprint
 
 # of plain RoBERTa, between which its overhead is interpolated
 GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

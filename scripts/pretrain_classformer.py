@@ -33,23 +33,8 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import (
-    FLAGS,
-    check_settings,
-    describe_command,
-    describe_flags,
-    parse_arguments,
-    run_command,
-    write_record,
-)
 from classformer_hf.corpus import load_standard_library_task, train_tokenizer
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import load_tokenizer
 from classformer_hf.demo import describe_demo_model
-from classformer_hf.folders import save_folder
-from classformer_hf.handover import read_record
-from classformer_hf.limits import check_inputs
-from classformer_hf.plan import Plan, describe_lost_training
 from classformer_hf.pretraining import (
     OBJECTIVES,
     CountEpochs,
@@ -61,13 +46,22 @@ from classformer_hf.pretraining import (
     take_backbone,
 )
 from classformer_hf.texts import TextArguments, group_into_blocks, load_texts
-from classformer_hf.training import (
-    ClassformerTrainingArguments,
-    StopOnInvalidLoss,
-    find_checkpoint,
-    refuse_label_smoothing,
-    show_progress,
+from classformer_hf.training import ClassformerTrainingArguments, refuse_label_smoothing
+from redundancy_hf.command import (
+    FLAGS,
+    check_settings,
+    describe_command,
+    describe_flags,
+    parse_arguments,
+    run_command,
+    write_record,
 )
+from redundancy_hf.folders import save_folder
+from redundancy_hf.limits import check_inputs, load_tokenizer
+from redundancy_hf.plan import Plan, describe_lost_training
+from redundancy_hf.record import read_record
+from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
 
 logger = logging.getLogger(__name__)
 

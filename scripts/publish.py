@@ -19,9 +19,9 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command
-from classformer_hf.folders import find_load_defects, find_notes, is_export, list_files
-from classformer_hf.publishing import complete_card, find_status, push_folder, read_back, stage_folder, verify_folder
+from redundancy_hf.command import parse_arguments, run_command
+from redundancy_hf.folders import find_load_defects, find_notes, is_export, list_files
+from redundancy_hf.publishing import complete_card, find_status, push_folder, read_back, stage_folder, verify_folder
 
 
 @dataclass

@@ -32,10 +32,10 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.search.benchmark import TabularBenchmark, analytic_benchmark, read_benchmark
 from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.timing import hardware_fingerprint
 
 PROCESSES = ("thesis", "gp", "constrained")
 LABELS = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from rendering import avae, performance, pretraining, schedules, search, thesis_searches, vision
 
-from classformer_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_arguments, run_command
 
 BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VIEWS: dict[str, Callable[[Any], str]] = {

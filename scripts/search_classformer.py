@@ -31,11 +31,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import is_classifier, read_encoder_config
-from classformer_hf.command import describe_flags, parse_arguments, run_command
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import find_weights
-from classformer_hf.metrics import majority_score
-from classformer_hf.plan import Plan, describe_stop, stoppable
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.oneshot import OneShotSettings, search_with_supernet
@@ -56,6 +52,12 @@ from classformer_hf.search.strategies import STRATEGIES, THESIS_STRATEGIES, buil
 from classformer_hf.search.timing import prepare_table, retime_trials, was_timed_elsewhere
 from classformer_hf.search.winners import FULL, WINNER
 from classformer_hf.training import ClassformerTrainingArguments
+from redundancy_hf.command import describe_flags, parse_arguments, run_command
+from redundancy_hf.folders import find_weights
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import majority_score
+from redundancy_hf.plan import Plan, describe_stop, stoppable
+from redundancy_hf.task import TaskArguments
 
 logger = logging.getLogger(__name__)
 

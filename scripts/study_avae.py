@@ -27,9 +27,9 @@ from transformers.utils import logging as transformers_logging
 from avae_hf import AVAEConfig, AVAEModel, analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_model, summarise_terms, train
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.folders import save_folder
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.folders import save_folder
+from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 BOTH = ["rotation", "translation"]

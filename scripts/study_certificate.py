@@ -30,11 +30,11 @@ import numpy as np
 from scipy import optimize, stats
 from tqdm import tqdm
 
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.search.certificate import certify, check_request
-from classformer_hf.search.paired import EXTRA_DISAGREEMENTS, PairedCounts, exact_p_value
-from classformer_hf.search.tilting import TiltedBootstrap
+from redundancy_hf.certificate import certify, check_request
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.significance import EXTRA_DISAGREEMENTS, PairedCounts, exact_p_value
+from redundancy_hf.tilting import TiltedBootstrap
+from redundancy_hf.timing import hardware_fingerprint
 
 NOTE = (
     "margin: standard errors by which the choice must keep more than required on the search sample, 0 is the plain "

@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.conversion import METHODS, weight_error
 from vision_hf.data import ImageTask, ImageTaskArguments, load_task, transform_splits
 from vision_hf.expansion import is_ours

@@ -17,14 +17,16 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from classformer_hf.command import parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.evaluation import order_outputs
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.export import export_once, load_for_export
 from classformer_hf.parity import compare_export
-from classformer_hf.serving import check_runtime, name_variant
 from classformer_hf.throughput import AllBatches, make_batches
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.evaluation import order_outputs
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.runtimes import check_runtime, name_variant
+from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import hardware_fingerprint, measure_latency
 
 REFERENCE = ("onnx", 1, "unsorted")
 

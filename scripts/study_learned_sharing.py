@@ -23,15 +23,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf  # noqa: F401  registers the families
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
-from vision_hf.data import (
-    ImageTask,
-    ImageTaskArguments,
-    build_image_processor,
-    load_task,
-    transform_splits,
-)
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.timing import hardware_fingerprint
+from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
 from vision_hf.explain import draw_weight_histograms
 from vision_hf.priors import MixturePrior, NearestBasisLoss, Regulariser, ReseedBases, quantise
 from vision_hf.training import (

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from classformer_hf.command import parse_arguments, run_command, write_record
 from classformer_hf.latency import LatencyTable
-from classformer_hf.metrics import compute_score, paired_standard_error
 from classformer_hf.search.policy import choose_policy, predict_policy
 from classformer_hf.search.space import Schedule
+from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.metrics import compute_score, paired_standard_error
 
 
 @dataclass

@@ -25,12 +25,14 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import Task, load_tasks, load_tokenizer
-from classformer_hf.metrics import compute_score, majority_score
+from classformer_hf.data import load_tasks
 from classformer_hf.pretraining import OBJECTIVES
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune_and_test
+from redundancy_hf.command import check_settings, parse_arguments, run_command, write_record
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import compute_score, majority_score
+from redundancy_hf.task import Task
+from redundancy_hf.timing import hardware_fingerprint
 
 NUM_RESAMPLES = 500
 # the thesis' averages rise along it; the last is ours

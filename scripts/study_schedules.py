@@ -29,12 +29,14 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import check_settings, parse_arguments, run_command, write_record
-from classformer_hf.cost import hardware_fingerprint, measure_latency, sample_inputs
-from classformer_hf.data import Task, load_tasks, load_tokenizer
-from classformer_hf.metrics import majority_score
+from classformer_hf.data import load_tasks
 from classformer_hf.search.space import Schedule, SearchSpace
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune_and_test
+from redundancy_hf.command import check_settings, parse_arguments, run_command, write_record
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import majority_score
+from redundancy_hf.task import Task
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
 
 FAMILIES = ("single", "constrained", "random_weights")
 WARMUP = 2

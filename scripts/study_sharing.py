@@ -21,9 +21,9 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.folders import save_folder
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.folders import save_folder
+from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.cost import count_flops, forward_call, measure_ratios
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
 from vision_hf.training import ImageTrainingArguments, build_classifier, build_trainer, train

@@ -25,22 +25,24 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import read_encoder_config
-from classformer_hf.command import describe_command, parse_arguments, run_command
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.metrics import (
-    compute_score,
-    majority_score,
-    paired_standard_error,
-    predictions_from_logits,
-    standard_error,
-)
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
 from classformer_hf.search.objective import PREDICTIONS, FineTuneObjective
 from classformer_hf.search.oneshot import identify, prepare_supernet
 from classformer_hf.search.study import summarise
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
+from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.metrics import (
+    compute_score,
+    majority_score,
+    paired_standard_error,
+    predictions_from_logits,
+    standard_error,
+)
+from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import hardware_fingerprint
 
 
 @dataclass

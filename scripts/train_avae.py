@@ -21,12 +21,12 @@ from transformers.utils import logging as transformers_logging
 from avae_hf import AVAEConfig, AVAEModel
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, train, write_card
-from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
-from classformer_hf.folders import save_folder
-from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
-from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
-from classformer_hf.publishing import name_dataset
-from classformer_hf.training import show_progress
+from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
+from redundancy_hf.folders import save_folder
+from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.publishing import name_dataset
+from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
+from redundancy_hf.training import show_progress
 from vision_hf.training import StopOnInvalidLoss, find_checkpoint
 
 

@@ -21,12 +21,14 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder
-from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
-from classformer_hf.data import Task, TaskArguments, load_task, load_tokenizer, tokenize
-from classformer_hf.folders import save_folder
-from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
-from classformer_hf.publishing import add_results, name_dataset
+from classformer_hf.data import load_task, tokenize
 from classformer_hf.training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
+from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
+from redundancy_hf.folders import save_folder
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.publishing import add_results, name_dataset
+from redundancy_hf.task import Task, TaskArguments
 
 
 @dataclass

@@ -21,13 +21,13 @@ from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from classformer_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
-from classformer_hf.folders import save_folder
-from classformer_hf.handover import FILE as TASK_FILE
-from classformer_hf.handover import TaskRecord, describe_task, hash_arrays
-from classformer_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
-from classformer_hf.publishing import name_dataset
-from classformer_hf.training import show_progress
+from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments, run_command
+from redundancy_hf.folders import save_folder
+from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.publishing import name_dataset
+from redundancy_hf.record import FILE as TASK_FILE
+from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
+from redundancy_hf.training import show_progress
 from vision_hf.conversion import share_weights
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task
 from vision_hf.training import (

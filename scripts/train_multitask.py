@@ -21,29 +21,17 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
-from classformer_hf.command import (
-    FLAGS,
-    check_settings,
-    describe_command,
-    describe_flags,
-    parse_arguments,
-    run_command,
-)
-from classformer_hf.cost import hardware_fingerprint
-from classformer_hf.data import load_tasks, load_tokenizer
-from classformer_hf.folders import save_folder
-from classformer_hf.handover import join_records
-from classformer_hf.limits import check_first_token, check_inputs
+from classformer_hf.data import load_tasks
 from classformer_hf.multitask import MultitaskClassformer, mix_tasks
-from classformer_hf.plan import describe_lost_training, stoppable
 from classformer_hf.pretraining import count_training_flops
-from classformer_hf.training import (
-    ClassformerTrainingArguments,
-    StopOnInvalidLoss,
-    find_checkpoint,
-    refuse_label_smoothing,
-    show_progress,
-)
+from classformer_hf.training import ClassformerTrainingArguments, refuse_label_smoothing
+from redundancy_hf.command import FLAGS, check_settings, describe_command, describe_flags, parse_arguments, run_command
+from redundancy_hf.folders import save_folder
+from redundancy_hf.limits import check_first_token, check_inputs, load_tokenizer
+from redundancy_hf.plan import describe_lost_training, stoppable
+from redundancy_hf.record import join_records
+from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
 
 
 @dataclass

@@ -152,7 +152,8 @@ def tiny_text_file(tmp_path_factory):
 @pytest.fixture
 def tiny_task(tiny_text_file):
     """The task of `tiny_text_file` with raw texts, split into train, validation and test."""
-    from classformer_hf.data import TaskArguments, load_task
+    from classformer_hf.data import load_task
+    from redundancy_hf.task import TaskArguments
 
     return load_task(TaskArguments(dataset_name=str(tiny_text_file), validation_fraction=0.25))
 

@@ -13,7 +13,7 @@ import traceback
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-OUR_PACKAGES = {"classformer_hf", "vision_hf", "avae_hf"}
+OUR_PACKAGES = {"redundancy_hf", "classformer_hf", "vision_hf", "avae_hf"}
 
 
 class Refuse(MetaPathFinder):

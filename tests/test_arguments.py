@@ -16,16 +16,16 @@ from avae_hf.analysis import pose_of
 from avae_hf.training import AVAETrainer, AVAETrainingArguments
 from classformer_hf.baselines import FirstLayers
 from classformer_hf.checkpoints import reconfigure
-from classformer_hf.elsewhere import run_elsewhere
 from classformer_hf.export import export
-from classformer_hf.metrics import TaskMetric
 from classformer_hf.multitask import MultitaskClassformer
 from classformer_hf.pretraining import build_objective
-from classformer_hf.publishing import complete_card
 from classformer_hf.search.figures import picture
 from classformer_hf.search.space import Schedule
 from classformer_hf.search.supernet import ScheduledModel
-from classformer_hf.serving import ExportedClassifier
+from redundancy_hf.isolation import run_elsewhere
+from redundancy_hf.metrics import TaskMetric
+from redundancy_hf.publishing import complete_card
+from redundancy_hf.runtimes import ExportedClassifier
 from vision_hf.training import ImageTrainer
 
 ROOT = Path(__file__).parent.parent

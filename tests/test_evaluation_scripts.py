@@ -9,10 +9,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from classformer_hf.command import CommandFormatter, parse_arguments
-from classformer_hf.data import TaskArguments
 from classformer_hf.peers import PEERS, build_peers, count_executed_flops, known_settings
 from classformer_hf.texts import TextArguments
+from redundancy_hf.command import CommandFormatter, parse_arguments
+from redundancy_hf.task import TaskArguments
 from tests.test_hub_contract import build_vision
 
 # the tiny tokenizer's limit
@@ -317,7 +317,7 @@ def test_every_peer_runs(name):
 
 def test_operations_of_a_schedule_are_those_of_its_formula(run, tiny_classifier_folder, tmp_path):
     from classformer_hf import ClassformerConfig
-    from classformer_hf.cost import count_flops
+    from classformer_hf.flops import count_flops
 
     output = tmp_path / "times.json"
     flags = ("--lengths", 24, "--rounds", 1, "--output", output)

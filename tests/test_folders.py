@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.folders import GOLDEN, save_folder
+from redundancy_hf.folders import GOLDEN, save_folder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

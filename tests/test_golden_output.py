@@ -9,8 +9,8 @@ import transformers
 from transformers import AutoConfig
 
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.folders import GOLDEN, check_golden_output, write_golden_output
-from classformer_hf.handover import read_record
+from redundancy_hf.folders import GOLDEN, check_golden_output, write_golden_output
+from redundancy_hf.record import read_record
 
 NAMES = ("train_classformer", "train_multitask", "pretrain_classformer", "train_image_classifier", "train_avae")
 OPTIONS = {

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from classformer_hf import data
-from classformer_hf.data import TaskArguments, load_task
-from classformer_hf.folders import list_files
-from classformer_hf.handover import FILE, ROWS, hash_arrays, hash_texts, make_flags, read_record
-from classformer_hf.publishing import stage_folder
-from classformer_hf.readings import find_readings
+from classformer_hf.data import load_task
+from redundancy_hf.folders import list_files
+from redundancy_hf.publishing import stage_folder
+from redundancy_hf.readings import find_readings
+from redundancy_hf.record import FILE, ROWS, hash_arrays, hash_texts, make_flags, read_record
+from redundancy_hf.task import TaskArguments
 
 ROWS_IN_TEST = 24
 CERTIFY = ("--required_performance", 0.9, "--device", "cpu")
@@ -315,7 +316,7 @@ def test_texts_are_cut_as_in_training(run, leave_model, reviews, monkeypatch):
         return [{"label": "positive", "score": 1.0} for _ in inputs]
 
     monkeypatch.setattr(data, "tokenize", note)
-    monkeypatch.setattr("classformer_hf.elsewhere.run_elsewhere", classify)
+    monkeypatch.setattr("redundancy_hf.isolation.run_elsewhere", classify)
     columns = ("--dataset_name", reviews, "--text_column", "review", "--label_column", "verdict", "--rounds", 1)
     for more, expected in (((), 16), (("--max_length", 12), 12)):
         code, _, words = run("benchmark_latency", folder, *columns, "--num_inputs", 2, *more)

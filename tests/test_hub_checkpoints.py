@@ -42,7 +42,7 @@ import json, sys
 from huggingface_hub import HfApi, constants
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
 from classformer_hf.data import load_tokenizer
-from classformer_hf.evaluation import resolve_folder
+from redundancy_hf.evaluation import resolve_folder
 
 
 def ask(name):

@@ -16,8 +16,8 @@ import torch
 from transformers import RobertaModel
 
 from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder, texts
-from classformer_hf.folders import check_golden_output
 from classformer_hf.search.space import Schedule
+from redundancy_hf.folders import check_golden_output
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

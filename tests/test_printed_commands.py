@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.folders import write_golden_output
+from redundancy_hf.folders import write_golden_output
 from tests.conftest import SENTENCES, TINY
 from tests.documents import ROOT, SCRIPT, find_snippets, list_commands
 from tests.loopback_hub import Hub

@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 from safetensors.torch import load_file, save_file
 
-from classformer_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
-from classformer_hf.publishing import (
+from redundancy_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
+from redundancy_hf.publishing import (
     add_results,
     complete_card,
     latency_results,

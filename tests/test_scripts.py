@@ -20,14 +20,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
-from classformer_hf.command import check_settings
-from classformer_hf.data import TaskArguments
-from classformer_hf.folders import check_golden_output
-from classformer_hf.handover import read_record
-from classformer_hf.metrics import compute_score
 from classformer_hf.search import SearchSpace
 from classformer_hf.search.page import Account, certificate_command, describe_certification
 from classformer_hf.training import ClassformerTrainingArguments
+from redundancy_hf.command import check_settings
+from redundancy_hf.folders import check_golden_output
+from redundancy_hf.metrics import compute_score
+from redundancy_hf.record import read_record
+from redundancy_hf.task import TaskArguments
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)

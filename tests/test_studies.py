@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from classformer_hf import ClassformerConfig
-from classformer_hf.cost import count_flops
+from classformer_hf.flops import count_flops
 from classformer_hf.search import cascade
 
 pytestmark = pytest.mark.slow

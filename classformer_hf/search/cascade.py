@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..metrics import scores_of_counts
+from redundancy_hf.metrics import scores_of_counts
 
 # shares of the texts that are classified twice
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -46,7 +46,7 @@ def choose_cascade(
         logits: Of S schedules for N texts, (S, N, K).
         times: Of every schedule on every text, (S, N).
         references: Class of every text, (N,).
-        metric_name: One of `classformer_hf.metrics.METRICS` for single labels.
+        metric_name: One of `redundancy_hf.metrics.METRICS` for single labels.
         required_score: On these texts.
 
     Returns:

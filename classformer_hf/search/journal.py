@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from ..command import describe_changes
+from redundancy_hf.command import describe_changes
+
 from .space import Schedule
 
 logger = logging.getLogger(__name__)

@@ -20,14 +20,16 @@ from transformers import (
     set_seed,
 )
 
+from redundancy_hf.command import FLAGS
+from redundancy_hf.folders import save_folder
+from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
+from redundancy_hf.plan import Plan
+from redundancy_hf.task import Task
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
+
 from ..checkpoints import checkpoint_fingerprint, has_head, load_from_encoder, read_encoder_config
-from ..command import FLAGS
-from ..cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
-from ..data import Task
-from ..folders import save_folder
-from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
+from ..flops import count_flops
 from ..modeling_classformer import ClassformerForSequenceClassification
-from ..plan import Plan
 from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
 from .reference import choose_reference
 from .space import Schedule

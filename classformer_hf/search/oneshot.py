@@ -26,9 +26,10 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
-from ..folders import follow_umask
+from redundancy_hf.folders import follow_umask
+from redundancy_hf.plan import describe_lost_training, describe_stop
+
 from ..latency import LatencyTable
-from ..plan import describe_lost_training, describe_stop
 from .journal import Journal, JournalLock, Trial, check_identity
 from .objective import FineTuneObjective, on_main_process
 from .pace import plan_supernet_search

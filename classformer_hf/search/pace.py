@@ -4,9 +4,10 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..cost import measure_latency
+from redundancy_hf.plan import describe_seconds
+from redundancy_hf.timing import measure_latency
+
 from ..latency import count_steps
-from ..plan import describe_seconds
 from ..training import count_training_steps, time_step
 from .journal import Journal
 from .objective import FineTuneObjective

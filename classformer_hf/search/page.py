@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..command import describe_command
-from ..handover import FILE as TASK_FILE
-from . import figures
+from redundancy_hf.command import describe_command
+from redundancy_hf.record import FILE as TASK_FILE
+
+from ..search import figures
 from .constrained import SIGNIFICANT, SMALLEST_ERROR, MonotonicityAudit, audit_monotonicity, is_shorter
 from .figures import latency_quartiles, latency_source, speedup_against_stock
 from .journal import Journal, Trial

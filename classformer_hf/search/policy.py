@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from redundancy_hf.metrics import compute_score
+
 from ..latency import LatencyTable
-from ..metrics import compute_score
 from .space import Schedule
 from .study import SearchResult
 from .validation import SupernetObjective

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from ..metrics import majority_score, standard_error
+from redundancy_hf.metrics import majority_score, standard_error
+
 from ..training import FineTuned, fine_tune
 from .journal import Trial
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..command import describe_command
+from redundancy_hf.command import describe_command
+from redundancy_hf.folders import digest, find_weights, follow_umask
+from redundancy_hf.publishing import add_results, latency_results, name_dataset
+from redundancy_hf.readings import copy_readings
+from redundancy_hf.record import FILE as TASK_FILE
+from redundancy_hf.record import TaskRecord
+
 from ..configuration_classformer import ClassformerConfig
-from ..folders import digest, find_weights, follow_umask
-from ..handover import FILE as TASK_FILE
-from ..handover import TaskRecord
-from ..publishing import add_results, latency_results, name_dataset
-from ..readings import copy_readings
 from .figures import (
     draw_pareto,
     latency_quartiles,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from .driver import Objective, TrialRunner
 from .journal import Journal, JournalError, Trial
+from .runner import Objective, TrialRunner
 from .samplers import Observation, Sampler
 from .space import SearchSpace
 

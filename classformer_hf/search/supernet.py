@@ -18,12 +18,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from redundancy_hf.labels import MULTI_LABEL, REGRESSION
+from redundancy_hf.plan import Plan
+from redundancy_hf.task import Task
+from redundancy_hf.training import find_checkpoint
+
 from ..configuration_classformer import ClassformerConfig
-from ..cost import sum_flops
-from ..data import Task
-from ..labels import MULTI_LABEL, REGRESSION
-from ..plan import Plan
-from ..training import ClassformerTrainingArguments, batches_by_length, build_trainer, find_checkpoint
+from ..flops import sum_flops
+from ..training import ClassformerTrainingArguments, batches_by_length, build_trainer
 from .space import Schedule, layer_lengths
 
 # of a search, as the screen calls it

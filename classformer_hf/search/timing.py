@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cost import Latency, is_same_hardware, measure_latency
+from redundancy_hf.timing import Latency, is_same_hardware, measure_latency
+
 from ..latency import LatencyTable, build_latency_table, count_steps, drift
 from .journal import Journal, Trial
 from .objective import FineTuneObjective

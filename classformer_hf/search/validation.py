@@ -18,9 +18,10 @@ from datasets import DatasetDict
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from ..command import FLAGS, describe_changes
-from ..data import Task
-from ..metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
+from redundancy_hf.command import FLAGS, describe_changes
+from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
+from redundancy_hf.task import Task
+
 from ..modeling_classformer import ClassformerForSequenceClassification
 from .journal import Journal, JournalError, Trial
 from .objective import FineTuneObjective, on_main_process

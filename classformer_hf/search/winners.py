@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
-from ..command import FLAGS
+from redundancy_hf.command import FLAGS
+from redundancy_hf.plan import describe_stop
+
 from ..latency import LatencyTable
-from ..plan import describe_stop
 from .journal import Journal, Trial
 from .objective import FineTuneObjective
 from .policy import predict_policy

@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from avae_hf import AVAEConfig
-from avae_hf.layers_avae import (
-    affine_matrix,
-    invert_affine,
-    rotation_angles,
-    rotation_matrix,
-    small_rotation,
-    warp,
-)
+from avae_hf.layers_avae import affine_matrix, invert_affine, rotation_angles, rotation_matrix, small_rotation, warp
 from avae_hf.pose_search_avae import cube_rotations, draw_poses, random_rotations
 
 from .conftest import draw_shapes

@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.metrics import compute_score
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import choose_cascade, margins_of
 from classformer_hf.search.supernet import use_schedule
+from redundancy_hf.metrics import compute_score
 
 FAST, FULL = {"gamma": [4, 2, 1], "eta": 0}, {"gamma": [1, 2, 1], "eta": 2}
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from classformer_hf.metrics import compute_score
-from classformer_hf.search import paired
-from classformer_hf.search.certificate import certify
-from classformer_hf.search.paired import PairedCounts, exact_p_value
-from classformer_hf.search.tilting import TiltedBootstrap
+from redundancy_hf import significance as paired
+from redundancy_hf.certificate import certify
+from redundancy_hf.metrics import compute_score
+from redundancy_hf.significance import PairedCounts, exact_p_value
+from redundancy_hf.tilting import TiltedBootstrap
 
 ALPHA = 0.05
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.cost import count_flops, hardware_fingerprint, measure_latency, sample_inputs
+from classformer_hf.flops import count_flops
+from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
 
 SETTINGS = {
     "vocab_size": 50,

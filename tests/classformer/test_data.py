@@ -7,9 +7,10 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import BertTokenizer
 
-from classformer_hf import sources
-from classformer_hf.data import TaskArguments, load_task, tokenize
-from classformer_hf.sources import GLUE_TASKS
+from classformer_hf.data import load_task, tokenize
+from redundancy_hf import splits as sources
+from redundancy_hf.splits import GLUE_TASKS
+from redundancy_hf.task import TaskArguments
 
 TEXTS = [f"text {number}" for number in range(10)]
 LABELS = [0, 1] * 5

@@ -30,7 +30,7 @@ from classformer_hf.search import (
     executors,
     run_search,
 )
-from classformer_hf.search.driver import TrialRunner
+from classformer_hf.search.runner import TrialRunner
 from classformer_hf.search.samplers import GaussianProcessSampler, Sampler
 
 IDENTITY = {"dataset": "formula"}

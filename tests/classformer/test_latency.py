@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.cost import hardware_fingerprint
 from classformer_hf.latency import (
     Entry,
     LatencyTable,
@@ -26,6 +25,7 @@ from classformer_hf.latency import (
 )
 from classformer_hf.modeling_classformer import ClassformerEncoder
 from classformer_hf.search.space import Schedule, SearchSpace
+from redundancy_hf.timing import hardware_fingerprint
 
 SETTINGS = {
     "vocab_size": 50,

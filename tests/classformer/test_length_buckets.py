@@ -4,12 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
-from classformer_hf import (
-    ClassformerConfig,
-    ClassformerForSequenceClassification,
-    ClassformerModel,
-    load_from_encoder,
-)
+from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, ClassformerModel, load_from_encoder
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 16, "gamma": [2, 1, 1], "eta": 1}]
 

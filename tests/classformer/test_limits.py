@@ -29,9 +29,8 @@ from transformers import (
 )
 
 from classformer_hf import ClassformerConfig, load_from_encoder
-from classformer_hf.data import load_tokenizer
-from classformer_hf.limits import check_first_token, check_inputs, read_limits
 from classformer_hf.training import ClassformerTrainingArguments, build_trainer, predict, time_step
+from redundancy_hf.limits import check_first_token, check_inputs, load_tokenizer, read_limits
 
 SIZES = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SIZES |= {"max_position_embeddings": 20, "pad_token_id": 1}

@@ -11,8 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction
 
-from classformer_hf.data import Task
-from classformer_hf.metrics import (
+from redundancy_hf.metrics import (
     TaskMetric,
     build_compute_metrics,
     check_metric,
@@ -24,6 +23,7 @@ from classformer_hf.metrics import (
     scores_of_counts,
     standard_error,
 )
+from redundancy_hf.task import Task
 
 REFERENCES = [0, 0, 0, 1, 1, 1, 1, 1]
 PREDICTIONS = [0, 1, 1, 1, 1, 1, 0, 1]

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from classformer_hf import ClassformerConfig, ClassformerModel
-from classformer_hf.data import Task
-from classformer_hf.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from classformer_hf.multitask import MultitaskClassformer, guessing_loss, mix_tasks
+from redundancy_hf.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from redundancy_hf.task import Task
 
 
 def make_task(name, labels, problem_type=SINGLE_LABEL, num_labels=1):

@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.cost import Latency
-from classformer_hf.data import load_tokenizer, tokenize
+from classformer_hf.data import tokenize
 from classformer_hf.latency import LatencyTable
-from classformer_hf.plan import Plan
 from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, timing
 from classformer_hf.search import objective as objective_module
 from classformer_hf.search import reference as reference_module
@@ -29,6 +27,9 @@ from classformer_hf.search.validation import STAGE as VALIDATION
 from classformer_hf.search.validation import SupernetObjective
 from classformer_hf.search.winners import FULL, WINNER, Verdict, prepare_winners, required_promise, warn_of_drift
 from classformer_hf.training import ClassformerTrainingArguments, FineTuned
+from redundancy_hf.limits import load_tokenizer
+from redundancy_hf.plan import Plan
+from redundancy_hf.timing import Latency
 
 REQUIRED = 0.6
 HOOKS = ("executors", "is_time_up", "check_reference")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from classformer_hf.data import TaskArguments, load_task
-from classformer_hf.outputs import find_label_order
+from classformer_hf.data import load_task
+from redundancy_hf.outputs import find_label_order
+from redundancy_hf.task import TaskArguments
 
 
 @pytest.mark.parametrize(

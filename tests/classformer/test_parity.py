@@ -10,12 +10,12 @@ import torch
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.data import tokenize
-from classformer_hf.limits import InputLimits, read_limits
-from classformer_hf.metrics import compute_score
 from classformer_hf.parity import compare_export, largest_difference, write_report
-from classformer_hf.publishing import add_results, complete_card
-from classformer_hf.serving import ExportedClassifier
 from classformer_hf.training import predict
+from redundancy_hf.limits import InputLimits, read_limits
+from redundancy_hf.metrics import compute_score
+from redundancy_hf.publishing import add_results, complete_card
+from redundancy_hf.runtimes import ExportedClassifier
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from classformer_hf import plan as plan_module
-from classformer_hf.plan import Plan, describe_seconds, stoppable
+from redundancy_hf import plan as plan_module
+from redundancy_hf.plan import Plan, describe_seconds, stoppable
 
 
 class Clock:

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from huggingface_hub import EvalResult
 
-from classformer_hf.handover import TaskRecord
-from classformer_hf.publishing import add_results
 from classformer_hf.search import Journal, Schedule, SearchResult, SearchSpace, Trial
 from classformer_hf.search.figures import layer_lengths
 from classformer_hf.search.report import (
@@ -26,6 +24,8 @@ from classformer_hf.search.report import (
     write_results_file,
 )
 from classformer_hf.search.study import summarise
+from redundancy_hf.publishing import add_results
+from redundancy_hf.record import TaskRecord
 
 SPACE = SearchSpace(6, 96, (1, 2, 4), (0, 8), max_reduction=8)
 HARDWARE = {"device_name": "a processor", "threads": 1, "dtype": "float32"}

@@ -15,15 +15,16 @@ import torch
 from transformers import pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.data import TaskArguments, load_task
+from classformer_hf.data import load_task
 from classformer_hf.export import export
-from classformer_hf.folders import find_leaks, list_files
-from classformer_hf.handover import read_record
-from classformer_hf.publishing import stage_folder
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
-from classformer_hf.serving import RUNTIMES, ExportedClassifier
+from redundancy_hf.folders import find_leaks, list_files
+from redundancy_hf.publishing import stage_folder
+from redundancy_hf.record import read_record
+from redundancy_hf.runtimes import RUNTIMES, ExportedClassifier
+from redundancy_hf.task import TaskArguments
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
 CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}

@@ -8,10 +8,11 @@ import logging
 import pytest
 from datasets import Dataset, DatasetDict
 
-from classformer_hf import sources
-from classformer_hf.data import TaskArguments, load_task
-from classformer_hf.evaluation import stream_examples
+from classformer_hf.data import load_task
 from classformer_hf.texts import TextArguments, load_texts
+from redundancy_hf import splits as sources
+from redundancy_hf.evaluation import stream_examples
+from redundancy_hf.task import TaskArguments
 
 REVIEWS = ["a café, warm and clever", "null", "dull; slow", "NA", "good", 'a "new" film', "bad", "so so"] * 3
 LABELS = ["good", "None"] * 12

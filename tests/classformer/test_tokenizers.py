@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from classformer_hf import ClassformerConfig
-from classformer_hf.data import load_tokenizer
+from redundancy_hf.limits import load_tokenizer
 
 WORDS = ("a", "warm", "and", "clever", "film")
 

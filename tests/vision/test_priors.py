@@ -9,14 +9,7 @@ from transformers import AutoModelForImageClassification
 
 import vision_hf
 from vision_hf.layers_codebook import CodebookConv2d
-from vision_hf.priors import (
-    MixturePrior,
-    NearestBasisLoss,
-    ReseedBases,
-    find_convolutions,
-    nearest,
-    quantise,
-)
+from vision_hf.priors import MixturePrior, NearestBasisLoss, ReseedBases, find_convolutions, nearest, quantise
 
 XCEPTION = {
     "stem_channels": [8, 8],

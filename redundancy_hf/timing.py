@@ -1,4 +1,4 @@
-"""What a Classformer costs: floating-point operations by formula, latency by measurement.
+"""What a model costs on this machine: its latency against another one, and its memory.
 
 Latency follows Bidart 2023 (University of Waterloo), section 5.1.2: batch 1, on the dataset's own lengths. Times from
 different moments do not compare on a shared machine, so models take turns input by input and a latency is a ratio
@@ -11,7 +11,7 @@ import platform
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,55 +24,11 @@ from torch import nn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from .configuration_classformer import ClassformerConfig
 
 INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 PASSING_FIELDS = ("load_average", "python")  # of the hardware, what may differ between timings on one machine
 # instruction sets that decide how fast a matrix product is, x86 first
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
-
-
-def count_flops(config: "ClassformerConfig", sequence_length: int) -> int:
-    """Count the forward operations of `ClassformerForSequenceClassification` on one text.
-
-    Only matrix products count, 2 operations per multiply-add. The number equals that of
-    `torch.utils.flop_counter.FlopCounterMode` with eager attention; with SDPA on a CPU that counter misses the products
-    inside the attention.
-
-    Args:
-        config: Its `gamma`, `eta` and `last_layer_cls_only` give the length of every layer.
-        sequence_length: Length of the input, in tokens.
-
-    Returns:
-        Operations of one forward pass at batch size 1.
-
-    Raises:
-        ValueError: `sequence_length` is below 1.
-    """
-    if sequence_length < 1:
-        raise ValueError(f"`sequence_length` counts tokens and must be >= 1, got {sequence_length}.")
-    layer_lengths = config.layer_lengths(sequence_length, cls_only=config.last_layer_cls_only)
-    return sum_flops(config, sequence_length, layer_lengths)
-
-
-def sum_flops(config: "ClassformerConfig", tokens_in: Any, layer_lengths: Iterable[Any]) -> Any:
-    """Sum the operations of the layers and the head, for one text or, elementwise, for arrays of them.
-
-    Args:
-        config: Gives the widths.
-        tokens_in: Length of the input, an integer or an array.
-        layer_lengths: What leaves every layer, integers or arrays of that shape.
-    """
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    multiply_adds = hidden * hidden + hidden * config.num_labels  # type: ignore[operator]
-    for tokens_out in layer_lengths:
-        keys_and_values = 2 * tokens_in * hidden * hidden
-        queries_and_output = 2 * tokens_out * hidden * hidden
-        scores_and_mixing = 2 * tokens_in * tokens_out * hidden
-        feed_forward = 2 * tokens_out * hidden * intermediate
-        multiply_adds = multiply_adds + keys_and_values + queries_and_output + scores_and_mixing + feed_forward
-        tokens_in = tokens_out
-    return 2 * multiply_adds
 
 
 def sample_inputs(dataset: "Dataset", num_inputs: int = 16, seed: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -341,4 +297,4 @@ def _summarise(wall: np.ndarray, ticks: np.ndarray, reference_ticks: np.ndarray,
     )
 
 
-__all__ = ["Latency", "count_flops", "hardware_fingerprint", "measure_latency", "measure_pass_memory", "sample_inputs"]
+__all__ = ["Latency", "hardware_fingerprint", "measure_latency", "measure_pass_memory", "sample_inputs"]

@@ -11,9 +11,12 @@ import pyarrow.compute
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from .serving import ExportedClassifier
+from .hub import explain_failure, first_line
+from .runtimes import ExportedClassifier
 
 
 @dataclass(frozen=True)
@@ -145,4 +148,53 @@ def _find_largest(split: Dataset) -> dict[str, int]:
     return found
 
 
-__all__ = ["InputLimits", "check_first_token", "check_inputs", "limit_tokenizer", "read_limits"]
+NO_TOKENIZER = (
+    "`{}` holds no tokenizer (tokenizer.json, vocab.txt, vocab.json with merges.txt, or a .model file); save the "
+    "checkpoint's there too."
+)
+
+
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint, which makes no longer inputs than the model beside it has positions.
+
+    Args:
+        name_or_path: Folder or Hub name.
+        trust_remote_code: Whether code inside the checkpoint may run.
+
+    Raises:
+        OSError: There is none, a file or a package is missing, or the Hub cannot be reached.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        words = [word for word in tokenizer.get_vocab() if word not in tokenizer.all_special_tokens]
+        says_case = "do_lower_case" in get_tokenizer_config(name_or_path)
+        # without a file that says otherwise, BERT's lower-cases, and would know no word of a cased vocabulary
+        if getattr(tokenizer, "do_lower_case", False) and not says_case and _has_capitals(words):
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, do_lower_case=False, **options)
+    except Exception as error:  # of the Hub, of parsers and of whatever the files name
+        raise OSError(_explain_tokenizer(name_or_path, error)) from error
+    if not words:  # where no file has any, the tokenizer loads all the same
+        raise OSError(NO_TOKENIZER.format(name_or_path))
+    limit_tokenizer(tokenizer, name_or_path, trust_remote_code)
+    return tokenizer
+
+
+def _has_capitals(words: list[str]) -> bool:
+    return any(word != word.lower() for word in words if not word.startswith("["))
+
+
+def _explain_tokenizer(name: str, error: Exception) -> str:
+    """Say why a tokenizer cannot be loaded."""
+    if "Couldn't instantiate the backend tokenizer" in str(error):
+        return NO_TOKENIZER.format(name)
+    # what transformers tries last with a file of SentencePiece's, whatever was wrong with it
+    if "tiktoken" in str(error):
+        if not is_sentencepiece_available() or not is_protobuf_available():
+            return f"the tokenizer of `{name}` needs SentencePiece: `pip install sentencepiece protobuf`."
+        return f"the .model file of the tokenizer of `{name}` is damaged; copy or download it again."
+    reason = explain_failure(name, error)
+    return reason or f"the tokenizer of `{name}` cannot be read; copy or download it again ({first_line(error)})."
+
+
+__all__ = ["InputLimits", "check_first_token", "check_inputs", "limit_tokenizer", "load_tokenizer", "read_limits"]

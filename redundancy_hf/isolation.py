@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 3600
-OUR_PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+OUR_PACKAGES = ("redundancy_hf", "classformer_hf", "vision_hf", "avae_hf")
 
 
 def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:

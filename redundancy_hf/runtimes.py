@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import TransformersKwargs
 
 from .folders import EXPORT_INDEX, is_export
-from .modeling_classformer import count_tokens, refuse_unknown
 
 CASCADE = "graph-cascade"
 RUNTIMES = {"torch": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino",)}
@@ -162,7 +162,9 @@ class ExportedClassifier(PreTrainedModel):
             ValueError: The batch is empty or padded on the left, or a text is longer than the model reads.
             TypeError: An argument is unknown.
         """
-        refuse_unknown(kwargs)
+        unknown = kwargs.keys() - TransformersKwargs.__annotations__.keys() - {"return_dict", "use_cache"}
+        if unknown:
+            raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
         ids = torch.as_tensor(input_ids).cpu()
         if ids.ndim != 2 or ids.numel() == 0:
             raise ValueError(f"`input_ids` must be (B, L), the batch is empty or of another form: {tuple(ids.shape)}.")
@@ -170,8 +172,7 @@ class ExportedClassifier(PreTrainedModel):
         types = torch.zeros_like(ids) if token_type_ids is None else torch.as_tensor(token_type_ids).cpu()
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         inputs = {name: inputs[name] for name in self.input_names}
-        lengths = count_tokens(mask)
-        assert lengths is not None, "the mask is (B, L)"
+        lengths = (torch.arange(1, mask.shape[1] + 1) * (mask != 0)).amax(dim=1)
         if ((mask[:, 0] == 0) & (lengths > 0)).any():
             raise ValueError('the model reads position 0, so pad on the right: set tokenizer.padding_side = "right".')
         if lengths.max() > self.limits[-1]:

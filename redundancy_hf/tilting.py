@@ -30,7 +30,7 @@ import numpy as np
 from scipy import optimize, sparse
 from scipy.special import logsumexp
 
-from .paired import EXTRA_DISAGREEMENTS
+from .significance import EXTRA_DISAGREEMENTS
 
 SHRINKAGE = 4  # examples of each class whose right and wrong are as on average over classes
 RESERVE = 1.1  # the p-value is multiplied by it, since by simulation the plain one's level is 5 % and not below
@@ -123,7 +123,7 @@ class TiltedBootstrap:
 
     def _scores_of_sums(self, sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
         # metrics imports datasets, and importing the search must not
-        from ..metrics import scores_of_sums
+        from .metrics import scores_of_sums
 
         correct, predicted, actual = np.split(sums, 3, axis=-1)
         return scores_of_sums(self.metric_name, correct, predicted, actual, totals, self.is_multi_label)

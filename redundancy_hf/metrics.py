@@ -20,7 +20,7 @@ from transformers import EvalPrediction
 from .labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 if TYPE_CHECKING:
-    from .data import Task
+    from .task import Task
 
 # which problem types a metric can score
 METRICS = {

@@ -19,8 +19,8 @@ import safetensors.torch
 from accelerate.utils import extract_model_from_parallel
 
 from .cards import find_card_defects
-from .elsewhere import OUR_PACKAGES, compare_output, compute_output, make_inputs
-from .handover import TaskRecord
+from .isolation import OUR_PACKAGES, compare_output, compute_output, make_inputs
+from .record import TaskRecord
 
 # in a folder of its own, because tools take every *.safetensors beside the weights for weights
 GOLDEN = "golden/output.safetensors"

@@ -26,7 +26,6 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from .cards import find_licence_defect, load_card
-from .elsewhere import run_elsewhere
 from .folders import (
     CODE_PREFIXES,
     EXPORT_INDEX,
@@ -39,9 +38,10 @@ from .folders import (
     list_files,
     store_golden_output,
 )
-from .handover import FILE as TASK_FILE
-from .handover import read_record
-from .sources import GLUE_REPOSITORY, GLUE_TASKS
+from .isolation import run_elsewhere
+from .record import FILE as TASK_FILE
+from .record import read_record
+from .splits import GLUE_REPOSITORY, GLUE_TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ LOADING = {
 }
 
 
-EXPORT_LOADING = "from transformers import pipeline\n\nfrom classformer_hf.serving import ExportedClassifier\n"
+EXPORT_LOADING = "from transformers import pipeline\n\nfrom redundancy_hf.runtimes import ExportedClassifier\n"
 EXPORT_CALL = (
     "model = ExportedClassifier.from_pretrained(folder, num_threads=1)\n"
     'classify = pipeline("text-classification", model=model, tokenizer=folder)'

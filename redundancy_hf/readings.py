@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from .handover import FILE as TASK_FILE
-from .handover import TaskRecord, read_record, resolve_arguments
+from .record import FILE as TASK_FILE
+from .record import TaskRecord, read_record, resolve_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -19,16 +19,17 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .columns import NUM_PROBED, describe_columns, find_text_columns
-from .data import Task, TaskArguments, load_tokenizer
-from .elsewhere import check_tokenizer
 from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code, is_export
 from .hub import explain_failure, first_line
+from .isolation import check_tokenizer
 from .labels import as_class, find_label_column, is_missing
+from .limits import load_tokenizer
 from .metrics import TaskMetric, compute_score, standard_error
 from .outputs import describe_assumption, find_label_order, name_outputs, normalise_name
 from .publishing import find_task, retry_if_busy
-from .serving import ExportedClassifier
-from .sources import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
+from .runtimes import ExportedClassifier
+from .splits import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
+from .task import Task, TaskArguments
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output

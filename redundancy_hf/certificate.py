@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from .paired import (
+from .significance import (
     PairedCounts,
     bootstrap_p_value,
     count_pairs,
@@ -35,7 +35,7 @@ class Certificate:
 
     Args:
         is_issued: Whether the p-value is at most (1 - confidence) / num_candidates.
-        metric_name: One of `classformer_hf.metrics.METRICS`.
+        metric_name: One of `redundancy_hf.metrics.METRICS`.
         required_performance: Share r of the full model's score.
         confidence: Of all certificates together that are issued from this reading of the examples.
         num_examples: Examples that both models were judged on.
@@ -111,8 +111,8 @@ def certify(
     after a refusal, or picks one of several candidates by them, must count all readings in `num_candidates`.
 
     Args:
-        metric_name: One of `classformer_hf.metrics.METRICS`.
-        full_predictions: As in `classformer_hf.metrics.compute_score`, (N,) or (N, K).
+        metric_name: One of `redundancy_hf.metrics.METRICS`.
+        full_predictions: As in `redundancy_hf.metrics.compute_score`, (N,) or (N, K).
         candidate_predictions: Of the same examples in the same order.
         references: Labels of the same shape.
         required_performance: Share r of the full model's score, above 0 and at most 1.
@@ -129,7 +129,7 @@ def certify(
         ValueError: As `compute_score`, or a number is out of its range, or the full model's score is not positive.
     """
     # metrics imports datasets, and importing the search must not
-    from ..metrics import compute_score
+    from .metrics import compute_score
 
     check_request(required_performance, confidence, num_candidates, num_resamples)
     full, candidate, references = (np.asarray(x) for x in (full_predictions, candidate_predictions, references))

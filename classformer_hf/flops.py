@@ -1,0 +1,52 @@
+"""What a Classformer costs in floating-point operations, by formula."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .configuration_classformer import ClassformerConfig
+
+
+def count_flops(config: ClassformerConfig, sequence_length: int) -> int:
+    """Count the forward operations of `ClassformerForSequenceClassification` on one text.
+
+    Only matrix products count, 2 operations per multiply-add. The number equals that of
+    `torch.utils.flop_counter.FlopCounterMode` with eager attention; with SDPA on a CPU that counter misses the products
+    inside the attention.
+
+    Args:
+        config: Its `gamma`, `eta` and `last_layer_cls_only` give the length of every layer.
+        sequence_length: Length of the input, in tokens.
+
+    Returns:
+        Operations of one forward pass at batch size 1.
+
+    Raises:
+        ValueError: `sequence_length` is below 1.
+    """
+    if sequence_length < 1:
+        raise ValueError(f"`sequence_length` counts tokens and must be >= 1, got {sequence_length}.")
+    layer_lengths = config.layer_lengths(sequence_length, cls_only=config.last_layer_cls_only)
+    return sum_flops(config, sequence_length, layer_lengths)
+
+
+def sum_flops(config: ClassformerConfig, tokens_in: Any, layer_lengths: Iterable[Any]) -> Any:
+    """Sum the operations of the layers and the head, for one text or, elementwise, for arrays of them.
+
+    Args:
+        config: Gives the widths.
+        tokens_in: Length of the input, an integer or an array.
+        layer_lengths: What leaves every layer, integers or arrays of that shape.
+    """
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    multiply_adds = hidden * hidden + hidden * config.num_labels  # type: ignore[operator]
+    for tokens_out in layer_lengths:
+        keys_and_values = 2 * tokens_in * hidden * hidden
+        queries_and_output = 2 * tokens_out * hidden * hidden
+        scores_and_mixing = 2 * tokens_in * tokens_out * hidden
+        feed_forward = 2 * tokens_out * hidden * intermediate
+        multiply_adds = multiply_adds + keys_and_values + queries_and_output + scores_and_mixing + feed_forward
+        tokens_in = tokens_out
+    return 2 * multiply_adds
+
+
+__all__ = ["count_flops", "sum_flops"]

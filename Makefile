@@ -73,7 +73,7 @@ check: $(INSTALLED) ## lint, check the format and the types
 	$(PYTHON) -m mypy $(PACKAGES)
 
 results: $(INSTALLED) ## check that every printed number equals the JSON behind it
-	$(PYTHON) scripts/render_results.py --check
+	$(PYTHON) experiments/render_results.py --check
 
 clean: ## remove caches, build products and the demos' results; .venv and other runs stay
 	rm -rf runs/demo runs/demo-vision runs/demo-avae runs/demo-pretrain build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

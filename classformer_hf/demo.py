@@ -7,11 +7,11 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForSequenceClassification, set_seed
 
+from redundancy_hf.corpus import train_tokenizer
+from redundancy_hf.data import tokenize
 from redundancy_hf.folders import follow_umask
 from redundancy_hf.task import Task
 
-from .corpus import train_tokenizer
-from .data import tokenize
 from .training import ClassformerTrainingArguments, fine_tune
 
 logger = logging.getLogger(__name__)

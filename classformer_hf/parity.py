@@ -11,12 +11,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from redundancy_hf.evaluation import predict
 from redundancy_hf.folders import EXPORT_INDEX
 from redundancy_hf.metrics import compute_score, predictions_from_logits
 from redundancy_hf.runtimes import ExportedClassifier
 from redundancy_hf.task import Task
-
-from .training import predict
 
 # of a logit in float32, or of the largest one where that is above 1
 TOLERANCE = 1e-4

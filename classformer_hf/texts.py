@@ -10,9 +10,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from redundancy_hf.columns import NUM_PROBED, describe_columns, find_text_columns, is_text
+from redundancy_hf.corpus import joined_texts, load_standard_library_task
 from redundancy_hf.splits import TEXT_BUILDERS, name_path, read_splits, stream_splits
-
-from .corpus import joined_texts, load_standard_library_task
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output

@@ -10,14 +10,13 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import (
     BatchEncoding,
     DataCollatorWithPadding,
@@ -30,6 +29,7 @@ from transformers import (
     set_seed,
 )
 
+from redundancy_hf.evaluation import predict
 from redundancy_hf.labels import MULTI_LABEL, REGRESSION
 from redundancy_hf.limits import check_first_token, check_inputs
 from redundancy_hf.metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
@@ -383,35 +383,3 @@ def fine_tune_and_test(
     row_file.write_text(json.dumps(row) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return row
-
-
-@torch.inference_mode()
-def predict(model: Any, split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:
-    """Compute a classifier's outputs for a tokenised split, in the dtype and on the device that it has.
-
-    Returns:
-        Logits or values, (N, K).
-
-    Raises:
-        ValueError: The model has no table for an input.
-    """
-    check_inputs(model, split)
-    was_training = model.training
-    model.eval()
-    outputs = np.zeros((len(split), model.config.num_labels), np.float32)
-    for rows, batch in batches_by_length(split, tokenizer, batch_size):
-        outputs[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
-    model.train(was_training)
-    return outputs
-
-
-def batches_by_length(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
-) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
-    """Cut a tokenised split into padded batches of similar length, without labels; gives the rows of each too."""
-    inputs = split.remove_columns([name for name in split.column_names if name == "labels"])
-    order = np.argsort([len(ids) for ids in inputs["input_ids"]], kind="stable")
-    collate = DataCollatorWithPadding(tokenizer)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield rows, BatchEncoding(collate([inputs[int(row)] for row in rows]))

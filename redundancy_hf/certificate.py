@@ -28,6 +28,14 @@ POWER = 0.8  # of the number of examples needed
 LARGEST_EXACT_SEARCH = 20_000  # examples; beyond, the normal approximation of that number serves
 BOUND_STEPS = 10_000  # the lower bound is rounded down to 1 / 10,000
 
+# entry `reference` of a search's full model, and what it says
+GIVEN, UNTUNED, TUNED = "given", "untuned", "tuned"
+REFERENCES = {
+    GIVEN: "the classifier that was given, as it is",
+    UNTUNED: "as it was before its own fine-tuning, which made it no better",
+    TUNED: "after its own fine-tuning",
+}
+
 
 @dataclass(frozen=True)
 class Certificate:

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Image
 from huggingface_hub import snapshot_download
 from scipy.stats import binomtest
 from tqdm import tqdm
-from transformers import PreTrainedConfig
+from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .columns import NUM_PROBED, describe_columns, find_text_columns
@@ -23,7 +23,7 @@ from .folders import check_golden_output, find_load_defects, find_notes, find_st
 from .hub import explain_failure, first_line
 from .isolation import check_tokenizer
 from .labels import as_class, find_label_column, is_missing
-from .limits import load_tokenizer
+from .limits import check_inputs, load_tokenizer
 from .metrics import TaskMetric, compute_score, standard_error
 from .outputs import describe_assumption, find_label_order, name_outputs, normalise_name
 from .publishing import find_task, retry_if_busy
@@ -336,6 +336,38 @@ def evaluate_examples(
     if not predictions:
         raise ValueError("there is no example to evaluate; check --split and --max_examples.")
     return np.asarray(predictions), np.asarray(references)
+
+
+@torch.inference_mode()
+def predict(model: Any, split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:
+    """Compute a classifier's outputs for a tokenised split, in the dtype and on the device that it has.
+
+    Returns:
+        Logits or values, (N, K).
+
+    Raises:
+        ValueError: The model has no table for an input.
+    """
+    check_inputs(model, split)
+    was_training = model.training
+    model.eval()
+    outputs = np.zeros((len(split), model.config.num_labels), np.float32)
+    for rows, batch in batches_by_length(split, tokenizer, batch_size):
+        outputs[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
+    model.train(was_training)
+    return outputs
+
+
+def batches_by_length(
+    split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
+    """Cut a tokenised split into padded batches of similar length, without labels; gives the rows of each too."""
+    inputs = split.remove_columns([name for name in split.column_names if name == "labels"])
+    order = np.argsort([len(ids) for ids in inputs["input_ids"]], kind="stable")
+    collate = DataCollatorWithPadding(tokenizer)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, BatchEncoding(collate([inputs[int(row)] for row in rows]))
 
 
 def interval_of(metric_name: str, score: float, error: float, number: int) -> list[float]:

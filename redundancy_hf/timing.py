@@ -6,6 +6,7 @@ within one round.
 """
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import random
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 PASSING_FIELDS = ("load_average", "python")  # of the hardware, what may differ between timings on one machine
 # instruction sets that decide how fast a matrix product is, x86 first
+# busy processes end by themselves if this one is killed
+LONGEST_BUSY_SECONDS = 600
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 
 
@@ -297,4 +300,37 @@ def _summarise(wall: np.ndarray, ticks: np.ndarray, reference_ticks: np.ndarray,
     )
 
 
-__all__ = ["Latency", "hardware_fingerprint", "measure_latency", "measure_pass_memory", "sample_inputs"]
+def keep_busy(ready, stop) -> None:
+    """Multiply matrices with one thread until `stop` is set or the time is over."""
+    torch.set_num_threads(1)
+    matrix = torch.randn(512, 512)
+    end = time.monotonic() + LONGEST_BUSY_SECONDS
+    ready.release()
+    while not stop.is_set() and time.monotonic() < end:
+        matrix @ matrix
+
+
+@contextmanager
+def busy_machine(num_processes: int) -> Iterator[None]:
+    """Run busy processes; on exit none is left."""
+    context = multiprocessing.get_context("spawn")
+    ready, stop = context.Semaphore(0), context.Event()
+    processes = [context.Process(target=keep_busy, args=(ready, stop), daemon=True) for _ in range(num_processes)]
+    try:
+        for process in processes:
+            process.start()
+        for _ in processes:
+            if not ready.acquire(timeout=120):
+                raise OSError("the busy processes did not start within two minutes; try fewer `--busy_processes`.")
+        yield
+        if not all(process.is_alive() for process in processes):
+            raise OSError("a busy process ended before the measurement; use fewer `--rounds`.")
+    finally:
+        stop.set()
+        for process in processes:
+            if process.pid is not None:
+                process.join(timeout=10)
+                process.kill()
+
+
+__all__ = ["Latency", "busy_machine", "hardware_fingerprint", "measure_latency", "measure_pass_memory", "sample_inputs"]

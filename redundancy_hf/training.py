@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,7 +25,7 @@ class StopOnInvalidLoss(TrainerCallback):
         if loss is not None and not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} by step {state.global_step}; "
-                f"lower --learning_rate (now {args.learning_rate:g}) or train without --fp16."
+                f"lower --learning_rate (now {args.learning_rate:g}), warm up longer, or train without --fp16."
             )
 
 
@@ -92,6 +93,22 @@ def show_progress(trainer: Trainer, plan: Plan | None = None, tokens_per_step: i
     trainer.add_callback(ReportProgress(plan, tokens_per_step))
 
 
+def check_weights(folder: Path):
+    """Refuse a model folder whose weights are cut off.
+
+    Raises:
+        ValueError: A file is damaged; the message names it.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); delete {folder} and train anew, or copy it again."
+            ) from error
+
+
 def find_checkpoint(folder: Path) -> str | None:
     """Find the last checkpoint that was written to its end; torn ones, of a full disk or a kill, are deleted.
 
@@ -100,6 +117,7 @@ def find_checkpoint(folder: Path) -> str | None:
     while folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
         try:
             json.loads(Path(checkpoint, "trainer_state.json").read_text())  # what the Trainer writes last
+            check_weights(Path(checkpoint))
             logger.info("training goes on from %s.", checkpoint)
             return checkpoint
         except (OSError, ValueError):

@@ -34,13 +34,13 @@ import torch  # noqa: E402
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer  # noqa: E402
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification  # noqa: E402
+from tests.documents import ROOT, find_script  # noqa: E402
 from tests.loopback_hub import Hub  # noqa: E402
 
 torch.set_num_threads(1)
 # a suite started in the background inherits that Ctrl-C is ignored, and so would the processes of its tests
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 # large initial weights, because at 0.02 the logits hardly depend on the input and every comparison would pass
 TINY = {
     "vocab_size": 300,
@@ -152,7 +152,7 @@ def tiny_text_file(tmp_path_factory):
 @pytest.fixture
 def tiny_task(tiny_text_file):
     """The task of `tiny_text_file` with raw texts, split into train, validation and test."""
-    from classformer_hf.data import load_task
+    from redundancy_hf.data import load_task
     from redundancy_hf.task import TaskArguments
 
     return load_task(TaskArguments(dataset_name=str(tiny_text_file), validation_fraction=0.25))
@@ -189,9 +189,8 @@ def client(hub, tmp_path):
 def run_client(hub, folder, program, *arguments, token="hf_alice", home="home", check=True, **environment):
     """Run a client of a loopback Hub; its standard output, or with `check=False` the finished process, is returned."""
     variables = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-    variables |= {**hub.environment(folder / home, token), "PYTHONPATH": str(SCRIPTS.parent), **environment}
-    script = SCRIPTS / f"{program}.py"
-    command = [str(script)] if program.isidentifier() and script.is_file() else ["-c", program]
+    variables |= {**hub.environment(folder / home, token), "PYTHONPATH": str(ROOT), **environment}
+    command = [str(find_script(program))] if program.isidentifier() else ["-c", program]
     process = subprocess.run(
         [sys.executable, *command, *map(str, arguments)],
         env=variables,
@@ -212,11 +211,12 @@ def run(monkeypatch, capsys):
     """Run a script in this process; returns its exit code, its output and its last words on stderr."""
 
     def call(name: str, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, arguments)])
-        monkeypatch.syspath_prepend(str(SCRIPTS))  # as Python does for a script
+        script = find_script(name)
+        monkeypatch.setattr(sys, "argv", [f"{script.parent.name}/{name}.py", *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(script.parent))  # as Python does for a script
         code: int | str | None = 0
         try:
-            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+            runpy.run_path(str(script), run_name="__main__")
         except SystemExit as exit_:
             code = exit_.code
         output = capsys.readouterr()

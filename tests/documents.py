@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from redundancy_hf.__main__ import VERBS
+
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
+FOLDERS = ("scripts", "experiments")
 SHELLS, PROSE = ("bash", "sh"), ("", "text", "json")
 # what stands for something else in a printed command
 PLACEHOLDERS = {
@@ -34,7 +36,7 @@ OTHERS = ("accelerate", "basename", "cmp", "grep")
 RECORDER = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$RECORD"; printf \'\\n\' >> "$RECORD"\n'
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RENDERED = re.compile(r"<!-- results: .*?<!-- end -->", re.DOTALL)
-SCRIPT = re.compile(r"scripts/(\w+)\.py")
+SCRIPT = re.compile(r"(?:scripts|experiments)/(\w+)\.py")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ def find_snippets(text: str) -> list[Snippet]:
 def _find_in_prose(text: str) -> list[Snippet]:
     """What stands in backticks and is more than a name."""
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
-    starts = re.compile(r"(\w+=\S+ )*(\S*python (-m|scripts/)|scripts/\w+\.py |make [a-z]|hf [a-z]|torchrun |dask )")
-    return [Snippet("shell", re.sub(r"^scripts/", "python scripts/", span)) for span in spans if starts.match(span)]
+    script = r"(scripts|experiments)/"
+    starts = re.compile(rf"(\w+=\S+ )*(\S*python (-m|{script})|{script}\w+\.py |make [a-z]|hf [a-z]|torchrun |dask )")
+    return [Snippet("shell", re.sub(f"^{script}", r"python \1/", span)) for span in spans if starts.match(span)]
 
 
 def _read_console(code: str) -> list[Snippet]:
@@ -113,7 +116,7 @@ def list_commands(shell_code: str, folder: Path) -> list[list[str]]:
     for name in (*PROGRAMS, *OTHERS):
         (programs / name).write_text(RECORDER)
         (programs / name).chmod(0o755)
-    for name in ("results", "recipes", "scripts"):
+    for name in ("results", "recipes", *FOLDERS):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     record.write_text("")
@@ -152,7 +155,7 @@ def find_problem(command: list[str]) -> str:
     if arguments[:1] == ["-m"]:
         return "" if importlib.util.find_spec(arguments[1]) else f"there is no module {arguments[1]}"
     name = SCRIPT.fullmatch(arguments[0]) if arguments else None
-    if name is None or not (SCRIPTS / f"{name[1]}.py").is_file():
+    if name is None or not (ROOT / name[0]).is_file():
         return f"there is no script {' '.join(arguments[:1])}"
     try:
         parse(name[1], fill_in(arguments[1:]))
@@ -197,13 +200,23 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     raise ValueError(f"scripts/{name}.py did not read its arguments")
 
 
+def find_script(name: str) -> Path:
+    """Give the path of a user's job or of an experiment."""
+    (path,) = [path for folder in FOLDERS for path in (ROOT / folder).glob(f"{name}.py")]
+    return path
+
+
 @cache
 def load_script(name: str):
-    """Import a script under a name of its own, beside what lies in its folder."""
-    specification = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    """Import what a user's job runs, or an experiment under a name of its own, beside what lies in its folder."""
+    path = find_script(name)
+    if path.parent.name == "scripts":
+        (verb,) = re.findall(r'run_verb\("([a-z-]+)"\)', path.read_text())
+        return importlib.import_module(VERBS[verb][0])
+    specification = importlib.util.spec_from_file_location(f"script_{name}", path)
     module = importlib.util.module_from_spec(specification)
     # a dataclass looks its module up
     sys.modules[specification.name] = module
-    with patch.object(sys, "path", [str(SCRIPTS), *sys.path]):
+    with patch.object(sys, "path", [str(path.parent), *sys.path]):
         specification.loader.exec_module(module)
     return module

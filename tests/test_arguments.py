@@ -29,7 +29,7 @@ from redundancy_hf.runtimes import ExportedClassifier
 from vision_hf.training import ImageTrainer
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+PACKAGES = ("redundancy_hf", "classformer_hf", "vision_hf", "avae_hf")
 UNKNOWN = {"no_such_argument": 1}
 
 
@@ -113,7 +113,7 @@ FORWARDS = {
         ScheduledModel(tiny_classifier(), Schedule((1, 1))),
         {"input_ids": IDS},
     ),
-    "classformer_hf/serving:ExportedClassifier": lambda: (tiny_export(), IDS),
+    "redundancy_hf/runtimes:ExportedClassifier": lambda: (tiny_export(), IDS),
     "vision_hf/modeling_shared_conv:SharedConvModel": lambda: (
         vision_hf.SharedResNetModel(tiny_convolutions()),
         PIXELS,
@@ -134,7 +134,7 @@ CALLS = {
         save_roberta(folder), **UNKNOWN
     ),
     "classformer_hf/checkpoints:reconfigure": lambda folder: reconfigure(tiny_classifier(), **UNKNOWN),
-    "classformer_hf/elsewhere:run_elsewhere": lambda folder: run_elsewhere("align", folder, inputs=[], **UNKNOWN),
+    "redundancy_hf/isolation:run_elsewhere": lambda folder: run_elsewhere("align", folder, inputs=[], **UNKNOWN),
     "classformer_hf/search/figures:picture": lambda folder: picture(folder / "x.png", 2.0, **UNKNOWN).__enter__(),
     "vision_hf/configuration_shared_conv:SharedConvConfig.from_preset": (
         lambda folder: vision_hf.SharedResNetConfig.from_preset("resnet-18", **UNKNOWN)
@@ -174,15 +174,15 @@ HANDED_ON = {
     "classformer_hf/modeling_classformer:ClassformerMask.forward": "sentence-transformers gives every module all",
     "classformer_hf/modeling_classformer:ClassformerMask.save": "sentence-transformers gives every module all",
     "classformer_hf/modeling_classformer:ClassformerMask.load": "sentence-transformers gives every module all",
-    "classformer_hf/command:write_record": "names of what is recorded",
-    "classformer_hf/command:describe_flags": "names of flags",
-    "classformer_hf/readings:record_reading": "names of what is recorded",
+    "redundancy_hf/command:write_record": "names of what is recorded",
+    "redundancy_hf/command:describe_flags": "names of flags",
+    "redundancy_hf/readings:record_reading": "names of what is recorded",
     "classformer_hf/search/executors:InlineExecutor.submit": "to the function",
     "classformer_hf/search/executors:LocalPool.submit": "to the function",
     "classformer_hf/search/executors:DaskExecutor.submit": "to the function",
     "classformer_hf/search/executors:DaskExecutor.__init__": "to Dask, which refuses what it does not know",
     "classformer_hf/search/supernet:SupernetTrainer.compute_loss": "to the Trainer",
-    "classformer_hf/serving:ExportedClassifier.save_pretrained": "refuses every call",
+    "redundancy_hf/runtimes:ExportedClassifier.save_pretrained": "refuses every call",
     "vision_hf/configuration_shared_conv:check_lengths": "names of settings",
     "vision_hf/training:ImageTrainer.compute_loss": "to the Trainer",
     "vision_hf/training:ImageTrainer.evaluation_loop": "to the Trainer",

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, SCRIPT, SCRIPTS, find_examples, find_problem, find_snippets, list_commands, parse
+from tests.documents import ROOT, SCRIPT, find_examples, find_problem, find_snippets, list_commands, parse
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+FILES = sorted([*ROOT.glob("*_hf/commands/*.py"), *ROOT.glob("experiments/*.py")])
 
 
 def find_problems(snippets, folder: Path) -> list[str]:
@@ -26,7 +27,7 @@ def find_problems(snippets, folder: Path) -> list[str]:
         problems = {" ".join(command): find_problem(command) for command in commands}
         found += [f"{command}: {problem}" for command, problem in problems.items() if problem]
         ran = {name for command in commands for argument in command for name in SCRIPT.findall(argument)}
-        found += [f"scripts/{name}.py is named and not run" for name in set(SCRIPT.findall(snippet.code)) - ran]
+        found += [f"{name}.py is named and not run" for name in sorted(set(SCRIPT.findall(snippet.code)) - ran)]
     return found
 
 
@@ -48,7 +49,7 @@ def test_wrong_commands_are_caught(tmp_path):
     expected = [
         *("unknown --licence mit; did you mean --license?", "make has no target nothing"),
         *("a --use_cpu: error: unknown --use_cpu", "b --use_cpu: error: unknown --use_cpu"),
-        *("scripts/benchmark_latency.py is named and not run", "there is no script scripts/missing.py"),
+        *("benchmark_latency.py is named and not run", "there is no script scripts/missing.py"),
         "unheard-of: command not found",
     ]
     assert len(found) == len(expected) and all(map(str.__contains__, found, expected)), found
@@ -66,7 +67,7 @@ def test_commands_of_the_makefile_are_understood(tmp_path):
 
 
 def test_examples_of_helps_are_understood(tmp_path):
-    helps = [ast.get_docstring(ast.parse(path.read_text())) or "" for path in sorted(SCRIPTS.glob("*.py"))]
+    helps = [ast.get_docstring(ast.parse(path.read_text())) or "" for path in FILES]
     snippets = [snippet for text in helps for snippet in find_examples(text)]
     assert find_problems(snippets, tmp_path) == []
     assert len(snippets) >= 40

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("classformer_hf", "vision_hf", "avae_hf")
+PACKAGES = ("redundancy_hf", "classformer_hf", "vision_hf", "avae_hf")
 
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -37,7 +37,7 @@ def find_wrong_claims(text, folder=ROOT):
 
 
 def _shown_paths(line):
-    folders = "|".join([*PACKAGES, r"\.ci", "docs", "recipes", "results", "scripts", "tests"])
+    folders = "|".join([*PACKAGES, r"\.ci", "docs", "recipes", "results", "scripts", "experiments", "tests"])
     return [path.rstrip(".") for path in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*", line)]
 
 
@@ -45,7 +45,7 @@ def _shown_paths(line):
 def known_options():
     from transformers import TrainingArguments
 
-    files = [*(ROOT / "scripts").glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
+    files = [*(ROOT / "experiments").glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
     options = {"help", *TrainingArguments.__dataclass_fields__}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -9,7 +9,8 @@ import pytest
 from classformer_hf import ClassformerForSequenceClassification
 from redundancy_hf.folders import GOLDEN, save_folder
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
+FILES = [*ROOT.glob("*_hf/commands/*.py"), *ROOT.glob("experiments/*.py")]
 
 
 def list_modes(folder):
@@ -32,5 +33,5 @@ def test_saved_folders_follow_the_umask(tiny_config, tiny_tokenizer, tmp_path, u
 def test_scripts_save_models_by_save_folder():
     # whose folders nobody else reads: one is deleted again, one is only weighed
     private = {"check_export.py", "study_learned_sharing.py"}
-    others = {path.name for path in SCRIPTS.glob("*.py") if "model.save_pretrained(" in path.read_text()}
+    others = {path.name for path in FILES if "model.save_pretrained(" in path.read_text()}
     assert others <= private

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classformer_hf import data
-from classformer_hf.data import load_task
+from redundancy_hf import data
+from redundancy_hf.data import load_task
 from redundancy_hf.folders import list_files
 from redundancy_hf.publishing import stage_folder
 from redundancy_hf.readings import find_readings

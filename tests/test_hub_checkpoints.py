@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests.conftest import SCRIPTS
+from tests.documents import ROOT
 
 NAME = "FacebookAI/roberta-base"
 
@@ -41,7 +41,7 @@ REFUSED = """
 import json, sys
 from huggingface_hub import HfApi, constants
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
-from classformer_hf.data import load_tokenizer
+from redundancy_hf.data import load_tokenizer
 from redundancy_hf.evaluation import resolve_folder
 
 
@@ -147,7 +147,7 @@ def test_every_training_starts_and_resumes_from_a_hub_name(
     commands = list_commands(tmp_path / "runs", tiny_text_file, other, text)
 
     def run_all(**environment):
-        return json.loads(client(RUN, SCRIPTS, json.dumps(commands), **environment).splitlines()[-1])
+        return json.loads(client(RUN, ROOT / "scripts", json.dumps(commands), **environment).splitlines()[-1])
 
     checkpoint = shutil.copytree(tiny_roberta_two_labels, tmp_path / "checkpoint")
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())

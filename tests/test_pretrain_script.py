@@ -18,6 +18,7 @@ from transformers import RobertaModel
 from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder, texts
 from classformer_hf.search.space import Schedule
 from redundancy_hf.folders import check_golden_output
+from tests.documents import find_script
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -371,7 +372,7 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
 
 
 def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_task):
-    script = runpy.run_path(str(SCRIPTS / "study_schedules.py"), run_name="study")
+    script = runpy.run_path(str(find_script("study_schedules")), run_name="study")
     study = script["Study"](script["StudyArguments"](str(tiny_roberta_folder), ["reviews"]), None)
     schedule = Schedule((1, 2, 1))
     stock = RobertaModel.from_pretrained(tiny_roberta_folder).embeddings.word_embeddings.weight

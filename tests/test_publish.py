@@ -586,7 +586,9 @@ def find_dangers(source):
     return dangers
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("scripts/*.py"), *ROOT.glob("*_hf/**/*.py")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("experiments/*.py"), *ROOT.glob("*_hf/**/*.py")], ids=lambda path: path.stem
+)
 def test_nothing_runs_a_shell_or_unpacks_code(path):
     assert find_dangers(path.read_text()) == []
 

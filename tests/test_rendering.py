@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "experiments"))
 from rendering import performance, pretraining, schedules, thesis_searches  # noqa: E402
 
 
@@ -52,7 +52,7 @@ def test_pretraining_table_says_what_is_above_none():
     record = {
         "model": "a-model",
         "schedule": {"gamma": [2, 1], "eta": 0},
-        "command": "python scripts/study_pretraining.py",
+        "command": "python experiments/study_pretraining.py",
         "seeds": [1],
         "hardware": {"threads": 1, "device_name": "a processor"},
         "datasets": {"stsb": {"num_examples": {"train": 5, "test": 7}, "majority_score": 0.0}},
@@ -113,7 +113,7 @@ def fixed_schedules():
         }
         return {
             "model": "a-model",
-            "command": f"python scripts/study_schedules.py --dataset_names {name}",
+            "command": f"python experiments/study_schedules.py --dataset_names {name}",
             "datasets": {name: {**task, "metric_name": "accuracy"}},
             "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}}},
             "seeds": [42],
@@ -145,7 +145,7 @@ def test_views_of_fixed_schedules_by_hand(fixed_schedules):
     assert "| score | mean length | 3 | 0.50 | 0.667 | 0.50 | 0.667 |" in text
     # (0.7 - 0.1) / 0.9
     assert "RTE 70 and 67 % (30 tokens); SST2 80 and 78 % (10 tokens); MRPC 90 and 89 % (50 tokens)." in text
-    assert text.count("`python scripts/study_schedules.py --dataset_names") == 3
+    assert text.count("`python experiments/study_schedules.py --dataset_names") == 3
     fixed_schedules["d"] = copy.deepcopy(fixed_schedules["a"])
     fixed_schedules["d"]["datasets"]["rte"]["majority_score"] = 0.79
     assert "majority class: RTE." in schedules.prediction_table(fixed_schedules)
@@ -306,7 +306,7 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     fixed_schedules["a"]["command"] = "python study_schedules.py --that_ran_in_its_own_folder"
     study.write_text(json.dumps(fixed_schedules["a"]))
     for flags, message in (
-        (("--records", searched, "--single"), "is not a record of scripts/study_schedules.py"),
+        (("--records", searched, "--single"), "is not a record of experiments/study_schedules.py"),
         (("--records", study, study, "--single"), "--records has rte twice"),
         (("--records", study, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
     ):
@@ -323,7 +323,7 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
 def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
     for name in [name for name in searches if name.startswith("thesis_rte")]:
         (tmp_path / f"{name}.json").write_text(json.dumps(searches[name]))
-    script = runpy.run_path(str(ROOT / "scripts" / "draw_searches.py"), run_name="drawing")
+    script = runpy.run_path(str(ROOT / "experiments" / "draw_searches.py"), run_name="drawing")
     path = str(tmp_path / "thesis_rte_99.json")
     _, (task, average) = script["open_panels"](2, 2, (3, 3))
     script["draw_task"](task, path)
@@ -343,7 +343,7 @@ def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
     assert found["for 95%, validation"] == ((0.6, 96.25),) and found["for 95%, test"] == ((0.6, 75.0),)
     assert found["for 99%, test"] == ((1.0, 100.0),)
 
-    script = runpy.run_path(str(ROOT / "scripts" / "draw_schedules.py"), run_name="drawing")
+    script = runpy.run_path(str(ROOT / "experiments" / "draw_schedules.py"), run_name="drawing")
     fixed_schedules["a"]["latency"]["rte"]["1-1-1_eta0"] = {"ratio": 1.0}
     (tmp_path / "study.json").write_text(json.dumps(fixed_schedules["a"]))
     (result,) = script["read_results"]([str(tmp_path / "study.json")])

@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+from classformer_hf.commands import search
 from classformer_hf.search import SearchSpace
 from classformer_hf.search.page import Account, certificate_command, describe_certification
 from classformer_hf.training import ClassformerTrainingArguments
@@ -28,6 +29,7 @@ from redundancy_hf.folders import check_golden_output
 from redundancy_hf.metrics import compute_score
 from redundancy_hf.record import read_record
 from redundancy_hf.task import TaskArguments
+from tests.documents import FOLDERS, ROOT, find_script
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
@@ -272,11 +274,10 @@ def test_space_tells_apart_what_the_validation_texts_do(tmp_path, tiny_roberta_t
     long = f'"{"good, quick, too short, " * 6}",positive'
     for name, rows in (("train", [*lines[:40], long]), ("validation", lines[40:])):
         (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]) + "\n")
-    script = runpy.run_path(str(SCRIPTS / "search_classformer.py"))
-    arguments = script["SearchArguments"](model_name_or_path=str(tiny_roberta_two_labels))
-    script["check_arguments"](arguments)
+    arguments = search.SearchArguments(model_name_or_path=str(tiny_roberta_two_labels))
+    search.check_arguments(arguments)
     training = ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
-    study = script["Search"](arguments, TaskArguments(dataset_name=str(tmp_path), max_length=64), training)
+    study = search.Search(arguments, TaskArguments(dataset_name=str(tmp_path), max_length=64), training)
     longest = max(map(len, study.task.splits["validation"]["input_ids"]))
     assert longest < study.space.max_tokens / 2
     shorter = SearchSpace(3, longest, first_token_gamma=66)
@@ -545,11 +546,11 @@ def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, 
     assert re.search(r"the training loss became (nan|inf) by step \d+; lower --learning_rate|NaN", words)
 
 
-@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+@pytest.mark.parametrize("script", sorted(path.stem for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py")))
 def test_help_teaches(run, script):
     code, printed, _ = run(script, "--help")
     assert code == 0
-    assert "python scripts/" in " ".join(printed.split()), "an example"
+    assert f"python {find_script(script).parent.name}/" in " ".join(printed.split()), "an example"
 
 
 def test_conversion_check_compares_with_the_original(run, tiny_roberta_folder):
@@ -685,7 +686,7 @@ def test_certificate_study_simulates_many_classes(run, tmp_path):
 
 
 def test_simulated_models_keep_the_share_they_should():
-    classes = runpy.run_path(str(SCRIPTS / "study_certificate.py"))["Classes"](np.array([0.6, 0.3, 0.1]))
+    classes = runpy.run_path(str(find_script("study_certificate")))["Classes"](np.array([0.6, 0.3, 0.1]))
     sample = classes.draw(classes.find_accuracy(0.7), 200_000, np.random.default_rng(0))
     full, candidate = (compute_score("macro_f1", predictions, sample[2]) for predictions in sample[:2])
     assert candidate / full == pytest.approx(0.7, abs=0.005)

@@ -4,9 +4,7 @@ Xception on CIFAR: SGD with momentum and a learning rate that falls by steps. Ef
 computes it, warm-up, and an average of the weights.
 """
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -17,7 +15,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import SafetensorError, safe_open
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -32,7 +29,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+
+from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint
 
 from .conversion import reestimate_batch_norm
 from .cost import count_expanded_parameters
@@ -186,18 +184,6 @@ def average_weights(decay: float) -> Callable:
                 average.copy_(value)
 
     return update
-
-
-class StopOnInvalidLoss(TrainerCallback):
-    """Ends a run whose loss is no number any more, instead of training on."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss became {loss} by step {state.global_step}; lower --learning_rate (now "
-                f"{args.learning_rate:g}), warm up longer, or train without --fp16."
-            )
 
 
 class QuietProgressCallback(ProgressCallback):
@@ -381,22 +367,6 @@ def match_labels(config: Any, label_names: list[str]) -> list[int]:
     return [known[name] for name in label_names]
 
 
-def check_weights(folder: Path):
-    """Refuse a model folder whose weights are cut off.
-
-    Raises:
-        ValueError: A file is damaged; the message names it.
-    """
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); delete {folder} and train anew, or copy it again."
-            ) from error
-
-
 @torch.no_grad()
 def measure_accuracy(
     model: Any, images: Dataset, batch_size: int = 128, label_names: list[str] | None = None
@@ -468,20 +438,6 @@ def build_trainer(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(QuietProgressCallback)
     return trainer
-
-
-def find_checkpoint(folder: Path) -> str | None:
-    """Find the last checkpoint that was written to its end; torn ones, of a full disk or a kill, are deleted."""
-    while folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
-        try:
-            json.loads(Path(checkpoint, "trainer_state.json").read_text())  # what the Trainer writes last
-            check_weights(Path(checkpoint))
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            if Path(checkpoint).exists():
-                return None
-    return None
 
 
 def train(trainer: ImageTrainer) -> Trained:

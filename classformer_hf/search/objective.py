@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from redundancy_hf.command import FLAGS
+from redundancy_hf.evaluation import predict
 from redundancy_hf.folders import save_folder
 from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
 from redundancy_hf.plan import Plan
@@ -30,7 +31,7 @@ from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_i
 from ..checkpoints import checkpoint_fingerprint, has_head, load_from_encoder, read_encoder_config
 from ..flops import count_flops
 from ..modeling_classformer import ClassformerForSequenceClassification
-from ..training import ClassformerTrainingArguments, FineTuned, fine_tune, predict
+from ..training import ClassformerTrainingArguments, FineTuned, fine_tune
 from .reference import choose_reference
 from .space import Schedule
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from redundancy_hf.certificate import GIVEN, REFERENCES, TUNED, UNTUNED
 from redundancy_hf.metrics import majority_score, standard_error
 
 from ..training import FineTuned, fine_tune
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from .objective import FineTuneObjective
 
 logger = logging.getLogger(__name__)
-
-# entry `reference` of the full model's measurement, and what it says
-GIVEN, UNTUNED, TUNED = "given", "untuned", "tuned"
-REFERENCES = {
-    GIVEN: "the classifier that was given, as it is",
-    UNTUNED: "as it was before its own fine-tuning, which made it no better",
-    TUNED: "after its own fine-tuning",
-}
 
 
 def describe_reference(measurement: dict[str, Any]) -> str:

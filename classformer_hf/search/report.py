@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from redundancy_hf.certificate import TUNED
 from redundancy_hf.command import describe_command
 from redundancy_hf.folders import digest, find_weights, follow_umask
 from redundancy_hf.publishing import add_results, latency_results, name_dataset
@@ -30,7 +31,7 @@ from .figures import (
     speedup_against_stock_range,
 )
 from .page import EXAMPLE_LENGTH, write_report
-from .reference import TUNED, describe_reference
+from .reference import describe_reference
 from .study import SearchResult, pareto_front
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from redundancy_hf.evaluation import batches_by_length
 from redundancy_hf.labels import MULTI_LABEL, REGRESSION
 from redundancy_hf.plan import Plan
 from redundancy_hf.task import Task
@@ -25,7 +26,7 @@ from redundancy_hf.training import find_checkpoint
 
 from ..configuration_classformer import ClassformerConfig
 from ..flops import sum_flops
-from ..training import ClassformerTrainingArguments, batches_by_length, build_trainer
+from ..training import ClassformerTrainingArguments, build_trainer
 from .space import Schedule, layer_lengths
 
 # of a search, as the screen calls it

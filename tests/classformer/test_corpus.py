@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from classformer_hf.corpus import (
+from redundancy_hf.corpus import (
     MIN_FILES,
     MIN_FUNCTIONS,
     MIN_TOKENS,

@@ -7,8 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import BertTokenizer
 
-from classformer_hf.data import load_task, tokenize
 from redundancy_hf import splits as sources
+from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.splits import GLUE_TASKS
 from redundancy_hf.task import TaskArguments
 
@@ -348,7 +348,7 @@ def test_shards_of_a_split_are_joined(tmp_path):
 
 def test_without_a_data_set_it_is_the_demo_task(tmp_path, monkeypatch):
     demo = load(write(tmp_path, train=RATED))
-    monkeypatch.setattr("classformer_hf.corpus.load_standard_library_task", lambda: demo)
+    monkeypatch.setattr("redundancy_hf.corpus.load_standard_library_task", lambda: demo)
     task = load_task(TaskArguments(max_train_samples=2, metric_name="macro_f1"))
     assert len(task.splits["train"]) == 2
     assert task.metric_name == "macro_f1"
@@ -398,7 +398,7 @@ def test_truncation_is_counted_and_said(tmp_path, bert_tokenizer, caplog):
     texts = [" ".join(["text"] * length) for length in (2, 20, 4, 4, 5, 6, 1, 2, 3, 10)]
     columns = {"sentence1": texts, "sentence2": ["9"] * 10, "label": LABELS}
     task = load(write(tmp_path / "cut", train=columns, test=columns))
-    with caplog.at_level(logging.WARNING, logger="classformer_hf.data"):
+    with caplog.at_level(logging.WARNING, logger="redundancy_hf.data"):
         tokenized = tokenize(task, bert_tokenizer, 8)
     test = tokenized.splits["test"]
     assert tokenized.truncated["test"] == 4
@@ -410,7 +410,7 @@ def test_truncation_is_counted_and_said(tmp_path, bert_tokenizer, caplog):
 
 
 def test_nothing_is_said_where_nothing_is_cut(tmp_path, bert_tokenizer, caplog):
-    with caplog.at_level(logging.WARNING, logger="classformer_hf.data"):
+    with caplog.at_level(logging.WARNING, logger="redundancy_hf.data"):
         tokenize(load(write(tmp_path, train=RATED)), bert_tokenizer, 16)
     assert not caplog.records
 

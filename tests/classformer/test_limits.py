@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from classformer_hf import ClassformerConfig, load_from_encoder
-from classformer_hf.training import ClassformerTrainingArguments, build_trainer, predict, time_step
+from classformer_hf.training import ClassformerTrainingArguments, build_trainer, time_step
+from redundancy_hf.evaluation import predict
 from redundancy_hf.limits import check_first_token, check_inputs, load_tokenizer, read_limits
 
 SIZES = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.data import tokenize
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, timing
 from classformer_hf.search import objective as objective_module
@@ -27,6 +26,7 @@ from classformer_hf.search.validation import STAGE as VALIDATION
 from classformer_hf.search.validation import SupernetObjective
 from classformer_hf.search.winners import FULL, WINNER, Verdict, prepare_winners, required_promise, warn_of_drift
 from classformer_hf.training import ClassformerTrainingArguments, FineTuned
+from redundancy_hf.data import tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.plan import Plan
 from redundancy_hf.timing import Latency
@@ -177,7 +177,7 @@ def test_trials_have_the_scores_of_the_supernet(build, study, space):
     model = ClassformerForSequenceClassification.from_pretrained(study / "supernet")
     objective = build(study)
     from classformer_hf.search.supernet import use_schedule
-    from classformer_hf.training import predict
+    from redundancy_hf.evaluation import predict
 
     split = objective.task.splits["validation"]
     for row in rows(study / "trials.jsonl"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from classformer_hf.data import load_task
+from redundancy_hf.data import load_task
 from redundancy_hf.outputs import find_label_order
 from redundancy_hf.task import TaskArguments
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.data import tokenize
 from classformer_hf.parity import compare_export, largest_difference, write_report
-from classformer_hf.training import predict
+from redundancy_hf.data import tokenize
+from redundancy_hf.evaluation import predict
 from redundancy_hf.limits import InputLimits, read_limits
 from redundancy_hf.metrics import compute_score
 from redundancy_hf.publishing import add_results, complete_card

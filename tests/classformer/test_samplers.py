@@ -19,7 +19,7 @@ from classformer_hf.search.samplers import Observation
 from classformer_hf.search.strategies import STRATEGIES
 
 REQUIRED = 0.97
-SCRIPT = Path(__file__).parents[2] / "scripts" / "race_samplers.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "race_samplers.py"
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_formula_is_nearly_monotone_and_latency_falls():
 @pytest.fixture
 def run_script(monkeypatch, capsys):
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scripts/race_samplers.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["experiments/race_samplers.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return exit_.value.code, capsys.readouterr().out

@@ -15,11 +15,11 @@ import torch
 from transformers import pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.data import load_task
 from classformer_hf.export import export
 from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
+from redundancy_hf.data import load_task
 from redundancy_hf.folders import find_leaks, list_files
 from redundancy_hf.publishing import stage_folder
 from redundancy_hf.record import read_record
@@ -28,7 +28,7 @@ from redundancy_hf.task import TaskArguments
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
 CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}
-# what is exported where; scripts/check_export.py has the whole grid
+# what is exported where; experiments/check_export.py has the whole grid
 CASES = {
     "torch": ("torch", [4, 2, 1], 2, None),
     "torch, buckets": ("torch", [4, 2, 1], 2, BUCKETS),

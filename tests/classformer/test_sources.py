@@ -8,9 +8,9 @@ import logging
 import pytest
 from datasets import Dataset, DatasetDict
 
-from classformer_hf.data import load_task
 from classformer_hf.texts import TextArguments, load_texts
 from redundancy_hf import splits as sources
+from redundancy_hf.data import load_task
 from redundancy_hf.evaluation import stream_examples
 from redundancy_hf.task import TaskArguments
 

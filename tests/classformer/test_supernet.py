@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.data import tokenize
 from classformer_hf.search import Schedule, SearchSpace
 from classformer_hf.search.supernet import (
     FlopsUniformSampler,
@@ -17,7 +16,9 @@ from classformer_hf.search.supernet import (
     train_supernet,
     use_schedule,
 )
-from classformer_hf.training import ClassformerTrainingArguments, build_trainer, predict
+from classformer_hf.training import ClassformerTrainingArguments, build_trainer
+from redundancy_hf.data import tokenize
+from redundancy_hf.evaluation import predict
 
 
 @pytest.fixture

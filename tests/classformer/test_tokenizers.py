@@ -66,7 +66,7 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
         raise ImportError("SentencePieceExtractor requires the SentencePiece library")
 
     monkeypatch.setattr(convert_slow_tokenizer, "requires_backends", refuse)
-    monkeypatch.setattr("classformer_hf.data.is_sentencepiece_available", lambda: False)
+    monkeypatch.setattr("redundancy_hf.limits.is_sentencepiece_available", lambda: False)
     with pytest.raises(OSError, match="needs SentencePiece: `pip install sentencepiece protobuf`"):
         load_tokenizer(str(tmp_path))
 

@@ -9,10 +9,11 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf import training as training_module
-from classformer_hf.data import load_task, tokenize
 from classformer_hf.search import Schedule
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.training import ClassformerTrainingArguments, build_trainer, fine_tune, predict
+from classformer_hf.training import ClassformerTrainingArguments, build_trainer, fine_tune
+from redundancy_hf.data import load_task, tokenize
+from redundancy_hf.evaluation import predict
 from redundancy_hf.labels import MULTI_LABEL, REGRESSION
 from redundancy_hf.task import TaskArguments
 from redundancy_hf.training import SaveCodeCallback, find_checkpoint

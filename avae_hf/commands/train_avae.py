@@ -1,0 +1,146 @@
+"""Train an affine variational autoencoder, or a plain one, on images or voxels in random poses.
+
+    python scripts/train_avae.py --dataset_name ylecun/mnist --augment rotation --transforms rotation --latent_dim 6
+    python scripts/train_avae.py recipes/avae_mnist_rotation.json --output_dir runs/avae
+
+`--augment` says what is random about the data, `--transforms` what the model searches; `--transforms none` trains a
+plain autoencoder. Every seed's model folder, OUTPUT_DIR/seed-N, opens with `AutoModel`; beside it lie the losses by
+epoch, `train_results.json`, and the validation poses, `poses/epoch-N.npz`. The same command goes on where it stopped.
+"""
+
+import copy
+import json
+import shutil
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments
+from redundancy_hf.folders import save_folder
+from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.publishing import name_dataset
+from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
+from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
+
+from .. import AVAEConfig, AVAEModel
+from ..data import ShapeTask, ShapeTaskArguments, build_processor, load_task
+from ..training import AVAETrainingArguments, build_trainer, train, write_card
+
+
+@dataclass
+class ModelArguments:
+    transforms: list[str] = field(
+        default_factory=lambda: ["rotation"],
+        metadata={"help": "What the model searches: rotation, translation, scale, shear, or none for a plain VAE."},
+    )
+    latent_dim: int = field(default=6, metadata={"help": "Numbers for the shape; those of the pose come on top."})
+    spatial_dims: int = field(default=2, metadata={"help": "2 for images, 3 for voxels."})
+    image_size: int = field(default=40, metadata={"help": "Side that inputs are padded to; leave room to turn them."})
+    in_channels: int = field(default=1, metadata={"help": "1 for brightness or voxels, 3 for colour."})
+    likelihood: str = field(default="gaussian", metadata={"help": "gaussian or bernoulli."})
+    search: str = field(default="fast", metadata={"help": "fast, or direct for the thesis' method."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Other settings of the configuration as JSON, e.g. '{\"encoder_channels\": [16, 16, 32, 16]}'."
+        },
+    )
+    num_seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+
+
+def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
+    """Build the configuration that the flags ask for."""
+    try:
+        overrides = json.loads(arguments.config_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config_overrides must be JSON in quotes, got {arguments.config_overrides!r}.") from error
+    unknown = sorted(set(overrides) - set(AVAEConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"--config_overrides has unknown settings {unknown}; AVAEConfig documents them.")
+    flags = {name: getattr(arguments, name) for name in ("latent_dim", "likelihood", "search")}
+    transforms = [] if arguments.transforms == ["none"] else arguments.transforms
+    return AVAEConfig(**{**task.config_settings, **flags, **overrides}, transforms=transforms)
+
+
+def describe_shapes(task: ShapeTask, arguments: ShapeTaskArguments) -> TaskRecord:
+    """Write down how the data were read; the folder's image processor says how they were resized and normalised."""
+    name, made_by_processor = arguments.dataset_name, ("object_size", "normalize")
+    return describe_task(
+        "autoencoder",
+        task.name,
+        {key: value for key, value in asdict(arguments).items() if key not in made_by_processor},
+        task.label_names,
+        {split: hash_arrays(images.numpy()) for split, images in task.images.items()},
+        {split: labels.tolist() for split, labels in task.labels.items()},
+        is_local=name != "digits" and Path(name).expanduser().exists(),
+    )
+
+
+def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int, plan: Plan) -> dict:
+    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
+
+    Raises:
+        ValueError: The folder holds another training.
+    """
+    folder = Path(training.output_dir) / f"seed-{seed}"
+    settings = {
+        "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
+        "dataset": task.fingerprint,
+        "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
+        "recipe": {**training.describe_recipe(), "seed": str(seed)},
+        FLAGS: describe_flags(**asdict(task_arguments)),
+    }
+    check_settings(folder / "settings.json", settings, training.process_index == 0)
+    results = folder / SEED_RESULTS
+    if results.exists():
+        return json.loads(results.read_text())
+    set_seed(seed)
+    model = AVAEModel(build_config(arguments, task))
+    run = copy.copy(training)
+    run.output_dir, run.seed = str(folder / "checkpoints"), seed
+    run.restore_callback_states_from_checkpoint = False
+    splits = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
+    trainer = build_trainer(model, *splits, run, folder / "poses", [StopOnInvalidLoss()])
+    show_progress(trainer, plan)
+    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
+        trained = train(trainer, find_checkpoint(Path(run.output_dir)))
+    row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
+    if training.process_index == 0:
+        save_folder(model, folder, task.processor)
+        record = describe_shapes(task, task_arguments).after(None, folder.parent)
+        record.write(folder)
+        # where all seeds write down that they were tested
+        record.write(folder.parent)
+        facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
+        facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
+        facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
+        write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)
+        results.write_text(json.dumps(row) + "\n")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return row
+
+
+def main():
+    arguments, task_arguments, training = parse_arguments(
+        (ModelArguments, ShapeTaskArguments, AVAETrainingArguments), __doc__
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if arguments.num_seeds < 1:
+        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
+    sizes = (arguments.image_size, arguments.spatial_dims, arguments.in_channels)
+    task = load_task(task_arguments, build_processor(task_arguments, *sizes))
+    build_config(arguments, task)
+    seeds = range(training.seed, training.seed + arguments.num_seeds)
+    plan = plan_seeds(seeds, training)
+    rows = [train_seed(arguments, task, task_arguments, training, seed, plan) for seed in seeds]
+    if training.process_index != 0:
+        return
+    for row in rows:
+        print(f"seed {row['seed']}: validation squared error {row['squared_error']:.3f}, loss {row['loss']:.3f}")
+    errors = [row["squared_error"] for row in rows]
+    spread = f" +- {statistics.stdev(errors):.3f}" if len(rows) > 1 else ""
+    print(f"mean of {len(rows)}: {statistics.mean(errors):.3f}{spread}; models in {training.output_dir}/seed-*")

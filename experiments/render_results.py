@@ -1,0 +1,86 @@
+"""Render the JSON files in results/ into the documents, so that no number is typed by hand.
+
+A document marks a place with `<!-- results: NAME.json VIEW -->` and `<!-- end -->`; what stands between is replaced.
+Views are the functions in experiments/rendering/ whose first argument is `record`, or `records` where NAME holds a `*`.
+
+    python experiments/render_results.py           # write
+    python experiments/render_results.py --check   # change nothing, exit 1 if a document differs
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rendering import avae, performance, pretraining, schedules, search, thesis_searches, vision
+
+from redundancy_hf.command import parse_arguments, run_command
+
+BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VIEWS: dict[str, Callable[[Any], str]] = {
+    name: function
+    for chapter in (avae, performance, pretraining, schedules, search, thesis_searches, vision)
+    for name, function in inspect.getmembers(chapter, inspect.isfunction)
+    if next(iter(inspect.signature(function).parameters)) in ("record", "records")
+}
+
+
+@dataclass
+class RenderArguments:
+    documents: list[str] = field(
+        default_factory=lambda: ["README.md", "docs/thesis.md", "docs/search.md", "docs/performance.md"],
+        metadata={"help": "Documents with marked places."},
+    )
+    results: str = field(default="results", metadata={"help": "Folder of the JSON files."})
+    check: bool = field(default=False, metadata={"help": "Write nothing; fail if a document differs."})
+
+
+def render(text: str, results: Path) -> str:
+    """Fill the marked places of a document.
+
+    Raises:
+        ValueError: A result is missing, or has no such view.
+    """
+
+    def fill(match: re.Match) -> str:
+        start, name, view, end = match.groups()
+        try:
+            paths = sorted(results.glob(name)) if "*" in name else [results / name]
+            records = {path.stem: json.loads(path.read_text()) for path in paths}
+            record = records if "*" in name else records[Path(name).stem]
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{results / name} cannot be read: {error}.") from error
+        if not records:
+            raise ValueError(f"no file in {results} is named {name}.")
+        if view not in VIEWS:
+            raise ValueError(f"there is no view {view}, only {sorted(VIEWS)}.")
+        try:
+            return start + VIEWS[view](record) + end
+        except KeyError as error:
+            raise ValueError(f"{name} does not suit the view {view}: it has no {error}.") from error
+
+    return BLOCK.sub(fill, text)
+
+
+def main() -> int:
+    (arguments,) = parse_arguments([RenderArguments], __doc__)
+    stale = []
+    for document in map(Path, arguments.documents):
+        text = document.read_text()
+        rendered = render(text, Path(arguments.results))
+        if rendered != text:
+            stale.append(document)
+            if not arguments.check:
+                document.write_text(rendered)
+                print(f"rendered {document}")
+    if arguments.check and stale:
+        print(f"differs from results/: {', '.join(map(str, stale))}; run experiments/render_results.py")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""What a user runs: a file for every verb of `redundancy-hf`."""

@@ -4,7 +4,6 @@ Training draws a new pose at every access; the poses of validation and test are 
 kept in memory, as the image processor gives it. Letters: N inputs, B of them in a batch, C channels, P pose numbers.
 """
 
-import glob
 import hashlib
 import logging
 from dataclasses import dataclass, field
@@ -13,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Image
 from transformers import AutoImageProcessor
+
+from redundancy_hf.images import read_image_splits
+from redundancy_hf.splits import draw_rows
 
 from .configuration_avae import TRANSFORMS, AVAEConfig
 from .image_processing_avae import AVAEImageProcessor
@@ -24,14 +26,6 @@ from .pose_search_avae import draw_poses
 logger = logging.getLogger(__name__)
 # what a command says on standard output
 screen = logging.getLogger("screen")
-
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-# what `save_to_disk` leaves
-SAVED = ("dataset_dict.json", "state.json")
 
 
 @dataclass
@@ -196,7 +190,7 @@ def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> S
             out of range.
     """
     _check_arguments(arguments)
-    name, splits = _read_splits(arguments, processor.object_size)
+    name, splits = read_splits(arguments, processor.object_size)
     image_column = arguments.image_column or _find_image_column(splits["train"])
     label_column = arguments.label_column or _find_label_column(splits["train"])
     for split_name, split in splits.items():
@@ -230,6 +224,19 @@ def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> S
     return ShapeTask(name, images, labels, label_names, processor)
 
 
+def read_splits(arguments: ShapeTaskArguments, resolution: int | None) -> tuple[str, dict[str, Dataset]]:
+    """Read the embedded digits, a folder of meshes or a data set of images or voxels."""
+    name = arguments.dataset_name
+    if name == "digits":
+        return name, _read_digits()
+
+    def read_solids(folder: Path) -> dict[str, Dataset] | None:
+        has_meshes = next(folder.rglob("*.off"), None) is not None
+        return read_meshes(folder, arguments.classes, resolution or 24) if has_meshes else None
+
+    return read_image_splits(name, arguments.dataset_config_name, read_solids, " or of .off meshes")
+
+
 def build_processor(
     arguments: ShapeTaskArguments, image_size: int, spatial_dims: int, in_channels: int
 ) -> AVAEImageProcessor:
@@ -261,62 +268,6 @@ def _check_arguments(arguments: ShapeTaskArguments):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-
-
-def _read_splits(arguments: ShapeTaskArguments, resolution: int | None) -> tuple[str, dict[str, Dataset]]:
-    name, path = arguments.dataset_name, Path(arguments.dataset_name).expanduser()
-    if name == "digits":
-        return name, _read_digits()
-    if not path.exists() and (path.suffix or name.startswith((".", "/", "~"))):
-        raise ValueError(f"there is no file or folder {name}; check the path.")
-    try:
-        if path.is_file():
-            found = {"train": load_dataset("parquet", data_files=glob.escape(str(path)), split="train")}
-        elif next(path.rglob("*.off"), None) is not None:
-            found = read_meshes(path, arguments.classes, resolution or 24)
-        elif any((path / file).is_file() for file in SAVED):
-            found = _read_saved(path)
-        elif path.is_dir() and (files := _find_parquet(path)):
-            found = dict(load_dataset("parquet", data_files=files))
-        elif path.is_dir():
-            found = dict(load_dataset("imagefolder", data_dir=glob.escape(str(path))))
-        else:
-            found = dict(load_dataset(name, arguments.dataset_config_name))
-    # the libraries below raise errors of many kinds, from connections to parsers
-    except Exception as error:
-        reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
-        raise ValueError(
-            f"could not read {name!r} ({reason}); it must be a folder of parquet files, of images in folders per class "
-            "or of .off meshes, a parquet file, or a name on a Hub that can be reached."
-        ) from error
-    names = {split: SPLIT_NAMES[split.lower()] for split in found if split.lower() in SPLIT_NAMES}
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{name} has two splits for one of {sorted(set(names.values()))}, found {list(found)}; keep one."
-        )
-    splits = {names[split]: rows for split, rows in found.items() if split in names}
-    if not len(splits.get("train", ())):
-        raise ValueError(
-            f"{name} has no train split, or an empty one, found {list(found)}; name a folder or file train."
-        )
-    return path.resolve().stem if path.exists() else name, {"train": splits.pop("train"), **splits}
-
-
-def _find_parquet(folder: Path) -> dict[str, list[str]]:
-    """Find the parquet files of every split, which may come in shards and, as on the Hub, in a folder `data`."""
-    files: dict[str, list[str]] = {}
-    for place in (folder, folder / "data"):
-        for file in sorted(place.iterdir()) if place.is_dir() and not files else ():
-            if file.suffix.lower() == ".parquet":
-                # a name may hold what a pattern means something by
-                files.setdefault(file.stem.split("-")[0], []).append(glob.escape(str(file)))
-    return files
-
-
-def _read_saved(folder: Path) -> dict[str, Dataset]:
-    """Read what `save_to_disk` left."""
-    saved = load_from_disk(folder)
-    return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
 
 
 def _read_digits() -> dict[str, Dataset]:
@@ -428,10 +379,7 @@ def _complete_splits(splits: dict[str, Dataset], arguments: ShapeTaskArguments) 
             carved = splits["train"].train_test_split(arguments.validation_fraction, seed=arguments.split_seed)
             splits["train"], splits[name] = carved["train"], carved["test"]
     for name, split in splits.items():
-        number = getattr(arguments, f"max_{name}_samples")
-        if number is not None and number < len(split):
-            rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:number]
-            splits[name] = split.select(np.sort(rows))
+        splits[name] = draw_rows(split, getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
     return {name: splits[name] for name in ("train", "validation", "test")}
 
 

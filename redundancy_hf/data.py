@@ -20,7 +20,7 @@ from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
 from .metrics import DEFAULT_METRICS, check_metric
 from .outputs import check_output_names
 from .record import TaskRecord, describe_task, hash_texts
-from .splits import GLUE_TASKS, read_splits
+from .splits import GLUE_TASKS, draw_rows, read_splits
 from .task import Task, TaskArguments
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,7 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
     check_metric(metric_name, task.problem_type, task.num_labels)
     splits = DatasetDict(task.splits)
     for name, split in splits.items():
-        num_samples = getattr(arguments, f"max_{name}_samples")
-        if num_samples is not None and num_samples < len(split):
-            rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:num_samples]
-            splits[name] = split.select(np.sort(rows))
+        splits[name] = draw_rows(split, getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     names = f" ({', '.join(task.label_names)})" if 1 < task.num_labels <= MAX_NAMED else ""
     screen.info(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 
 from .delimited import guess_csv_options, guess_encoding, type_columns
@@ -105,7 +106,7 @@ def stream_splits(
     if not path.exists() and is_path(dataset_name, builders):
         raise ValueError(f"there is no file or folder {dataset_name}")
     splits: dict[str, IterableDataset]
-    if path.exists() and (saved := _read_saved(path)):
+    if path.exists() and (saved := read_saved(path)):
         splits = {split: rows.to_iterable_dataset() for split, rows in saved.items()}
     elif path.exists() and (files := find_files(path, builders)):
         splits = {split: load_files(paths, builders, streaming=True) for split, paths in files.items()}
@@ -127,7 +128,7 @@ def _read_hub(repository: str, config_name: str | None) -> dict[str, Dataset]:
 
 
 def _read_path(path: Path, builders: dict[str, str]) -> dict[str, Dataset]:
-    if saved := _read_saved(path):
+    if saved := read_saved(path):
         return saved
     found = find_files(path, builders)
     if not found:
@@ -140,7 +141,14 @@ def _read_path(path: Path, builders: dict[str, str]) -> dict[str, Dataset]:
     return splits | type_columns(of_csv)
 
 
-def _read_saved(path: Path) -> dict[str, Dataset] | None:
+def draw_rows(split: Dataset, number: int | None, seed: int) -> Dataset:
+    """Draw at most so many rows, which stay in their order; all for `None`."""
+    if number is None or number >= len(split):
+        return split
+    return split.select(np.sort(np.random.default_rng(seed).permutation(len(split))[:number]))
+
+
+def read_saved(path: Path) -> dict[str, Dataset] | None:
     """Read a folder that `save_to_disk` left, if it is one."""
     if not any((path / file).is_file() for file in SAVED):
         return None

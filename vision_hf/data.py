@@ -5,7 +5,6 @@ the thesis' (R. Bidart, 2023, section 3.6): random crops of the padded image and
 crops for large ones. Everything runs on Pillow and torch.
 """
 
-import glob
 import hashlib
 import json
 import logging
@@ -13,16 +12,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 from transformers import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from redundancy_hf.images import read_image_splits
+from redundancy_hf.splits import draw_rows
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output
@@ -31,13 +32,6 @@ screen = logging.getLogger("screen")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-# what `save_to_disk` leaves
-SAVED = ("dataset_dict.json", "state.json")
 
 
 @dataclass
@@ -124,7 +118,7 @@ def load_task(arguments: ImageTaskArguments) -> ImageTask:
             missing, or an argument is out of range.
     """
     _check_arguments(arguments)
-    name, splits = _read_splits(arguments)
+    name, splits = read_splits(arguments)
     train = splits["train"]
     image_column = arguments.image_column or _find_image_column(train)
     label_column = arguments.label_column or _find_label_column(train)
@@ -141,14 +135,17 @@ def load_task(arguments: ImageTaskArguments) -> ImageTask:
     label_names = _encode_labels(splits)
     splits = _complete_splits(splits, arguments)
     for split_name, split in splits.items():
-        num_samples = getattr(arguments, f"max_{split_name}_samples")
-        if num_samples is not None and num_samples < len(split):
-            rows = np.random.default_rng(arguments.split_seed).permutation(len(split))[:num_samples]
-            splits[split_name] = split.select(np.sort(rows))
+        splits[split_name] = draw_rows(split, getattr(arguments, f"max_{split_name}_samples"), arguments.split_seed)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     columns = f"images from {image_column}, labels from {label_column}"
     screen.info(f"{name}: {columns}; {len(label_names)} classes, rows: {sizes}")
     return ImageTask(name, DatasetDict(splits), label_names)
+
+
+def read_splits(arguments: ImageTaskArguments) -> tuple[str, dict[str, Dataset]]:
+    """Read the embedded digits or another data set of images."""
+    name = arguments.dataset_name
+    return (name, load_digits()) if name == "digits" else read_image_splits(name, arguments.dataset_config_name)
 
 
 def build_image_processor(arguments: ImageTaskArguments, image_size: int) -> BaseImageProcessor:
@@ -269,61 +266,6 @@ def _check_arguments(arguments: ImageTaskArguments):
             raise ValueError(f"--{name} must be at least 1, got {value}.")
     if arguments.crop_padding < 0:
         raise ValueError(f"--crop_padding must not be negative, got {arguments.crop_padding}.")
-
-
-def _read_splits(arguments: ImageTaskArguments) -> tuple[str, dict[str, Dataset]]:
-    name, path = arguments.dataset_name, Path(arguments.dataset_name).expanduser()
-    if name == "digits":
-        return name, load_digits()
-    if not path.exists() and (path.suffix or name.startswith((".", "/", "~"))):
-        raise ValueError(f"there is no file or folder {name}; check the path.")
-    try:
-        if path.is_file():
-            found = {"train": load_dataset("parquet", data_files=glob.escape(str(path)), split="train")}
-        elif any((path / file).is_file() for file in SAVED):
-            found = _read_saved(path)
-        elif path.is_dir() and (files := _find_parquet(path)):
-            found = dict(load_dataset("parquet", data_files=files))
-        elif path.is_dir():
-            found = dict(load_dataset("imagefolder", data_dir=glob.escape(str(path))))
-        else:
-            found = dict(load_dataset(name, arguments.dataset_config_name))
-    # the libraries below raise errors of many kinds, from connections to parsers
-    except Exception as error:
-        reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
-        raise ValueError(
-            f"could not read {name!r} ({reason}); it must be a folder of parquet files or of images in folders per "
-            "class, a parquet file, or a name on a Hub that can be reached."
-        ) from error
-    names = {split: SPLIT_NAMES[split.lower()] for split in found if split.lower() in SPLIT_NAMES}
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{name} has two splits for one of {sorted(set(names.values()))}, found {list(found)}; keep one."
-        )
-    splits = {names[split]: rows for split, rows in found.items() if split in names}
-    if "train" not in splits:
-        raise ValueError(f"{name} has no train split, found {list(found)}; name a folder or file train.")
-    empty = [split for split, rows in splits.items() if not len(rows)]
-    if empty:
-        raise ValueError(f"split {empty[0]!r} of {name} is empty; add images or remove it.")
-    return path.resolve().stem if path.exists() else name, splits
-
-
-def _find_parquet(folder: Path) -> dict[str, list[str]]:
-    """Find the parquet files of every split, which may come in shards and, as on the Hub, in a folder `data`."""
-    files: dict[str, list[str]] = {}
-    for place in (folder, folder / "data"):
-        for file in sorted(place.iterdir()) if place.is_dir() and not files else ():
-            if file.suffix.lower() == ".parquet":
-                # a name may hold what a pattern means something by
-                files.setdefault(file.stem.split("-")[0], []).append(glob.escape(str(file)))
-    return files
-
-
-def _read_saved(folder: Path) -> dict[str, Dataset]:
-    """Read what `save_to_disk` left."""
-    saved = load_from_disk(folder)
-    return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
 
 
 def load_digits() -> dict[str, Dataset]:

@@ -88,7 +88,7 @@ def test_every_source_is_the_same_task(parquet, rows, tmp_path, monkeypatch):
     assert torch.equal(found.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
     single = load(parquet / "train.parquet", validation_fraction=0.25)
     assert sum(len(images) for images in single.images.values()) == 18
-    monkeypatch.setattr(avae_hf.data, "load_dataset", lambda name, config: {"train": rows, "test": rows.select([18])})
+    monkeypatch.setattr("redundancy_hf.images.load_dataset", lambda name, config: {"train": rows, "test": rows.select([18])})
     assert torch.equal(load("somebody/shapes").images["test"], expected[:1])
 
 

@@ -348,7 +348,7 @@ def test_shards_of_a_split_are_joined(tmp_path):
 
 def test_without_a_data_set_it_is_the_demo_task(tmp_path, monkeypatch):
     demo = load(write(tmp_path, train=RATED))
-    monkeypatch.setattr("redundancy_hf.corpus.load_standard_library_task", lambda: demo)
+    monkeypatch.setattr("redundancy_hf.data.load_standard_library_task", lambda: demo)
     task = load_task(TaskArguments(max_train_samples=2, metric_name="macro_f1"))
     assert len(task.splits["train"]) == 2
     assert task.metric_name == "macro_f1"

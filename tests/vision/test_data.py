@@ -65,7 +65,7 @@ def test_hub_data_sets_are_loaded_by_name(monkeypatch, image_rows):
         asked.append(arguments)
         return {"train": image_rows.rename_column("img", "image"), "valid": image_rows.rename_column("img", "image")}
 
-    monkeypatch.setattr(data_module, "load_dataset", load_dataset)
+    monkeypatch.setattr("redundancy_hf.images.load_dataset", load_dataset)
     task = load("someone/pictures", dataset_config_name="small")
     assert asked == [("someone/pictures", "small")]
     assert len(task.splits["test"]) == 48, "a validation split becomes the test split where there is no other"

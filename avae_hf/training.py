@@ -12,7 +12,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from redundancy_hf.plan import Plan
+from redundancy_hf.training import StopOnInvalidLoss, show_progress
 
 from .analysis import draw_reconstructions
 from .data import PoseDataset
@@ -154,22 +157,13 @@ def evaluate_model(
     return {name: torch.cat(values).numpy() for name, values in found.items()}
 
 
-class QuietProgress(ProgressCallback):
-    """The Trainer's progress bars with the loss, without a printed dictionary per epoch."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            names = {"loss": "loss", "eval_squared_error": "validation error"}
-            self.training_bar.set_postfix({names[key]: f"{logs[key]:.2f}" for key in names if key in logs})
-
-
 def build_trainer(
     model: AVAEModel,
     train_dataset: PoseDataset,
     eval_dataset: PoseDataset,
     arguments: AVAETrainingArguments,
     poses_dir: Path | None = None,
-    callbacks: list[TrainerCallback] | None = None,
+    plan: Plan | None = None,
 ) -> AVAETrainer:
     """Put together the Trainer that every training of an autoencoder uses.
 
@@ -179,7 +173,7 @@ def build_trainer(
         eval_dataset: With seeded poses.
         arguments: The recipe.
         poses_dir: See [`AVAETrainer`].
-        callbacks: More than the usual ones.
+        plan: Is told how far the training has come.
     """
     trainer = AVAETrainer(
         model=model,
@@ -187,13 +181,10 @@ def build_trainer(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=train_dataset.collate,
-        callbacks=callbacks,
+        callbacks=[StopOnInvalidLoss()],
         poses_dir=poses_dir,
     )
-    trainer.remove_callback(PrinterCallback)
-    if not arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(QuietProgress)
+    show_progress(trainer, plan)
     return trainer
 
 

@@ -86,7 +86,7 @@ def read_results(paths: list[str]) -> list[TaskResults]:
     """
     results: list[TaskResults] = []
     for path in paths:
-        for found in iterate_tasks({path: read_record(path, "study_schedules.py")}):
+        for found in iterate_tasks({path: read_record(path, "experiments/study_schedules.py")}):
             if found[0] in {result.name for result in results}:
                 raise ValueError(f"--records has {found[0]} twice; give one record of a task.")
             results.append(TaskResults(*found))

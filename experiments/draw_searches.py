@@ -39,7 +39,7 @@ def read_search(path: str | Path, required: float) -> dict[str, Any]:
     Raises:
         ValueError: It is none, or of another requirement.
     """
-    record = read_record(path, "search_classformer.py")
+    record = read_record(path, "scripts/search_classformer.py")
     found = record["summary"]["required_performance"]
     if found != required:
         raise ValueError(f"{path} is a search for {found:.0%}, not for {required:.0%} as its name says.")

@@ -48,7 +48,7 @@ def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
     figure, panels = open_panels(len(arguments.records), 3, (4.6, 3.8))
     for panel, path in zip(panels, arguments.records, strict=True):
-        draw_panel(panel, read_record(path, "study_sharing.py"))
+        draw_panel(panel, read_record(path, "experiments/study_sharing.py"))
     save_figure(figure, arguments.figure)
 
 

@@ -30,7 +30,7 @@ from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_mode
 from redundancy_hf.command import describe_command, parse_arguments, run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.timing import hardware_fingerprint
-from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint
+from redundancy_hf.training import find_checkpoint
 
 BOTH = ["rotation", "translation"]
 POSE_SETTINGS = ("max_translation", "max_log_scale", "max_shear", "split_seed")
@@ -101,7 +101,7 @@ def train_variant(study, variant: Variant, task: ShapeTask, task_arguments, trai
     model, run, poses = AVAEModel(config), copy.copy(training), copy.copy(task_arguments)
     run.output_dir, run.seed, poses.augment = str(folder / "checkpoints"), seed, variant.augment
     splits = (task.in_poses(name, poses) for name in ("train", "validation"))
-    trainer = build_trainer(model, *splits, run, folder / "poses", [StopOnInvalidLoss()])
+    trainer = build_trainer(model, *splits, run, folder / "poses")
     started = time.process_time()
     trained = train(trainer, find_checkpoint(Path(run.output_dir)))
     save_folder(model, folder, task.processor)

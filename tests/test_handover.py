@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from classformer_hf.commands import benchmark
 from redundancy_hf import data
 from redundancy_hf.data import load_task
 from redundancy_hf.folders import list_files
@@ -315,12 +316,13 @@ def test_texts_are_cut_as_in_training(run, leave_model, reviews, monkeypatch):
         options.append(task["options"])
         return [{"label": "positive", "score": 1.0} for _ in inputs]
 
-    monkeypatch.setattr(data, "tokenize", note)
-    monkeypatch.setattr("redundancy_hf.isolation.run_elsewhere", classify)
+    monkeypatch.setattr(benchmark, "tokenize", note)
+    monkeypatch.setattr("redundancy_hf.commands.classify.run_elsewhere", classify)
     columns = ("--dataset_name", reviews, "--text_column", "review", "--label_column", "verdict", "--rounds", 1)
     for more, expected in (((), 16), (("--max_length", 12), 12)):
         code, _, words = run("benchmark_latency", folder, *columns, "--num_inputs", 2, *more)
         assert code == 0 and lengths.pop() == expected, words
+    monkeypatch.setattr(data, "tokenize", note)
     run("benchmark_throughput", "--models", folder, "--num_texts", 2, "--rounds", 1)
     assert lengths == [16]
     assert run("classify_elsewhere", folder)[0] == 0

@@ -23,14 +23,13 @@ from transformers import (
     BaseImageProcessor,
     EvalPrediction,
     PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint
+from redundancy_hf.plan import Plan
+from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
 
 from .conversion import reestimate_batch_norm
 from .cost import count_expanded_parameters
@@ -184,15 +183,6 @@ def average_weights(decay: float) -> Callable:
                 average.copy_(value)
 
     return update
-
-
-class QuietProgressCallback(ProgressCallback):
-    """The Trainer's progress bars, with the loss, without a printed dictionary per epoch."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
-            self.training_bar.set_postfix(shown)
 
 
 class _UpdateAverage(TrainerCallback):
@@ -402,6 +392,7 @@ def build_trainer(
     task_arguments: ImageTaskArguments,
     arguments: ImageTrainingArguments,
     regulariser: Any = None,
+    plan: Plan | None = None,
 ) -> ImageTrainer:
     """Put together the Trainer that every training of images uses.
 
@@ -412,6 +403,7 @@ def build_trainer(
         task_arguments: Augmentation.
         arguments: The recipe.
         regulariser: Adds a loss of the weights, see [`ImageTrainer`].
+        plan: Is told how far the training has come.
 
     Raises:
         ValueError: The model has another number of labels.
@@ -433,10 +425,7 @@ def build_trainer(
         callbacks=[StopOnInvalidLoss()],
         regulariser=regulariser,
     )
-    trainer.remove_callback(PrinterCallback)
-    if not arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(QuietProgressCallback)
+    show_progress(trainer, plan)
     return trainer
 
 

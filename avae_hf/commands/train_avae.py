@@ -14,6 +14,7 @@ import shutil
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -23,7 +24,7 @@ from redundancy_hf.folders import save_folder
 from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
 from redundancy_hf.publishing import name_dataset
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
-from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
+from redundancy_hf.training import find_checkpoint
 
 from .. import AVAEConfig, AVAEModel
 from ..data import ShapeTask, ShapeTaskArguments, build_processor, load_task
@@ -102,9 +103,8 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
     run = copy.copy(training)
     run.output_dir, run.seed = str(folder / "checkpoints"), seed
     run.restore_callback_states_from_checkpoint = False
-    splits = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
-    trainer = build_trainer(model, *splits, run, folder / "poses", [StopOnInvalidLoss()])
-    show_progress(trainer, plan)
+    train_split, validation = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
+    trainer = build_trainer(model, train_split, validation, run, folder / "poses", plan)
     with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
         trained = train(trainer, find_checkpoint(Path(run.output_dir)))
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
@@ -114,7 +114,10 @@ def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, train
         record.write(folder)
         # where all seeds write down that they were tested
         record.write(folder.parent)
-        facts = {"num_train": len(task.images["train"]), "num_validation": len(task.images["validation"])}
+        facts: dict[str, Any] = {
+            "num_train": len(task.images["train"]),
+            "num_validation": len(task.images["validation"]),
+        }
         facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
         facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
         write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)

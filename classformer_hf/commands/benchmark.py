@@ -18,7 +18,7 @@ times of single texts stand beside it; those do depend on the machine's load, wh
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -222,7 +222,7 @@ def measure(
         for inputs in groups
     ]
     for model in models.values():
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
     # other runtimes work in threads of their own
     are_exports = any(isinstance(model, ExportedClassifier) for model in models.values())
     clock = "process_cpu" if are_exports and arguments.num_threads == 1 else None
@@ -289,7 +289,7 @@ def draw_lengths(records: list[dict], hardware: dict, path: Path) -> None:
     for index, name in enumerate(dict.fromkeys(record["model"] for record in records)):
         points = [record for record in records if record["model"] == name]
         lengths = [record["tokens"] for record in points]
-        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
+        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
         times = [record["cpu_p50_ms" if by_processor else "wall_p50_ms"] for record in points]
         axis.plot(lengths, times, marker="o", markersize=4, label=name, **style)
         if not by_processor:

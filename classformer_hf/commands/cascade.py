@@ -160,8 +160,8 @@ class Chooser:
         row["cascade"]["classified_twice"] = twice
         inputs, rounds = sample_inputs(split, self.arguments.num_inputs), self.arguments.latency_rounds
         with tqdm(total=rounds + 1, desc="timing", unit="round") as bar:
-            found = measure_latency(models, inputs, "single", rounds, 1, on_round=bar.update)
-        for kind, latency in found.items():
+            timed = measure_latency(models, inputs, "single", rounds, 1, on_round=bar.update)
+        for kind, latency in timed.items():
             row[kind]["latency_to_single"] = asdict(latency)
         self.save(models["cascade"], required)
         return row

@@ -158,7 +158,7 @@ def print_check(record: dict[str, Any]) -> None:
 
 def main() -> None:
     arguments, task_arguments = parse_arguments((TableArguments, TaskArguments), __doc__)
-    model = load_from_encoder(arguments.model_name_or_path)
+    model: Any = load_from_encoder(arguments.model_name_or_path)
     max_tokens = task_arguments.max_length
     inputs = make_inputs(arguments, task_arguments) if arguments.check else []
     dtype, load_before = getattr(torch, arguments.dtype), os.getloadavg()

@@ -122,7 +122,13 @@ class Pretraining:
             train = train.take(texts.max_train_blocks)
         self.train = train
         self.is_stream = texts.streaming
-        self.text = [raw.name, texts.dataset_config_name, texts.streaming, texts.block_size, texts.max_train_blocks]
+        self.text: list[Any] = [
+            raw.name,
+            texts.dataset_config_name,
+            texts.streaming,
+            texts.block_size,
+            texts.max_train_blocks,
+        ]
         self.text += [fingerprint_blocks(self.validation), fingerprint_blocks(train)]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -165,7 +171,7 @@ class Pretraining:
         if results.exists():
             return json.loads(results.read_text())
         model = self.load_model()
-        if max(model.config.gamma) == 1:
+        if max(model.config.gamma or ()) == 1:
             if objective == "distillation":
                 raise ValueError("distillation has nothing to learn where no layer reduces; give --gamma.")
             logger.warning("no layer reduces: %s is pretraining at full length; --gamma shortens.", objective)

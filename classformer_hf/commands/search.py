@@ -239,8 +239,8 @@ def load_inputs(search: SearchArguments, arguments: TaskArguments, training: Cla
         PartialState().print(
             f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy"
         )
-        checkpoint = str(Path(training.output_dir) / "checkpoint")
-        prepare_demo_checkpoint(task, Path(checkpoint), training.disable_tqdm)
+        checkpoint = str(Path(str(training.output_dir)) / "checkpoint")
+        prepare_demo_checkpoint(task, Path(checkpoint), bool(training.disable_tqdm))
     tokenizer = load_tokenizer(checkpoint)
     if task.record is not None:
         is_trained = is_classifier(checkpoint, task.num_labels)
@@ -450,7 +450,8 @@ class Search:
     def write(self, result: SearchResult, objective: FineTuneObjective):
         """Bring OUTPUT_DIR/best and OUTPUT_DIR/full up to date, with the models that the objective trained."""
         journal, record = objective.output / "trials.jsonl", self.task.record
-        full, models = self.output / "full", {}
+        full = self.output / "full"
+        models: dict[int, Path] = {}
         for trial in (result.reference, result.best):
             folder = objective.model_folder(trial.schedule)
             # that of the full model may have been deleted to save space

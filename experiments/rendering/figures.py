@@ -11,7 +11,7 @@ def read_record(path: str | Path, script: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        script: Name of the script, as in `study_schedules.py`.
+        script: Path of the script, as in `experiments/study_schedules.py`.
 
     Raises:
         ValueError: There is no such file, it is not JSON, or another script left it.
@@ -23,8 +23,8 @@ def read_record(path: str | Path, script: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"the record {path} is not JSON: {error}.") from error
     command = str(record.get("command")).split() if isinstance(record, dict) else []
-    if [Path(word).name for word in command[1:2]] != [script]:
-        raise ValueError(f"{path} is not a record of scripts/{script}; give the JSON file that it wrote.")
+    if [Path(word).name for word in command[1:2]] != [Path(script).name]:
+        raise ValueError(f"{path} is not a record of {script}; give the JSON file that it wrote.")
     return record
 
 

@@ -229,6 +229,7 @@ def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, e
         warning: What makes them mean little, which they repeat; empty where nothing does.
     """
     (full_row, full_predictions, references), *others = results
+    assert arguments.required_performance is not None, "there is something to certify"
     number = evidence.count_candidates(len(others))
     for (row, predictions, _), name in zip(others, arguments.models[1:], strict=True):
         certificate = certify(

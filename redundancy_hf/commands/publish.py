@@ -39,7 +39,7 @@ class PublishArguments:
     dry_run: bool = field(default=False, metadata={"help": "Verify, list what would be pushed, and stop."})
 
 
-def format_size(size: int) -> str:
+def format_size(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}"

@@ -10,7 +10,6 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-import avae_hf.data
 from avae_hf import AVAEConfig, AVAEImageProcessor
 from avae_hf.data import ShapeTaskArguments, build_processor, load_processor, load_task
 from avae_hf.layers_avae import affine_matrix, invert_affine, warp
@@ -88,7 +87,8 @@ def test_every_source_is_the_same_task(parquet, rows, tmp_path, monkeypatch):
     assert torch.equal(found.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
     single = load(parquet / "train.parquet", validation_fraction=0.25)
     assert sum(len(images) for images in single.images.values()) == 18
-    monkeypatch.setattr("redundancy_hf.images.load_dataset", lambda name, config: {"train": rows, "test": rows.select([18])})
+    splits = {"train": rows, "test": rows.select([18])}
+    monkeypatch.setattr("redundancy_hf.images.load_dataset", lambda name, config: splits)
     assert torch.equal(load("somebody/shapes").images["test"], expected[:1])
 
 

@@ -380,7 +380,7 @@ def test_export_has_seen_what_its_model_has(run, named_folder, tiny_text_file, t
 
 def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_file, tmp_path, monkeypatch):
     flags = ("export_model", named_folder, "--runtime", "torch", "--output", tmp_path / "served")
-    monkeypatch.setattr("classformer_hf.parity.largest_difference", lambda model, exported: 0.5)
+    monkeypatch.setattr("classformer_hf.commands.export.largest_difference", lambda model, exported: 0.5)
     for name in ("task.json", "task_rows.npz"):
         (named_folder / name).unlink(missing_ok=True)
     code, printed, words = run(*flags)

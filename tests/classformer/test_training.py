@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from classformer_hf import ClassformerForSequenceClassification
@@ -50,10 +51,12 @@ def force_scores(monkeypatch):
 
 def test_torn_checkpoints_are_deleted_and_the_last_whole_one_is_found(tmp_path):
     assert find_checkpoint(tmp_path / "none") is None
-    for step, state in ((2, "{}"), (5, None), (9, '{"glob')):
+    for step, state in ((2, "{}"), (5, None), (7, "{}"), (9, '{"glob')):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"weights")
+        save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+        if step == 7:
+            (folder / "model.safetensors").write_bytes(b"torn")
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

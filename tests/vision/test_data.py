@@ -8,7 +8,6 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from vision_hf import data as data_module
 from vision_hf.data import (
     ImageTaskArguments,
     TrainTransform,

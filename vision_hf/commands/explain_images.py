@@ -50,7 +50,7 @@ def load_models(arguments: ExplainArguments) -> dict:
 
 def choose_images(split: Dataset, number: int) -> Dataset:
     """Take the first images of every class in turn."""
-    labels, seen = split["labels"][:], Counter()
+    labels, seen = split["labels"][:], Counter[int]()
     turns = []
     for row, label in enumerate(labels):
         turns.append((seen[label], row))

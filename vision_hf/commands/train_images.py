@@ -27,7 +27,7 @@ from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_
 from redundancy_hf.publishing import name_dataset
 from redundancy_hf.record import FILE as TASK_FILE
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
-from redundancy_hf.training import check_weights, show_progress
+from redundancy_hf.training import check_weights
 
 from ..conversion import share_weights
 from ..data import ImageTask, ImageTaskArguments, build_image_processor, load_task
@@ -40,7 +40,7 @@ from ..training import (
     write_card,
 )
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[Any, str]] = {
     "xception": (vision_hf.SharedXceptionConfig, "author-vs"),
     "efficientnet": (vision_hf.SharedEfficientNetConfig, "b0"),
     "resnet": (vision_hf.SharedResNetConfig, "resnet-18-cifar"),
@@ -105,7 +105,7 @@ def build_config(arguments: ModelArguments, task: ImageTask):
 def load_model(arguments: ModelArguments, task: ImageTask, task_arguments: ImageTaskArguments):
     """Load the model to fine-tune with a head for the task; with a sharing factor, convert it first."""
     try:
-        config = AutoConfig.from_pretrained(arguments.model_name_or_path, **task.head_config)
+        config = AutoConfig.from_pretrained(str(arguments.model_name_or_path), **task.head_config)
     except OSError as error:
         raise ValueError(
             f"--model_name_or_path {arguments.model_name_or_path!r} is neither a folder with a config.json nor a "
@@ -120,7 +120,7 @@ def load_model(arguments: ModelArguments, task: ImageTask, task_arguments: Image
         )
     check_weights(Path(str(arguments.model_name_or_path)))
     model = AutoModelForImageClassification.from_pretrained(
-        arguments.model_name_or_path, config=config, ignore_mismatched_sizes=True
+        str(arguments.model_name_or_path), config=config, ignore_mismatched_sizes=True
     )
     factors = arguments.sharing_factor
     if factors != [1]:
@@ -184,8 +184,7 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     run.output_dir, run.seed = str(folder / "checkpoints"), seed
     run.restore_callback_states_from_checkpoint = False
     processor = build_image_processor(task_arguments, model.config.image_size)
-    trainer = build_trainer(model, task, processor, task_arguments, run)
-    show_progress(trainer, plan)
+    trainer = build_trainer(model, task, processor, task_arguments, run, plan=plan)
     with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
         trained = train(trainer)
     row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}

@@ -31,31 +31,31 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(PYTHON)
 	@touch $@
 
 demo: $(INSTALLED) ## search a faster classifier on embedded data, then use it from elsewhere (minutes)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/search_classformer.py recipes/demo.json
-	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo/best
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf search recipes/demo.json
+	$(OFFLINE) $(VENV)/bin/redundancy-hf classify runs/demo/best
 
 demo-vision: $(INSTALLED) ## train a plain and a shared image classifier on embedded digits and compare (minutes)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_image_classifier.py recipes/demo_vision.json \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf train-images recipes/demo_vision.json \
 	    --output_dir runs/demo-vision/plain
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_image_classifier.py recipes/demo_vision.json \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf train-images recipes/demo_vision.json \
 	    --sharing_factor 4 --pointwise_sharing_factor 4 --output_dir runs/demo-vision/shared
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/compare_image_classifiers.py --dataset_name digits \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf compare-images --dataset_name digits \
 	    --models runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --examples_dir runs/demo-vision/examples
-	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-vision/shared/seed-42 \
+	$(OFFLINE) $(VENV)/bin/redundancy-hf classify runs/demo-vision/shared/seed-42 \
 	    --images $(addprefix runs/demo-vision/examples/,0_label_7.png 1_label_7.png 2_label_3.png 3_label_5.png)
 
 demo-avae: $(INSTALLED) ## train a plain and an affine autoencoder on turned digits and align some (minutes)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_avae.py recipes/demo_avae.json \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf train-avae recipes/demo_avae.json \
 	    --transforms none --latent_dim 7 --output_dir runs/demo-avae/vae
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/train_avae.py recipes/demo_avae.json --output_dir runs/demo-avae/avae
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/evaluate_avae.py --dataset_name digits \
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf train-avae recipes/demo_avae.json --output_dir runs/demo-avae/avae
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf evaluate-avae --dataset_name digits \
 	    --models runs/demo-avae/vae/seed-42 runs/demo-avae/avae/seed-42 \
 	    --figures_dir runs/demo-avae/pictures --examples_dir runs/demo-avae/examples
-	$(OFFLINE) $(PYTHON) scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 \
+	$(OFFLINE) $(VENV)/bin/redundancy-hf classify runs/demo-avae/avae/seed-42 \
 	    --align $(addprefix runs/demo-avae/examples/,0.png 1.png 2.png 3.png)
 
 demo-pretrain: $(INSTALLED) ## pretrain a small shortened model on embedded text with each objective (minutes)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) scripts/pretrain_classformer.py recipes/demo_pretrain.json
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf pretrain recipes/demo_pretrain.json
 
 test: $(INSTALLED) ## run the default tests
 	$(PYTEST)

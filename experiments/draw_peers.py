@@ -66,7 +66,7 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
-    records = [read_record(path, "compare_peers.py") for path in arguments.records]
+    records = [read_record(path, "experiments/compare_peers.py") for path in arguments.records]
     methods = list(
         dict.fromkeys(name_point(point, count_layers(record)) for record in records for point in record["points"])
     )

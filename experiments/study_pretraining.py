@@ -1,6 +1,6 @@
 r"""Fine-tune what every pretraining objective left, on several tasks with several seeds (thesis table 5.6).
 
-    python scripts/pretrain_classformer.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+    redundancy-hf pretrain --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --dataset_name my/wikitext --gamma 2 1 2 1 1 1 --objectives first_k last_k gamma_th dense funnel distillation \
         --output_dir runs/pretraining
     python experiments/study_pretraining.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
@@ -8,7 +8,7 @@ r"""Fine-tune what every pretraining objective left, on several tasks with sever
         --output_dir runs/study-pretraining --results_file results/pretraining.json
 
 Compared are the checkpoint itself without reductions (full), with the schedule but no pretraining (none), and every
-folder in --pretrained, also one of scripts/train_multitask.py that is named multitask. A seed decides head, dropout and
+folder in --pretrained, also one of redundancy-hf multitask that is named multitask. A seed decides head, dropout and
 order of the data. Scores are of the test split; only the number of epochs, fixed beforehand, could have been chosen by
 it. The same command resumes.
 """
@@ -42,7 +42,7 @@ ORDER = ("none", "last_k", "first_k", "dense", "funnel", "distillation")
 @dataclass
 class StudyArguments:
     model_name_or_path: str = field(metadata={"help": "The checkpoint that pretraining started from."})
-    pretrained: str = field(metadata={"help": "Output folder of scripts/pretrain_classformer.py."})
+    pretrained: str = field(metadata={"help": "Output folder of redundancy-hf pretrain."})
     dataset_names: list[str] = field(
         metadata={"help": "Tasks: GLUE names, folders, files or standard_library (embedded)."}
     )
@@ -57,7 +57,7 @@ def read_pretrained(folder: Path, start: str) -> dict[str, dict[str, Any]]:
     paths = {name: folder / name / "pretrain_results.json" for name in (*OBJECTIVES, "multitask")}
     rows = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     if not rows:
-        raise ValueError(f"--pretrained {folder} holds no finished objective; run scripts/pretrain_classformer.py.")
+        raise ValueError(f"--pretrained {folder} holds no finished objective; run redundancy-hf pretrain.")
     for name, row in rows.items():
         settings = json.loads((folder / name / "settings.json").read_text())
         if settings["checkpoint"] != checkpoint_fingerprint(start):

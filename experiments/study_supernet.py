@@ -8,7 +8,7 @@ Example:
 
 Schedules evenly spaced in operations are fine-tuned one by one with two seeds, and evaluated with the weights of one
 supernet. Reported: Kendall's tau of supernet against individual scores, its ceiling (seed against seed), and the cost.
-Where OUTPUT_DIR also holds a finished search (scripts/search_classformer.py, same settings; the supernet is shared),
+Where OUTPUT_DIR also holds a finished search (redundancy-hf search, same settings; the supernet is shared),
 its winner is fine-tuned individually as well, and the gap to this twin is reported. Every finished training is kept in
 OUTPUT_DIR; the same command goes on where it was stopped, and --stage and --seeds let processes share the work.
 """

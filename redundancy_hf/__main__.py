@@ -37,6 +37,8 @@ def run_verb(verb: str):
     """Run a verb on the command line of this process, and exit."""
     from .command import run_command
 
+    # as help, records and messages name it, however it was started
+    sys.argv[0] = f"redundancy-hf {verb}"
     run_command(importlib.import_module(VERBS[verb][0]).main)
 
 
@@ -46,7 +48,7 @@ def main():
     if verb in ("--help", "-h", "help"):
         print(describe_verbs())
     elif verb in VERBS:
-        sys.argv = [sys.argv[0], *arguments]
+        sys.argv[1:] = arguments
         run_verb(verb)
     else:
         sys.exit(f"error: there is no verb {verb!r}.\n{describe_verbs()}")

@@ -119,8 +119,10 @@ def describe_command() -> str:
     def shorten(argument: str) -> str:
         return f"path/to/{Path(argument).name}" if argument.startswith(("/", "..", "~")) else argument
 
-    script = "/".join(Path(sys.argv[0]).parts[-2:])
-    return shlex.join(["python", script, *(shorten(argument) for argument in sys.argv[1:])])
+    program = sys.argv[0].split()
+    if program[0] != "redundancy-hf":
+        program = ["python", "/".join(Path(sys.argv[0]).parts[-2:])]
+    return shlex.join([*program, *(shorten(argument) for argument in sys.argv[1:])])
 
 
 def write_record(path: str | None, **content: Any):

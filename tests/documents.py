@@ -31,12 +31,13 @@ PLACEHOLDERS = {
     "RATE": "1e-4",
 }
 ELIDED = "--model_name_or_path FacebookAI/roberta-base --dataset_name mrpc --output_dir runs/elided"
-PROGRAMS = ("python", "make", "hf", "dask", "torchrun")
+PROGRAMS = ("python", "make", "hf", "dask", "torchrun", "redundancy-hf")
 OTHERS = ("accelerate", "basename", "cmp", "grep")
 RECORDER = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$RECORD"; printf \'\\n\' >> "$RECORD"\n'
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RENDERED = re.compile(r"<!-- results: .*?<!-- end -->", re.DOTALL)
 SCRIPT = re.compile(r"(?:scripts|experiments)/(\w+)\.py")
+VERB = re.compile(r"redundancy[-_]hf ([a-z][a-z-]*)")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def find_snippets(text: str) -> list[Snippet]:
             found.append(Snippet("python", code))
         elif re.search(r"^\$ ", code, re.MULTILINE):
             found += _read_console(code)
-        elif language in PROSE and not SCRIPT.search(re.sub("`[^`]+`", "", code)):
+        elif language in PROSE and not find_jobs(re.sub("`[^`]+`", "", code)):
             found += _find_in_prose(code)
         else:
             raise ValueError(f"a block of {language or 'no language'} names a script; mark it as bash, sh or python.")
@@ -84,7 +85,8 @@ def _find_in_prose(text: str) -> list[Snippet]:
     """What stands in backticks and is more than a name."""
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
     script = r"(scripts|experiments)/"
-    starts = re.compile(rf"(\w+=\S+ )*(\S*python (-m|{script})|{script}\w+\.py |make [a-z]|hf [a-z]|torchrun |dask )")
+    programs = rf"\S*python (-m|{script})|{script}\w+\.py |\S*redundancy-hf [a-z-]+ |make [a-z]|hf [a-z]|torchrun |dask "
+    starts = re.compile(rf"(\w+=\S+ )*({programs})")
     return [Snippet("shell", re.sub(f"^{script}", r"python \1/", span)) for span in spans if starts.match(span)]
 
 
@@ -96,7 +98,7 @@ def _read_console(code: str) -> list[Snippet]:
 
 def find_examples(docstring: str) -> list[Snippet]:
     """List the commands of a script's help, which are indented."""
-    lines = re.findall(r"^    \S*(?:python|torchrun) (?:.*\\\n)*.*$", docstring, re.MULTILINE)
+    lines = re.findall(r"^    \S*(?:python|torchrun|redundancy-hf) (?:.*\\\n)*.*$", docstring, re.MULTILINE)
     return [Snippet("shell", textwrap.dedent(line)) for line in lines]
 
 
@@ -148,8 +150,13 @@ def find_problem(command: list[str]) -> str:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         return "" if set(arguments) <= set(targets) else f"make has no target {' '.join(arguments)}"
     if program == "torchrun":
-        script = next((index for index, argument in enumerate(arguments) if SCRIPT.fullmatch(argument)), None)
+        script = next((n for n, one in enumerate(arguments) if one == "-m" or SCRIPT.fullmatch(one)), None)
         return "torchrun without a script" if script is None else find_problem(["python", *arguments[script:]])
+    if program == "python" and arguments[:2] == ["-m", "redundancy_hf"]:
+        program, arguments = "redundancy-hf", arguments[2:]
+    if program == "redundancy-hf":
+        verb = arguments[0] if arguments else "--help"
+        return _find_problem_of_job(verb, arguments[1:]) if verb in VERBS else f"there is no verb {verb}"
     if program != "python":
         return ""
     if arguments[:1] == ["-m"]:
@@ -157,11 +164,28 @@ def find_problem(command: list[str]) -> str:
     name = SCRIPT.fullmatch(arguments[0]) if arguments else None
     if name is None or not (ROOT / name[0]).is_file():
         return f"there is no script {' '.join(arguments[:1])}"
+    return _find_problem_of_job(name[1], arguments[1:])
+
+
+def _find_problem_of_job(name: str, arguments: list[str]) -> str:
     try:
-        parse(name[1], fill_in(arguments[1:]))
+        parse(name, fill_in(arguments))
     except ValueError as error:
         return str(error)
     return ""
+
+
+def find_jobs(text: str) -> set[str]:
+    """Name the verbs and the files of scripts/ and experiments/ in a text; a file that runs a verb is that verb."""
+    files = set(SCRIPT.findall(text))
+    verbs = {find_verb(name) for name in files if (ROOT / "scripts" / f"{name}.py").is_file()}
+    return {name for name in files if not (ROOT / "scripts" / f"{name}.py").is_file()} | verbs | {*VERB.findall(text)}
+
+
+def find_verb(script: str) -> str:
+    """Say which verb a file of scripts/ runs."""
+    (verb,) = re.findall(r'run_verb\("([a-z-]+)"\)', (ROOT / "scripts" / f"{script}.py").read_text())
+    return verb
 
 
 class Parsed(BaseException):
@@ -169,7 +193,7 @@ class Parsed(BaseException):
 
 
 def parse(name: str, arguments: list[str]) -> dict[str, Any]:
-    """Let a script read its arguments and do nothing else.
+    """Let a verb or an experiment read its arguments and do nothing else.
 
     Returns:
         All values.
@@ -177,7 +201,7 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: It refuses them.
     """
-    module, words, values = load_script(name), io.StringIO(), {}
+    module, words, values = load_job(name), io.StringIO(), {}
 
     def stop(*types, **keywords):
         for parsed in parse_arguments(*types, **keywords):
@@ -187,7 +211,7 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     parse_arguments = module.parse_arguments
     with (
         patch.object(module, "parse_arguments", stop),
-        patch.object(sys, "argv", [f"scripts/{name}.py", *arguments]),
+        patch.object(sys, "argv", [name, *arguments]),
         contextlib.redirect_stderr(words),
         contextlib.chdir(ROOT),
     ):
@@ -197,7 +221,7 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
             return values
         except SystemExit as error:
             raise ValueError(words.getvalue().strip() or str(error)) from error
-    raise ValueError(f"scripts/{name}.py did not read its arguments")
+    raise ValueError(f"{name} did not read its arguments")
 
 
 def find_script(name: str) -> Path:
@@ -207,12 +231,13 @@ def find_script(name: str) -> Path:
 
 
 @cache
-def load_script(name: str):
-    """Import what a user's job runs, or an experiment under a name of its own, beside what lies in its folder."""
+def load_job(name: str):
+    """Import the module of a verb, also by its file in scripts/, or an experiment beside what lies in its folder."""
+    if name in VERBS:
+        return importlib.import_module(VERBS[name][0])
     path = find_script(name)
     if path.parent.name == "scripts":
-        (verb,) = re.findall(r'run_verb\("([a-z-]+)"\)', path.read_text())
-        return importlib.import_module(VERBS[verb][0])
+        return load_job(find_verb(name))
     specification = importlib.util.spec_from_file_location(f"script_{name}", path)
     module = importlib.util.module_from_spec(specification)
     # a dataclass looks its module up

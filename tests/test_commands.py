@@ -2,12 +2,13 @@
 
 import ast
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, SCRIPT, find_examples, find_problem, find_snippets, list_commands, parse
+from tests.documents import ROOT, find_examples, find_jobs, find_problem, find_snippets, list_commands, parse
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 FILES = sorted([*ROOT.glob("*_hf/commands/*.py"), *ROOT.glob("experiments/*.py")])
@@ -26,8 +27,8 @@ def find_problems(snippets, folder: Path) -> list[str]:
             continue
         problems = {" ".join(command): find_problem(command) for command in commands}
         found += [f"{command}: {problem}" for command, problem in problems.items() if problem]
-        ran = {name for command in commands for argument in command for name in SCRIPT.findall(argument)}
-        found += [f"{name}.py is named and not run" for name in sorted(set(SCRIPT.findall(snippet.code)) - ran)]
+        ran = {name for command in commands for name in find_jobs(" ".join(command))}
+        found += [f"{name} is named and not run" for name in sorted(find_jobs(snippet.code) - ran)]
     return found
 
 
@@ -38,18 +39,18 @@ def test_commands_of_documents_are_understood(document, tmp_path):
 
 def test_wrong_commands_are_caught(tmp_path):
     text = (
-        "`scripts/publish.py` and `python scripts/publish.py FOLDER --repo_id a/b\n--licence mit` and `make nothing`\n"
-        "```bash\nrun() { .venv/bin/python scripts/evaluate_model.py $1 --use_cpu; }  # a note\n"
-        "for name in a b; do run $name; done | grep x\nfalse && python scripts/benchmark_latency.py a\n"
-        "python scripts/evaluate_model.py FOLDER --dataset_name NAME --revision \\\n    v1\n```\n"
-        "```\n$ python scripts/missing.py\nsome output\n$ unheard-of\n```\n"
+        "`scripts/publish.py` and `redundancy-hf publish FOLDER --repo_id a/b\n--licence mit` and `make nothing`\n"
+        "```bash\nrun() { .venv/bin/redundancy-hf evaluate $1 --use_cpu; }  # a note\n"
+        "for name in a b; do run $name; done | grep x\nfalse && redundancy-hf benchmark a\n"
+        "python -m redundancy_hf evaluate FOLDER --dataset_name NAME --revision \\\n    v1\n```\n"
+        "```\n$ python scripts/missing.py\nsome output\n$ redundancy-hf missing\n$ unheard-of\n```\n"
         "```json\n{}\n```\nnot a command: scripts/publish.py\n"
     )
     found = find_problems(find_snippets(text), tmp_path)
     expected = [
         *("unknown --licence mit; did you mean --license?", "make has no target nothing"),
         *("a --use_cpu: error: unknown --use_cpu", "b --use_cpu: error: unknown --use_cpu"),
-        *("benchmark_latency.py is named and not run", "there is no script scripts/missing.py"),
+        *("benchmark is named and not run", "there is no script scripts/missing.py", "there is no verb missing"),
         "unheard-of: command not found",
     ]
     assert len(found) == len(expected) and all(map(str.__contains__, found, expected)), found
@@ -63,7 +64,7 @@ def test_commands_of_the_makefile_are_understood(tmp_path):
     command += ["demo", "demo-vision", "demo-avae", "demo-pretrain", "results"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert find_problems(find_snippets(f"```bash\n{printed}```\n"), tmp_path) == []
-    assert len(SCRIPT.findall(printed)) >= 12
+    assert len(re.findall(r"/redundancy-hf [a-z]", printed)) >= 11
 
 
 def test_examples_of_helps_are_understood(tmp_path):

@@ -31,7 +31,7 @@ from transformers import (
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from redundancy_hf.folders import write_golden_output
 from tests.conftest import SENTENCES, TINY
-from tests.documents import ROOT, SCRIPT, find_snippets, list_commands
+from tests.documents import ROOT, find_jobs, find_snippets, list_commands
 from tests.loopback_hub import Hub
 from tests.loopback_hub.repositories import Repository, is_large, write_pointer
 from tests.test_commands import DOCUMENTS
@@ -84,7 +84,7 @@ def test_examples_in_python_import_what_exists(document):
 def test_scripts_of_documents_can_be_made_small(document, tmp_path):
     snippets = [snippet for snippet in find_snippets((ROOT / document).read_text()) if snippet.kind == "shell"]
     commands = [command for snippet in snippets for command in list_commands(snippet.code, tmp_path)]
-    assert {name for command in commands for name in SCRIPT.findall(" ".join(command))} <= set(SIZES)
+    assert {name for command in commands for name in find_jobs(" ".join(command))} <= set(SIZES)
 
 
 def make_pairs(number: int, generator: random.Random) -> list[dict]:
@@ -303,7 +303,7 @@ def test_document_runs(request, workbench, document):
 @pytest.mark.slow
 def test_failures_are_caught(workbench):
     text = (
-        "`python scripts/evaluate_model.py nowhere --dataset_name mrpc`\n```python\nplain = (1).name\n```\n"
+        "`redundancy-hf evaluate nowhere --dataset_name mrpc`\n```python\nplain = (1).name\n```\n"
         "```\n$ echo 12 files; echo here\n7 files\nhere\n$ echo two\nthree\n```\n"
     )
     failures = run_text(workbench, text)

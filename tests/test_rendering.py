@@ -293,7 +293,7 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     shutil.copy(ROOT / "results" / "thesis_sst2_95.json", tmp_path / "half_99.json")
     (tmp_path / "torn_99.json").write_text('{"command": ')
     for path, message in (
-        ("a_99.json", "a_99.json is not a record of scripts/search_classformer.py"),
+        ("a_99.json", "a_99.json is not a record of redundancy-hf search"),
         ("torn_99.json", "torn_99.json is not JSON"),
         ("no_99.json", "no_99.json cannot be read: No such file"),
         ("half_99.json", "half_99.json is a search for 95%, not for 99% as its name says"),

@@ -111,8 +111,8 @@ def test_command_of_the_report_works_as_printed(run, searched, monkeypatch, tmp_
     # the full model needs no certificate
     is_found = json.loads((output / "best" / "config.json").read_text())["gamma"] != [1, 1, 1]
     assert (describe_certification(output, 0.5) in printed) == is_found
-    python, script, *arguments = shlex.split(certificate_command(account))
-    assert (python, script) == ("python", "scripts/evaluate_model.py")
+    program, verb, *arguments = shlex.split(certificate_command(account))
+    assert (program, verb) == ("redundancy-hf", "evaluate")
     assert arguments == ["runs/a search/full", "runs/a search/best", "--required_performance", "0.9"]
     code, printed, words = run("evaluate_model", *arguments, "--update_card")
     assert code == 0, words
@@ -550,7 +550,8 @@ def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, 
 def test_help_teaches(run, script):
     code, printed, _ = run(script, "--help")
     assert code == 0
-    assert f"python {find_script(script).parent.name}/" in " ".join(printed.split()), "an example"
+    program = "redundancy-hf " if find_script(script).parent.name == "scripts" else "python experiments/"
+    assert program in printed.partition("[recipe.json]")[2], "an example"
 
 
 def test_conversion_check_compares_with_the_original(run, tiny_roberta_folder):

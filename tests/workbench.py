@@ -21,40 +21,45 @@ TRAINING = "--use_cpu --disable_tqdm True --num_train_epochs 1 --learning_rate 1
 TEXTS = "--max_length 32 --max_train_samples 128 --max_validation_samples 64 --max_test_samples 64"
 SHAPES = "--max_train_samples 16 --max_validation_samples 8 --max_test_samples 8"
 SEARCH = "--max_trials 4 --num_winners 2 --latency_rounds 2"
-# what makes a script's work small; a script of the documents must have its line
+# what makes a job's work small; a verb or an experiment of the documents must have its line
 SIZES = {
-    "benchmark_latency": "--rounds 1",
-    "classify_elsewhere": "",
-    "compare_image_classifiers": "--rounds 1",
+    "benchmark": "--rounds 1",
+    "classify": "",
+    "compare-images": "--rounds 1",
     "draw_peers": "",
     "draw_schedules": "",
     "draw_searches": "",
-    "evaluate_avae": SHAPES,
-    "evaluate_model": "",
-    "explain_images": "--num_images 2",
-    "export_model": "",
-    "pretrain_classformer": f"{TRAINING} --block_size 32 --max_train_blocks 32 --max_validation_blocks 8 --max_steps 4",
+    "evaluate-avae": SHAPES,
+    "evaluate": "",
+    "explain-images": "--num_images 2",
+    "export": "",
+    "pretrain": f"{TRAINING} --block_size 32 --max_train_blocks 32 --max_validation_blocks 8 --max_steps 4",
     "publish": "",
     "render_results": "",
-    "search_classformer": f"{TRAINING} {TEXTS} {SEARCH}",
+    "search": f"{TRAINING} {TEXTS} {SEARCH}",
     "study_supernet": f"{TRAINING} {TEXTS}",
-    "train_avae": f"{TRAINING} {SHAPES}",
-    "train_classformer": f"{TRAINING} {TEXTS}",
-    "train_multitask": f"{TRAINING} --max_length 32 --max_train_samples 32",
-    "train_image_classifier": f"{TRAINING} --max_train_samples 32 --max_validation_samples 8",
+    "train-avae": f"{TRAINING} {SHAPES}",
+    "train": f"{TRAINING} {TEXTS}",
+    "multitask": f"{TRAINING} --max_length 32 --max_train_samples 32",
+    "train-images": f"{TRAINING} --max_train_samples 32 --max_validation_samples 8",
 }
 
 
 def shrink(arguments: list[str]) -> list[str]:
     """Fill the placeholders of a command in, and add the flags that make it small."""
-    from tests.documents import fill_in
+    from tests.documents import fill_in, find_jobs
 
-    script = Path(arguments[0])
-    if script.parent.name != "scripts":
+    if not is_job(arguments):
         return arguments
+    (job,) = find_jobs(" ".join(arguments[:3] if arguments[0] == "-m" else arguments[:1]))
     # every command with an ellipsis has a folder of its own
     filled = [f"runs/elided-{os.getpid()}" if value == "runs/elided" else value for value in fill_in(arguments)]
-    return [*filled, *SIZES[script.stem].split()]
+    return [*filled, *SIZES[job].split()]
+
+
+def is_job(arguments: list[str]) -> bool:
+    """Say whether Python's arguments name a verb, or a file of scripts/ or experiments/."""
+    return arguments[:2] == ["-m", "redundancy_hf"] or Path(arguments[0]).parent.name in ("scripts", "experiments")
 
 
 def ask_server(arguments: list[str]) -> int:
@@ -69,12 +74,12 @@ def ask_server(arguments: list[str]) -> int:
 def serve(address: str):
     """Fork for every job."""
     from classformer_hf.search import executors, timing
-    from tests.documents import load_script
+    from tests.documents import load_job
 
     # no flag makes the latency table small, and workers may come late on a busy machine
     timing.TABLE_ROUNDS, executors.CONNECT_SECONDS = 2, 120
     for name in SIZES:
-        load_script(name)
+        load_job(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
@@ -99,11 +104,14 @@ def run_job(connection: socket.socket) -> int:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
-    sys.argv = job["arguments"]
+    is_verb = job["arguments"][0] == "-m"
+    sys.argv = job["arguments"][1:] if is_verb else job["arguments"]
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
     code: int | str | None = 0
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_module("redundancy_hf", run_name="__main__") if is_verb else runpy.run_path(
+            sys.argv[0], run_name="__main__"
+        )
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -132,7 +140,7 @@ class Workbench:
         programs.mkdir(parents=True)
         self.environment["PATH"] = f"{programs}:{self.environment['PATH']}"
         self._write_programs(programs)
-        for path in (ROOT / "scripts", ROOT / "tests", *ROOT.glob("*_hf")):
+        for path in (ROOT / "scripts", ROOT / "experiments", ROOT / "tests", *ROOT.glob("*_hf")):
             (folder / path.name).symlink_to(path)
         # what a command may write
         for name in ("docs", "recipes", "results"):
@@ -161,6 +169,7 @@ class Workbench:
         here += '; case "$*" in *latency*) set -- "$@" --host 127.0.0.2;; esac'
         lines = {
             "python": ours,
+            "redundancy-hf": f'exec {sys.executable} -S {__file__} run -m redundancy_hf "$@"',
             "hf": f'{login}; exec {theirs["hf"]} "$@"',
             "dask": f'{here}; exec {theirs["dask"]} "$@"',
         }
@@ -195,6 +204,8 @@ if __name__ == "__main__":
     if what == "serve":
         serve(*rest)
     arguments = shrink(rest)
-    if arguments[0].endswith(".py") and os.environ["HF_ENDPOINT"] == os.environ["WORKBENCH_ENDPOINT"]:
+    if (is_job(arguments) or arguments[0].endswith(".py")) and os.environ["HF_ENDPOINT"] == os.environ[
+        "WORKBENCH_ENDPOINT"
+    ]:
         sys.exit(ask_server(arguments))
     os.execv(sys.executable, [sys.executable, *arguments])

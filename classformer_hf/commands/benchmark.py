@@ -1,14 +1,14 @@
 """Compare the latency of saved classifiers on this machine, one input at a time or in batches.
 
 The folders, or names on the Hub, may hold any classifier of texts or of images: a stock RoBERTa, a Classformer, or
-another model with its code inside; or what scripts/export_model.py has made of it. The first one is the reference:
+another model with its code inside; or what redundancy-hf export has made of it. The first one is the reference:
 every other model's time is given as a ratio to it (0.5 = twice as fast), median and quartiles over rounds in which all
 models take turns on every input.
 
-    python scripts/benchmark_latency.py runs/full runs/search/best --output lengths.json --plot lengths.png
-    python scripts/benchmark_latency.py runs/full runs/search/best --dataset_name mrpc --output mrpc.json
-    python scripts/benchmark_latency.py runs/full --peers bert distilbert funnel-small --lengths 128 512
-    python scripts/benchmark_latency.py runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --update_card
+    redundancy-hf benchmark runs/full runs/search/best --output lengths.json --plot lengths.png
+    redundancy-hf benchmark runs/full runs/search/best --dataset_name mrpc --output mrpc.json
+    redundancy-hf benchmark runs/full --peers bert distilbert funnel-small --lengths 128 512
+    redundancy-hf benchmark runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --update_card
 
 Peers are architectures of transformers with random weights and the sizes of their configurations: what they cost does
 not depend on the weights. `--peer_config` gives them other sizes, as those of your model.

@@ -1,6 +1,6 @@
 r"""Choose a cascade: a fast schedule for every text, and a fuller one for those whose margin is small.
 
-    python scripts/choose_cascade.py --model_name_or_path runs/sst2/supernet \
+    redundancy-hf cascade --model_name_or_path runs/sst2/supernet \
         --required_performance 0.95 0.97 --output_dir runs/sst2-cascade --results_file results/cascade_sst2.json
 
 The model should be one that was trained for many schedules, such as the supernet that a search leaves. On the

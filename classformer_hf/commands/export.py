@@ -1,8 +1,8 @@
 """Export a saved text classifier to ONNX Runtime, OpenVINO or torch.export, and say what changes by it.
 
-    python scripts/export_model.py runs/mrpc/best --runtime onnx
-    python scripts/export_model.py runs/mrpc/best --runtime onnx --int8
-    python scripts/export_model.py your-name/model --runtime openvino --dataset_name mrpc --output served/mrpc
+    redundancy-hf export runs/mrpc/best --runtime onnx
+    redundancy-hf export runs/mrpc/best --runtime onnx --int8
+    redundancy-hf export your-name/model --runtime openvino --dataset_name mrpc --output served/mrpc
 
 The result lies in a folder named like the runtime, inside the model's. Labels and score are compared on the validation
 split that the model's `task.json` or the flags name; without either, logits on random texts. To use it:

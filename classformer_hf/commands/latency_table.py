@@ -1,12 +1,12 @@
 r"""Time the layers of a model on this machine, so that the latency of every schedule can be predicted.
 
-    python scripts/build_latency_table.py --model_name_or_path runs/full --output latency_table.json
+    redundancy-hf latency-table --model_name_or_path runs/full --output latency_table.json
 
 The table takes at most about three minutes. `--check 30` then measures 30 schedules directly as well, twice, and says
 how far the table is from the first measurements and these from each other. `--busy 2` does all of it beside processes
 that multiply matrices without pause:
 
-    python scripts/build_latency_table.py --model_name_or_path runs/full --output latency_table.json \
+    redundancy-hf latency-table --model_name_or_path runs/full --output latency_table.json \
         --check 30 --busy 2 --results_file results/latency_table_check_busy.json
 """
 

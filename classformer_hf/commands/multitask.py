@@ -1,10 +1,10 @@
 r"""Train one Classformer encoder on several tasks at once, before fine-tuning (thesis section 6.2.3, equation 2.14).
 
-    python scripts/train_multitask.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte qqp sst2 \
+    redundancy-hf multitask --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte qqp sst2 \
         --max_train_samples 10000 --gamma 1 2 1 2 1 1 1 1 1 1 1 1 --num_train_epochs 1 --output_dir runs/multitask
 
 Batches mix the tasks, each has a head of its own, and every loss is divided by what guessing costs. OUTPUT_DIR is then
-a folder with the encoder, which scripts/train_classformer.py and scripts/search_classformer.py start from. The same
+a folder with the encoder, which redundancy-hf train and redundancy-hf search start from. The same
 command resumes.
 """
 
@@ -96,7 +96,7 @@ def main():
     training.require_training()
     refuse_label_smoothing(training, "several tasks at once")
     if len(arguments.dataset_names) < 2:
-        raise ValueError("--dataset_names needs two tasks at least; scripts/train_classformer.py trains on one.")
+        raise ValueError("--dataset_names needs two tasks at least; redundancy-hf train trains on one.")
     output = Path(str(training.output_dir))
     training.output_dir = str(output / "checkpoints")
     tokenizer = load_tokenizer(arguments.model_name_or_path)

@@ -2,10 +2,10 @@ r"""Search the fastest Classformer for a checkpoint, a dataset, a machine and an
 
 Examples:
 
-    python scripts/search_classformer.py recipes/demo.json
-    python scripts/search_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
+    redundancy-hf search recipes/demo.json
+    redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
         --required_performance 0.95 --num_train_epochs 3 --output_dir runs/mrpc
-    python scripts/search_classformer.py --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
+    redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
         --required_performance 0.95 --num_train_epochs 3 --reuse runs/mrpc --latency_threads 4 --output_dir runs/mrpc-4
 
 The folder OUTPUT_DIR/best then holds the model, OUTPUT_DIR/search_report.html the account. By default one training
@@ -127,7 +127,7 @@ class SearchArguments:
     latency_table: str | None = field(
         default=None,
         metadata={
-            "help": "Latency table of the machine where the result shall run (scripts/build_latency_table.py). "
+            "help": "Latency table of the machine where the result shall run (redundancy-hf latency-table). "
             "Default: built here, once."
         },
     )
@@ -533,5 +533,5 @@ def print_summary(folder: Path, result: SearchResult, is_one_shot: bool):
         command = describe_certification(folder.parent, result.required_performance)
         # of an environment that need not be active
         runs_here = Path(sys.executable).is_relative_to(Path.cwd())
-        python = Path(sys.executable).relative_to(Path.cwd()) if runs_here else "python"
-        print(f"certify it, once: {command.replace('python', str(python), 1)}")
+        programs = f"{Path(sys.executable).parent.relative_to(Path.cwd())}/" if runs_here else ""
+        print(f"certify it, once: {programs}{command}")

@@ -2,11 +2,11 @@ r"""Fine-tune one architecture with several seeds, by the thesis' recipe (sectio
 
 Example: train what a search found, from the base checkpoint, three times:
 
-    python scripts/train_classformer.py --model_name_or_path FacebookAI/roberta-base --config_name runs/mrpc/best \
+    redundancy-hf train --model_name_or_path FacebookAI/roberta-base --config_name runs/mrpc/best \
         --dataset_name mrpc --num_seeds 3 --output_dir runs/mrpc-final
 
 Every seed leaves a model folder OUTPUT_DIR/seed-N; the same command resumes. Two processes on a CPU:
-torchrun --nproc_per_node 2 scripts/train_classformer.py ... --use_cpu (`accelerate launch --cpu` may start only one).
+torchrun --nproc_per_node 2 -m redundancy_hf train ... --use_cpu (`accelerate launch --cpu` may start only one).
 """
 
 import copy

@@ -296,7 +296,7 @@ def describe_certification(output: Path, required_performance: float) -> str:
     """Write the command that certifies what a search has left in a folder."""
     models = [(output / name).as_posix() for name in ("full", "best")]
     flags = ["--required_performance", f"{required_performance:g}"]
-    return shlex.join(["python", "scripts/evaluate_model.py", *models, *flags])
+    return shlex.join(["redundancy-hf", "evaluate", *models, *flags])
 
 
 def list_doubts(account: Account) -> list[str]:

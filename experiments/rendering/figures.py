@@ -5,16 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# what records call the verbs that were made before there were verbs
+SCRIPTS = {
+    "redundancy-hf search": "scripts/search_classformer.py",
+    "redundancy-hf evaluate": "scripts/evaluate_model.py",
+}
 
-def read_record(path: str | Path, script: str) -> dict[str, Any]:
-    """Read the JSON file that a script left.
+
+def read_record(path: str, program: str) -> dict:
+    """Read what an experiment or a verb has left.
 
     Args:
         path: The file.
-        script: Path of the script, as in `experiments/study_schedules.py`.
+        program: What left it, as `experiments/study_schedules.py` or `redundancy-hf search`.
 
     Raises:
-        ValueError: There is no such file, it is not JSON, or another script left it.
+        ValueError: There is no such file, it is not JSON, or another program left it.
     """
     try:
         record = json.loads(Path(path).read_text())
@@ -22,9 +28,10 @@ def read_record(path: str | Path, script: str) -> dict[str, Any]:
         raise ValueError(f"the record {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"the record {path} is not JSON: {error}.") from error
-    command = str(record.get("command")).split() if isinstance(record, dict) else []
-    if [Path(word).name for word in command[1:2]] != [Path(script).name]:
-        raise ValueError(f"{path} is not a record of {script}; give the JSON file that it wrote.")
+    command = str(record.get("command")) if isinstance(record, dict) else ""
+    known = (program, SCRIPTS.get(program, program), Path(program).name)
+    if not command.removeprefix("python ").startswith(known):
+        raise ValueError(f"{path} is not a record of {program}; give the JSON file that it wrote.")
     return record
 
 

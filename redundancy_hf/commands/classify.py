@@ -3,9 +3,9 @@
 A fresh process starts in an empty directory with empty Hugging Face caches and no network. It refuses to import this
 project's packages, so what loads is the code inside the folder. The last step of the demos:
 
-    python scripts/classify_elsewhere.py runs/demo/best --texts "def main(): ..." "def load(path): ..."
-    python scripts/classify_elsewhere.py runs/demo-vision/shared/seed-42 --images one.png two.png
-    python scripts/classify_elsewhere.py runs/demo-avae/avae/seed-42 --align turned.png
+    redundancy-hf classify runs/demo/best --texts "def main(): ..." "def load(path): ..."
+    redundancy-hf classify runs/demo-vision/shared/seed-42 --images one.png two.png
+    redundancy-hf classify runs/demo-avae/avae/seed-42 --align turned.png
 """
 
 from dataclasses import dataclass, field

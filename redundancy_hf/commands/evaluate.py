@@ -1,8 +1,8 @@
 r"""Evaluate saved classifiers of texts or images, of any architecture; by default on the test split of their own data.
 
-    python scripts/evaluate_model.py runs/mrpc/full runs/mrpc/best --required_performance 0.99
-    python scripts/evaluate_model.py runs/mrpc/best runs/mrpc-final/seed-42 --output results/mrpc_test.json
-    python scripts/evaluate_model.py your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
+    redundancy-hf evaluate runs/mrpc/full runs/mrpc/best --required_performance 0.99
+    redundancy-hf evaluate runs/mrpc/best runs/mrpc-final/seed-42 --output results/mrpc_test.json
+    redundancy-hf evaluate your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
 
 How the data are read stands in the first model's `task.json`; flags are for models without one, and `--dataset_name`
 for other data. The test split is for the end: choose by the validation split, then run this once. With

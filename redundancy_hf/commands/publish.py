@@ -1,7 +1,7 @@
 """Publish a saved folder of any of the three packages on the Hugging Face Hub, and read it back.
 
-    python scripts/publish.py runs/mrpc/best --repo_id your-name/roberta-mrpc-fast --license mit
-    python scripts/publish.py runs/mrpc/best --repo_id your-name/roberta-mrpc-fast --license mit --dry_run
+    redundancy-hf publish runs/mrpc/best --repo_id your-name/roberta-mrpc-fast --license mit
+    redundancy-hf publish runs/mrpc/best --repo_id your-name/roberta-mrpc-fast --license mit --dry_run
 
 First a copy is verified: it loads in a fresh process without this project, gives the output that was stored with it,
 has its weights in safetensors, all code that its configuration names, and no path of this machine or token in any file.
@@ -60,7 +60,7 @@ def print_files(folder: Path, staged: Path):
 
 def publish(arguments: PublishArguments, staged: Path):
     """Push a verified copy and read it back."""
-    command = shlex.join([sys.executable, *sys.argv])
+    command = shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
     print(f"pushing to {arguments.repo_id} ...")
     try:
         info, is_new = push_folder(

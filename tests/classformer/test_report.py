@@ -233,10 +233,7 @@ def test_page_says_what_was_found_and_how(one_shot):
     assert f"accuracy {result.reference.score:.3f}, after its own fine-tuning" in page.text
     assert "python " in page.text
     name = output.name
-    assert (
-        f"python scripts/evaluate_model.py path/to/{name}/full path/to/{name}/best --required_performance 0.95"
-        in page.text
-    )
+    assert f"redundancy-hf evaluate path/to/{name}/full path/to/{name}/best --required_performance 0.95" in page.text
     # the loss that is allowed is above the standard error, and so nothing is said about it
     assert "is smaller than the standard error" not in page.text
 

@@ -1,6 +1,6 @@
 r"""Draw what image classifiers learned: sheets of kernels and Grad-CAM, side by side (thesis figures 3.4 to 3.6).
 
-    python scripts/explain_images.py --models runs/plain/seed-0 runs/s4/seed-0 --dataset_name uoft-cs/cifar10 \
+    redundancy-hf explain-images --models runs/plain/seed-0 runs/s4/seed-0 --dataset_name uoft-cs/cifar10 \
         --output_dir runs/pictures
 
 Writes kernels_first.png (kernels of the first convolution as images), kernels_second.png (the first layer that can

@@ -2,10 +2,10 @@
 
 Example: the thesis author's small Xception, each depthwise kernel used by four channels, on CIFAR-10:
 
-    python scripts/train_image_classifier.py recipes/xception_cifar10.json --sharing_factor 4 --output_dir runs/s4
+    redundancy-hf train-images recipes/xception_cifar10.json --sharing_factor 4 --output_dir runs/s4
 
 Every seed leaves a model folder OUTPUT_DIR/seed-N with its image processor; the same command resumes. Two processes on
-a CPU: torchrun --nproc_per_node 2 scripts/train_image_classifier.py ... --use_cpu
+a CPU: torchrun --nproc_per_node 2 -m redundancy_hf train-images ... --use_cpu
 """
 
 import copy

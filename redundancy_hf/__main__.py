@@ -1,5 +1,6 @@
 """The command `redundancy-hf VERB`: what a user runs, by name; a verb's file is imported when it is called."""
 
+import difflib
 import importlib
 import sys
 
@@ -51,7 +52,8 @@ def main():
         sys.argv[1:] = arguments
         run_verb(verb)
     else:
-        sys.exit(f"error: there is no verb {verb!r}.\n{describe_verbs()}")
+        (similar, *_) = difflib.get_close_matches(verb, VERBS, n=1) or ["--help"]
+        sys.exit(f"error: there is no verb {verb!r}; did you mean `redundancy-hf {similar}`?")
 
 
 if __name__ == "__main__":

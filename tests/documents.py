@@ -85,8 +85,8 @@ def _find_in_prose(text: str) -> list[Snippet]:
     """What stands in backticks and is more than a name."""
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
     script = r"(scripts|experiments)/"
-    programs = rf"\S*python (-m|{script})|{script}\w+\.py |\S*redundancy-hf [a-z-]+ |make [a-z]|hf [a-z]|torchrun |dask "
-    starts = re.compile(rf"(\w+=\S+ )*({programs})")
+    ours = rf"\S*python (-m|{script})|{script}\w+\.py |\S*redundancy-hf [a-z-]+ "
+    starts = re.compile(rf"(\w+=\S+ )*({ours}|make [a-z]|hf [a-z]|torchrun |dask )")
     return [Snippet("shell", re.sub(f"^{script}", r"python \1/", span)) for span in spans if starts.match(span)]
 
 

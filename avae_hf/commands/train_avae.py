@@ -1,7 +1,7 @@
 """Train an affine variational autoencoder, or a plain one, on images or voxels in random poses.
 
     redundancy-hf train-avae --dataset_name ylecun/mnist --augment rotation --transforms rotation --latent_dim 6
-    redundancy-hf train-avae recipes/avae_mnist_rotation.json --output_dir runs/avae
+    redundancy-hf train-avae --dataset_name digits --image_size 16 --latent_dim 4 --num_seeds 3 --output_dir runs/avae
 
 `--augment` says what is random about the data, `--transforms` what the model searches; `--transforms none` trains a
 plain autoencoder. Every seed's model folder, OUTPUT_DIR/seed-N, opens with `AutoModel`; beside it lie the losses by

@@ -272,7 +272,7 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if "none" in arguments.objectives:
-        raise ValueError("none means no pretraining; experiments/study_pretraining.py fine-tunes it beside the others.")
+        raise ValueError("none means no pretraining; `redundancy-hf train` fine-tunes a checkpoint as it is.")
     for objective in arguments.objectives:
         check_objective(objective)
     if arguments.from_scratch and arguments.model_name_or_path is None:

@@ -2,7 +2,7 @@ r"""Search the fastest Classformer for a checkpoint, a dataset, a machine and an
 
 Examples:
 
-    redundancy-hf search recipes/demo.json
+    redundancy-hf search --num_train_epochs 1 --max_trials 12 --output_dir runs/demo
     redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
         --required_performance 0.95 --num_train_epochs 3 --output_dir runs/mrpc
     redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \

@@ -1,8 +1,10 @@
-"""Train an image classifier whose convolutions share weights, by the recipes of the thesis (section 3.6).
+r"""Train an image classifier whose convolutions share weights, by the recipes of the thesis (section 3.6).
 
-Example: the thesis author's small Xception, each depthwise kernel used by four channels, on CIFAR-10:
+Examples: the thesis author's small Xception, each depthwise kernel used by four channels, on CIFAR-10:
 
-    redundancy-hf train-images recipes/xception_cifar10.json --sharing_factor 4 --output_dir runs/s4
+    redundancy-hf train-images --preset author-cifar --dataset_name uoft-cs/cifar10 --augmentation crop_flip \
+        --num_train_epochs 300 --lr_decay_epochs 50 --sharing_factor 4 --output_dir runs/s4
+    redundancy-hf train-images --model_name_or_path google/efficientnet-b0 --dataset_name photos --sharing_factor 2
 
 Every seed leaves a model folder OUTPUT_DIR/seed-N with its image processor; the same command resumes. Two processes on
 a CPU: torchrun --nproc_per_node 2 -m redundancy_hf train-images ... --use_cpu

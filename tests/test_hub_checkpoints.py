@@ -41,7 +41,7 @@ REFUSED = """
 import json, sys
 from huggingface_hub import HfApi, constants
 from classformer_hf.checkpoints import checkpoint_fingerprint, load_from_encoder
-from redundancy_hf.data import load_tokenizer
+from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.evaluation import resolve_folder
 
 
@@ -69,12 +69,14 @@ print(json.dumps(found))
 """
 RUN = """
 import json, os, runpy, sys
+from pathlib import Path
 
-folder, commands = sys.argv[1], json.loads(sys.argv[2])
-sys.path.insert(0, folder)
+root, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
+sys.path.insert(0, str(root / "experiments"))
 found = []
 for name, *flags in commands:
-    sys.argv = [f"{folder}/{name}.py", *flags]
+    (path,) = root.glob(f"[se][cx]*/{name}.py")
+    sys.argv = [str(path), *flags]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit_:
@@ -147,7 +149,7 @@ def test_every_training_starts_and_resumes_from_a_hub_name(
     commands = list_commands(tmp_path / "runs", tiny_text_file, other, text)
 
     def run_all(**environment):
-        return json.loads(client(RUN, ROOT / "scripts", json.dumps(commands), **environment).splitlines()[-1])
+        return json.loads(client(RUN, ROOT, json.dumps(commands), **environment).splitlines()[-1])
 
     checkpoint = shutil.copytree(tiny_roberta_two_labels, tmp_path / "checkpoint")
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())

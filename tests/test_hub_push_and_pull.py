@@ -123,7 +123,7 @@ PUSH_AND_STOP = """
 import sys
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from classformer_hf import ClassformerForSequenceClassification
-from classformer_hf.training import SaveCodeCallback
+from redundancy_hf.training import SaveCodeCallback
 
 class StopAfterTheFirstPush(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):

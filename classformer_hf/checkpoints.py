@@ -154,6 +154,17 @@ def has_head(config: PreTrainedConfig, label_names: Sequence[str], output_names:
     )
 
 
+def choose_schedule(gamma: list[int] | None, eta: int) -> dict[str, Any]:
+    """Give a configuration's settings of a schedule as it was asked for; none without `gamma`, for no reduction.
+
+    Raises:
+        ValueError: There is only an `eta`.
+    """
+    if gamma is None and eta:
+        raise ValueError("`eta` is a part of a schedule: give `gamma` too.")
+    return {} if gamma is None else {"gamma": gamma, "eta": eta}
+
+
 def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) -> ClassformerForSequenceClassification:
     """Give a classifier's weights other settings: another schedule, a cascade, or fewer layers.
 

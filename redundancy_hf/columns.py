@@ -91,7 +91,7 @@ def check_columns(split_name: str, split: Dataset, text_columns: tuple[str, ...]
         if missing:
             raise ValueError(
                 f"text column {column!r} of split {split_name!r} misses {len(missing)} of {len(split)} texts, the "
-                f"first in row {missing[0]}; remove these rows or fill them in."
+                f"first in row {missing[0]} (the first is 0); remove these rows or fill them in."
             )
 
 

@@ -77,7 +77,8 @@ def parse_arguments(
         One instance per dataclass.
 
     Raises:
-        ValueError: The recipe cannot be read or names an unknown argument, or `results_file` is a folder.
+        ValueError: The recipe cannot be read or names an unknown argument; or `results_file` is a folder, `output_dir`
+            a file or `learning_rate` negative.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
@@ -110,6 +111,11 @@ def parse_arguments(
         record = getattr(values, "results_file", None)
         if record is not None and Path(record).is_dir():  # which would only show after all work
             raise ValueError(f"--results_file is a file to write, and {record} is a folder.")
+        output = getattr(values, "output_dir", None)
+        if output is not None and any(path.is_file() for path in (Path(output), *Path(output).parents)):
+            raise ValueError(f"--output_dir is a folder to write to, and {output} is, or lies in, a file.")
+        if getattr(values, "learning_rate", 0) < 0:
+            raise ValueError(f"--learning_rate must not be negative, got {values.learning_rate:g}.")
     return tuple(parsed)
 
 

@@ -126,7 +126,8 @@ def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     if not num_special < max_length <= tokenizer.model_max_length:
         raise ValueError(
             f"`max_length` must be above the {num_special} special tokens and at most the tokenizer's "
-            f"`model_max_length` of {tokenizer.model_max_length}, got {max_length}."
+            f"`model_max_length` of {tokenizer.model_max_length}, got {max_length}; where the model has positions for "
+            "less than its tokenizer says, that is the limit."
         )
     # the function below is hashed for the cache with all that it refers to, which should not be the whole task
     text_columns = list(task.text_columns)
@@ -181,6 +182,7 @@ def _build_task(dataset_name: str, arguments: TaskArguments, is_whole: bool) -> 
     label_column = find_label_column(train, arguments.label_column)
     given = tuple(column for column in (arguments.text_column, arguments.text_pair_column) if column)
     text_columns = find_text_columns(train, label_column, given)
+    check_columns("train", train, text_columns, label_column)
     screen.info(f"{name}: {describe_columns(train, text_columns, label_column)}")
     if "test" in splits and not is_labelled(splits["test"], train, label_column):
         logger.info(f"the test split of {name} has no labels and is left out")

@@ -89,7 +89,7 @@ def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | N
         if missing:
             raise ValueError(
                 f"label column {column!r} of split {name!r} misses {len(missing)} of {len(labels)} labels, the first "
-                f"in row {missing[0]}; remove these rows or fill them in."
+                f"in row {missing[0]} (the first is 0); remove these rows or fill them in."
             )
     if problem_type is None:
         problem_type = _infer_problem_type(feature, column, [label for labels in values.values() for label in labels])

@@ -380,9 +380,15 @@ def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_la
         (["--label_column", "stars"], "--label_column .stars. is not in.*label"),
         (["--metric_name", "bleu"], "accuracy.*bleu|bleu.*accuracy"),
         (["--model_name_or_path", "no_such_folder"], "there is no folder `no_such_folder`, and no such model"),
-        (["--max_length", "1000"], "at most the tokenizer's `model_max_length` of 64, got 1000"),
+        (["--max_length", "1000"], "at most the tokenizer's `model_max_length` of 64, got 1000; where the model"),
         (["--latency_rounds", "0"], "--latency_rounds must be at least 1, got 0"),
         (["--metric_for_best_model", "banana"], "--metric_for_best_model must be loss or accuracy, got banana"),
+        (
+            ["--output_dir", __file__],
+            "--output_dir is a folder .*test_scripts.py is, or lies in, a file",
+        ),
+        (["--output_dir", f"{__file__}/run"], "--output_dir is a folder to write to"),
+        (["--learning_rate", "-1"], "--learning_rate must not be negative, got -1"),
         (["--results_file", str(SCRIPTS)], "--results_file is a file to write, and .*scripts is a folder"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
@@ -394,6 +400,15 @@ def test_search_says_what_is_wrong(run, tmp_path, tiny_roberta_two_labels, tiny_
     assert words.startswith("error: ") and words.count("\n") == 0
     assert re.search(message, words)
     assert not (tmp_path / "run" / "trials.jsonl").exists()
+
+
+def test_several_tasks_say_what_is_wrong(run, tmp_path, tiny_roberta_folder, tiny_text_file):
+    other = shutil.copy(tiny_text_file, tmp_path / "other.csv")
+    code, _, words = run(
+        *("train_multitask", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file, other),
+        *("--max_length", 32, "--use_cpu", "--output_dir", tmp_path / "run", "--eta", 2),
+    )
+    assert code == 1 and "--eta is a part of a schedule: give --gamma too" in words
 
 
 def test_checkpoint_with_code_of_its_own_is_refused_without_a_question(
@@ -474,17 +489,22 @@ def test_training_takes_a_found_architecture_and_seeds(
         (["--config_name", "no_such_folder"], "there is no no_such_folder; --config_name is a folder or a config.json"),
         (["--config_name", "x", "--gamma", "1", "2", "1"], "give --config_name or --gamma, not both"),
         (["--gamma", "1", "2"], "2 for 3 layers"),
+        (["--eta", "4"], "--eta is a part of a schedule: give --gamma too"),
+        (["--eta", "-1"], "--eta is a part of a schedule: give --gamma too"),
+        (["--config_name", "x", "--eta", "2"], "--config_name has an eta of its own: leave --eta out"),
+        (["--text_column", "texxt"], "column 'texxt' is not in split 'train'"),
         (["--num_train_epochs", "0"], "there is nothing to train"),
         (["--metric_for_best_model", "foo"], "--metric_for_best_model must be loss or accuracy, got foo"),
     ],
 )
 def test_training_says_what_is_wrong(run, tiny_roberta_two_labels, tiny_text_file, tmp_path, flags, message):
-    code, _, words = run(
+    code, printed, words = run(
         *("train_classformer", "--model_name_or_path", tiny_roberta_two_labels, "--dataset_name", tiny_text_file),
         *("--output_dir", tmp_path, "--use_cpu", *CARVED, *flags),
     )
     assert code == 1
     assert re.search(message, words)
+    assert "texxt" not in printed, "a column that is not read"
 
 
 @pytest.mark.parametrize(

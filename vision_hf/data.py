@@ -323,7 +323,7 @@ def _encode_labels(splits: dict[str, Dataset]) -> list[str]:
         if unknown:
             raise ValueError(
                 f"split {split_name!r} has {len(unknown)} labels that train does not have or that are missing, the "
-                f"first, {labels[unknown[0]]!r}, in row {unknown[0]}; remove these rows."
+                f"first, {labels[unknown[0]]!r}, in row {unknown[0]} (the first is 0); remove these rows."
             )
         if not isinstance(feature, ClassLabel):
             ids = [known[label] for label in labels]

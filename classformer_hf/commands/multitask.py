@@ -29,7 +29,7 @@ from redundancy_hf.timing import hardware_fingerprint
 from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
 
 from .. import ClassformerModel, load_from_encoder
-from ..checkpoints import checkpoint_fingerprint
+from ..checkpoints import checkpoint_fingerprint, choose_schedule
 from ..multitask import MultitaskClassformer, mix_tasks
 from ..pretraining import count_training_flops
 from ..training import ClassformerTrainingArguments, refuse_label_smoothing
@@ -101,7 +101,7 @@ def main():
     training.output_dir = str(output / "checkpoints")
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     tasks = load_tasks(arguments.dataset_names, tokenizer, arguments.max_length, arguments.max_train_samples)
-    schedule: dict[str, Any] = {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
+    schedule = choose_schedule(arguments.gamma, arguments.eta)
     settings = {
         "checkpoint": checkpoint_fingerprint(arguments.model_name_or_path),
         "tasks": [task.fingerprint for task in tasks],

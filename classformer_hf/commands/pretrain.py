@@ -41,7 +41,7 @@ from redundancy_hf.timing import hardware_fingerprint
 from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
 
 from .. import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
-from ..checkpoints import checkpoint_fingerprint
+from ..checkpoints import checkpoint_fingerprint, choose_schedule
 from ..demo import describe_demo_model
 from ..pretraining import (
     OBJECTIVES,
@@ -139,7 +139,7 @@ class Pretraining:
     def load_model(self) -> ClassformerForMaskedLM:
         """Give the model that every objective starts from."""
         arguments = self.arguments
-        schedule: dict[str, Any] = {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
+        schedule = choose_schedule(arguments.gamma, arguments.eta)
         set_seed(self.training.seed)
         if arguments.model_name_or_path is None:
             return ClassformerForMaskedLM(ClassformerConfig(**describe_demo_model(self.tokenizer), **schedule))
@@ -283,8 +283,7 @@ def main():
         refuse_label_smoothing(training, "distillation")
     if not 0 < arguments.mlm_probability < 1:
         raise ValueError(f"--mlm_probability is a share of the tokens, 0 to 1, got {arguments.mlm_probability}.")
-    if arguments.eta and arguments.gamma is None:
-        raise ValueError("--eta is a part of a schedule: give --gamma too.")
+    choose_schedule(arguments.gamma, arguments.eta)
     if texts.streaming and training.max_steps < 1:
         raise ValueError("a stream has no end: --streaming needs --max_steps.")
     if texts.streaming and training.dataloader_num_workers > 1:

@@ -347,7 +347,7 @@ class Search:
         check_requirement(trial, floor, required, self.arguments.force)
 
     def check_supernet(self, trial: Trial):
-        check_learned(trial, self.about["majority_score"], self.arguments.force, "supernet's full model")
+        check_learned(trial, self.about["majority_score"], self.arguments.force, is_supernet=True)
 
     @contextmanager
     def executors(self) -> Iterator[dict[str, Any]]:

@@ -28,7 +28,7 @@ from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_
 from redundancy_hf.publishing import add_results, name_dataset
 from redundancy_hf.task import Task, TaskArguments
 
-from ..checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder
+from ..checkpoints import checkpoint_fingerprint, choose_schedule, is_classifier, load_from_encoder
 from ..training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
 
 
@@ -48,9 +48,11 @@ class ModelArguments:
 def read_schedule(arguments: ModelArguments) -> dict:
     """Take gamma and eta from a config or from the flags; nothing given means no reduction."""
     if arguments.config_name is None:
-        return {"gamma": arguments.gamma, "eta": arguments.eta} if arguments.gamma else {}
+        return choose_schedule(arguments.gamma, arguments.eta)
     if arguments.gamma is not None:
         raise ValueError("give --config_name or --gamma, not both.")
+    if arguments.eta:
+        raise ValueError("--config_name has an eta of its own: leave --eta out.")
     path = Path(arguments.config_name)
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():

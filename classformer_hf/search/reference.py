@@ -89,24 +89,32 @@ def is_above_floor(score: float, standard_error: float, floor: float) -> bool:
     return score >= floor + 2 * standard_error
 
 
-def check_learned(trial: Trial, floor: float, is_forced: bool, name: str = "full model"):
+def check_learned(trial: Trial, floor: float, is_forced: bool, is_supernet: bool = False):
     """Refuse to trade away accuracy that is not there.
 
     Args:
         trial: Of the full model.
         floor: Score of the majority class.
         is_forced: Whether to warn only.
-        name: What it is called.
+        is_supernet: Whether it has the weights that all schedules share.
 
     Raises:
         ValueError: The full model is no better than the majority class.
     """
     measured = trial.measurement
     if not is_above_floor(trial.score, measured["standard_error"], floor):
+        shown = f"the {'supernet' if is_supernet else 'full model'}'s {measured['metric_name']} of {trial.score:.3f}"
+        advice = "train longer or at another --learning_rate (in another --output_dir)"
         _refuse(
-            f"the {name}'s {measured['metric_name']} of {trial.score:.3f} is not above the majority score "
-            f"{floor:.3f} by 2 standard errors ({2 * measured['standard_error']:.3f}), so there is nothing to keep; "
-            "train longer, take another checkpoint or more data, or search anyway with --force.",
+            f"{shown} is not above the majority score {floor:.3f} by 2 standard errors "
+            f"({2 * measured['standard_error']:.3f}), so "
+            + (
+                f"what it says of schedules means nothing; {advice}, fine-tune every trial by itself (--evaluation "
+                "finetune), or search anyway with --force."
+                if is_supernet
+                else f"there is nothing to keep; {advice}, take another checkpoint or more data, or search anyway with "
+                "--force."
+            ),
             is_forced,
         )
 

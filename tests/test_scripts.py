@@ -29,7 +29,7 @@ from redundancy_hf.folders import check_golden_output
 from redundancy_hf.metrics import compute_score
 from redundancy_hf.record import read_record
 from redundancy_hf.task import TaskArguments
-from tests.documents import FOLDERS, ROOT, find_script
+from tests.documents import FOLDERS, ROOT, find_script, find_verb
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
@@ -570,8 +570,11 @@ def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, 
 def test_help_teaches(run, script):
     code, printed, _ = run(script, "--help")
     assert code == 0
-    program = "redundancy-hf " if find_script(script).parent.name == "scripts" else "python experiments/"
-    assert program in printed.partition("[recipe.json]")[2], "an example"
+    if find_script(script).parent.name == "scripts":
+        assert printed.count(f"\n    redundancy-hf {find_verb(script)} ") >= 2, "two examples"
+        assert not re.search(r"\b(scripts|experiments|recipes|docs)/", printed), "only a clone has it"
+    else:
+        assert f"python experiments/{script}.py" in printed, "an example"
 
 
 def test_conversion_check_compares_with_the_original(run, tiny_roberta_folder):

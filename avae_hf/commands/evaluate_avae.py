@@ -1,6 +1,7 @@
 r"""Evaluate saved autoencoders on the test split in random poses: error, loss, orientations, and pictures.
 
     redundancy-hf evaluate-avae --models runs/vae/seed-42 runs/avae/seed-42 --figures_dir runs/pictures
+    redundancy-hf evaluate-avae --models runs/avae/seed-42 --dataset_name ylecun/mnist --augment rotation
 
 The data are read, and turned, as the first model's `task.json` says, or as the flags do where there is none. Works on
 any saved folder of an autoencoder, through the Auto classes. All models see the same inputs in the same poses. Errors

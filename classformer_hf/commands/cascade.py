@@ -1,7 +1,9 @@
 r"""Choose a cascade: a fast schedule for every text, and a fuller one for those whose margin is small.
 
     redundancy-hf cascade --model_name_or_path runs/sst2/supernet \
-        --required_performance 0.95 0.97 --output_dir runs/sst2-cascade --results_file results/cascade_sst2.json
+        --required_performance 0.95 0.97 --output_dir runs/sst2-cascade --results_file cascade.json
+    redundancy-hf cascade --model_name_or_path runs/mrpc/supernet \
+        --required_performance 0.95 --output_dir runs/mrpc-cascade
 
 The model should be one that was trained for many schedules, such as the supernet that a search leaves. On the
 validation split the fastest single schedule is chosen that keeps the share of the full model's score, then the cascade

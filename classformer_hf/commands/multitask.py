@@ -2,10 +2,11 @@ r"""Train one Classformer encoder on several tasks at once, before fine-tuning (
 
     redundancy-hf multitask --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte qqp sst2 \
         --max_train_samples 10000 --gamma 1 2 1 2 1 1 1 1 1 1 1 1 --num_train_epochs 1 --output_dir runs/multitask
+    redundancy-hf multitask --model_name_or_path FacebookAI/roberta-base --dataset_names first.csv second.csv \
+        --num_train_epochs 1 --output_dir runs/both
 
 Batches mix the tasks, each has a head of its own, and every loss is divided by what guessing costs. OUTPUT_DIR is then
-a folder with the encoder, which redundancy-hf train and redundancy-hf search start from. The same
-command resumes.
+a folder with the encoder, which `redundancy-hf train` and `redundancy-hf search` start from. The same command resumes.
 """
 
 import json

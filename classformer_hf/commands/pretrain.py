@@ -1,15 +1,17 @@
 r"""Pretrain a Classformer on text, with an objective for shortened sequences (thesis section 5.2.6).
 
-From a checkpoint, on WikiText-2, reduced to a quarter by the second and the fourth layer:
+A small model on the text of the standard library; and from a checkpoint, on WikiText-2, reduced to a quarter by the
+second and the fourth layer:
 
+    redundancy-hf pretrain --gamma 1 2 1 1 --objectives first_k --output_dir runs/small
     redundancy-hf pretrain --model_name_or_path FacebookAI/roberta-base \
         --dataset_name Salesforce/wikitext --dataset_config_name wikitext-2-raw-v1 --objectives funnel \
         --gamma 1 2 1 2 1 1 1 1 1 1 1 1 --num_train_epochs 1 --output_dir runs/funnel
 
 Objectives: first_k, last_k, gamma_th, dense and funnel are masked language modelling with targets at other places, and
 distillation is learning the final states of the same model without reductions; several run one after the other, from
-the same weights. OUTPUT_DIR/OBJECTIVE is then a model folder that fine-tuning (redundancy-hf train) and search
-(redundancy-hf search) start from. The same command resumes. --from_scratch takes the checkpoint's shape and
+the same weights. OUTPUT_DIR/OBJECTIVE is then a model folder that fine-tuning (`redundancy-hf train`) and search
+(`redundancy-hf search`) start from. The same command resumes. --from_scratch takes the checkpoint's shape and
 tokenizer and random weights; without any checkpoint a small model learns from the text of the standard library.
 A large corpus is read as it is needed with --streaming and --max_steps. Two processes on a CPU: torchrun
 --nproc_per_node 2 -m redundancy_hf pretrain ... --use_cpu.

@@ -1,9 +1,11 @@
 r"""Fine-tune one architecture with several seeds, by the thesis' recipe (section 5.1.3), for 3 epochs unless told.
 
-Example: train what a search found, from the base checkpoint, three times:
+Train what a search found, from the base checkpoint, three times; or a schedule of your own:
 
     redundancy-hf train --model_name_or_path FacebookAI/roberta-base --config_name runs/mrpc/best \
         --dataset_name mrpc --num_seeds 3 --output_dir runs/mrpc-final
+    redundancy-hf train --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
+        --gamma 1 1 2 1 2 1 1 1 1 1 1 1 --eta 1 --output_dir runs/mrpc-mine
 
 Every seed leaves a model folder OUTPUT_DIR/seed-N; the same command resumes. Two processes on a CPU:
 torchrun --nproc_per_node 2 -m redundancy_hf train ... --use_cpu (`accelerate launch --cpu` may start only one).

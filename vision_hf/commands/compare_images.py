@@ -1,6 +1,7 @@
 """Compare saved image classifiers: accuracy, stored parameters, file size, operations and time, side by side.
 
     redundancy-hf compare-images --models runs/plain/seed-42 runs/shared/seed-42
+    redundancy-hf compare-images --models google/efficientnet-b0 runs/shared/seed-42 --dataset_name photos --rounds 50
 
 The data are read as the first model's `task.json` says, or as the flags do where there is none. Works on any saved
 folder of an image classifier, through the Auto classes and the image processor in the folder. All models take turns,

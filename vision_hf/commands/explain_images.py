@@ -2,6 +2,7 @@ r"""Draw what image classifiers learned: sheets of kernels and Grad-CAM, side by
 
     redundancy-hf explain-images --models runs/plain/seed-0 runs/s4/seed-0 --dataset_name uoft-cs/cifar10 \
         --output_dir runs/pictures
+    redundancy-hf explain-images --models runs/s4/seed-0 --dataset_name photos --output_dir runs/pictures
 
 Writes kernels_first.png (kernels of the first convolution as images), kernels_second.png (the first layer that can
 share, with all kernels that are applied; duplicates show the sharing) and grad_cam.png (test images with the regions of

@@ -21,6 +21,7 @@ VERBS = {
     "publish": ("redundancy_hf.commands.publish", "verify a saved folder, push it to the Hub and read it back"),
     "classify": ("redundancy_hf.commands.classify", "use a saved folder in a clean process without these packages"),
     "train-images": ("vision_hf.commands.train_images", "train an image classifier with shared convolution weights"),
+    "share": ("vision_hf.commands.share", "convert a trained image classifier to shared weights and fine-tune it"),
     "compare-images": ("vision_hf.commands.compare_images", "compare image classifiers: accuracy, size, time"),
     "explain-images": ("vision_hf.commands.explain_images", "draw kernels and what a classifier looks at"),
     "train-avae": ("avae_hf.commands.train_avae", "train an autoencoder that separates shape from pose"),

@@ -179,7 +179,25 @@ def test_fine_tuning_with_a_factor_converts(run, trained, flags, tmp_path):
     assert code == 0, words
     config = json.loads((tmp_path / "run" / "seed-42" / "config.json").read_text())
     assert config["sharing_factor"] == 4 and "validation accuracy 1.0" in printed
-    code, _, words = run(*command, "--family", "resnet", "--channel_divisor", 2, "--output_dir", tmp_path / "other")
+    weights = (tmp_path / "run" / "seed-42" / "model.safetensors").read_bytes()
+    command = ["share_image_classifier", plain, *command[3:]]
+    code, _, words = run(*command, "--sharing_factor", 4, "--output_dir", tmp_path / "shared")
+    assert code == 0 and (tmp_path / "shared" / "seed-42" / "model.safetensors").read_bytes() == weights, words
+    code, _, words = run(*command, "--output_dir", tmp_path / "other")
+    assert code == 1 and "--sharing_factor says how many channels share a kernel" in words
+    code, _, words = run(command[0], *command[2:], "--sharing_factor", 4, "--output_dir", tmp_path / "other")
+    assert code == 1 and "name the trained classifier" in words
+    code, _, words = run(
+        *command,
+        "--family",
+        "resnet",
+        "--channel_divisor",
+        2,
+        "--sharing_factor",
+        4,
+        "--output_dir",
+        tmp_path / "other",
+    )
     assert code == 1 and "--family, --channel_divisor can only be of a new model" in words
 
 

@@ -200,10 +200,12 @@ def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, train
     return row
 
 
-def main():
-    model_arguments, task_arguments, training = parse_arguments(
-        (ModelArguments, ImageTaskArguments, ImageTrainingArguments), __doc__
-    )
+def train_seeds(model_arguments: ModelArguments, task_arguments: ImageTaskArguments, training: ImageTrainingArguments):
+    """Train all seeds, each into a folder of its own, and print what they reach.
+
+    Raises:
+        ValueError: The data or the model cannot be read, arguments do not fit, or a folder holds another training.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if model_arguments.num_seeds < 1:
@@ -214,7 +216,7 @@ def main():
     plan, rows = plan_seeds(seeds, training), []
     for seed in seeds:
         rows.append(train_seed(model_arguments, task, task_arguments, training, seed, plan))
-        folder = Path(training.output_dir, f"seed-{seed}")
+        folder = Path(str(training.output_dir), f"seed-{seed}")
         if training.process_index == 0 and not (folder / TASK_FILE).exists():
             record = describe().after(model_arguments.model_name_or_path, folder.parent)
             record.write(folder)
@@ -227,3 +229,7 @@ def main():
     accuracies = [row["accuracy"] for row in rows]
     spread = f" +- {statistics.stdev(accuracies):.4f}" if len(rows) > 1 else ""
     print(f"mean of {len(rows)}: {statistics.mean(accuracies):.4f}{spread}; models in {training.output_dir}/seed-*")
+
+
+def main():
+    train_seeds(*parse_arguments((ModelArguments, ImageTaskArguments, ImageTrainingArguments), __doc__))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from avae_hf import AVAEModel
 from avae_hf.data import ShapeTaskArguments, load_processor, load_task
 from avae_hf.pose_search_avae import PoseObjective, search_pose
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.timing import hardware_fingerprint
 
 
@@ -154,7 +154,7 @@ def main():
     path = Path(arguments.results_file)
     records = json.loads(path.read_text()) if path.exists() else []
     kept = [one for one in records if (one["name"], one["kind"]) != (record["name"], record["kind"])]
-    path.write_text(json.dumps([*kept, record], indent=1) + "\n")
+    path.write_text(format_record([*kept, record]) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from classformer_hf.search.benchmark import TabularBenchmark, analytic_benchmark, read_benchmark
 from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.timing import hardware_fingerprint
 
 PROCESSES = ("thesis", "gp", "constrained")
@@ -300,7 +300,7 @@ def main():
     print_table(results, arguments.max_trials)
     if arguments.results_file:
         Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.results_file).write_text(json.dumps(content, indent=1) + "\n")
+        Path(arguments.results_file).write_text(format_record(content) + "\n")
     if arguments.figure:
         draw(results, arguments.max_trials, title, arguments.figure)
 

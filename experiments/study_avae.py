@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from avae_hf import AVAEConfig, AVAEModel, analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_model, summarise_terms, train
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.timing import hardware_fingerprint
 from redundancy_hf.training import find_checkpoint
@@ -234,7 +234,7 @@ def main():
             row |= train_variant(study, variant, task, task_arguments, training, seed, folder)
             row |= measure_variant(study, variant, task, task_arguments, folder)
             record["rows"].append({**row, "cpu": record["hardware"]["cpu"]})
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(format_record(record) + "\n")
             print(f"{name}, seed {seed}: test squared error {row['test']['squared_error']:.3f}", flush=True)
             draw_reconstructions(study, training, task)
 

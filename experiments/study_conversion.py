@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.conversion import METHODS, weight_error
 from vision_hf.data import ImageTask, ImageTaskArguments, load_task, transform_splits
@@ -104,7 +104,7 @@ def main():
         key = {"family": family, "sharing_factor": factor, "method": method}
         if not any(key.items() <= row.items() for row in record["rows"]):
             record["rows"].append({**key, **convert(plain, factor, method, *common, study.num_statistics)})
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(format_record(record) + "\n")
 
 
 if __name__ == "__main__":

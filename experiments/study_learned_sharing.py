@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf  # noqa: F401  registers the families
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
 from vision_hf.explain import draw_weight_histograms
@@ -237,7 +237,7 @@ def main():
                     continue
                 rows = run_method(study, method, tau, task, task_arguments, training, seed)
                 record["rows"] += [{**row, "cpu": record["hardware"]["cpu"]} for row in rows]
-                path.write_text(json.dumps(record, indent=1) + "\n")
+                path.write_text(format_record(record) + "\n")
                 for row in rows:
                     accuracies = [f"{row[state]['test_accuracy']:.4f}" for state in ("before", "after", "reestimated")]
                     print(

@@ -21,7 +21,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.cost import count_flops, forward_call, measure_ratios
@@ -166,7 +166,7 @@ def main():
     record |= {"command": describe_command(), "hardware": hardware_fingerprint()}
     if study.time:
         record["costs"] = time_variants(variants, task)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        path.write_text(format_record(record) + "\n")
         return
     for seed in study.seeds:
         for name in study.variants or variants:
@@ -176,7 +176,7 @@ def main():
             measured = run_variant(variants[name], task, task_arguments, training, seed, folder)
             row = {"variant": name, "seed": seed, **measured, "cpu": record["hardware"]["cpu"]}
             record["rows"].append(row)
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(format_record(record) + "\n")
             print(
                 f"{name}, seed {seed}: test accuracy {row['test_accuracy']:.4f}, {row['parameters']:,} parameters, "
                 f"{row['seconds']:.0f} s",

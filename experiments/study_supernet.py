@@ -31,7 +31,7 @@ from classformer_hf.search.oneshot import identify, prepare_supernet
 from classformer_hf.search.study import summarise
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import (
@@ -270,7 +270,7 @@ def main():
         record = report(study)
         print(json.dumps({name: record[name] for name in record if name.startswith(("tau", "cost"))}, indent=2))
         if arguments.results_file is not None:
-            Path(arguments.results_file).write_text(json.dumps(record, indent=2) + "\n")
+            Path(arguments.results_file).write_text(format_record(record) + "\n")
 
 
 if __name__ == "__main__":

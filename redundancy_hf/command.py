@@ -49,6 +49,8 @@ NOT_FLAGS = {
 }
 # follow from other settings, mostly
 EFFECTS = ("mean_tokens", "max_tokens")
+# of a record, in characters
+LONGEST_ROW = 2000
 FULL_WORDS = ("Error while serializing", "PytorchStreamWriter", "inline_container")
 
 
@@ -131,12 +133,35 @@ def describe_command() -> str:
     return shlex.join([*program, *(shorten(argument) for argument in sys.argv[1:])])
 
 
+def format_record(content: Any, depth: int = 0) -> str:
+    """Write a record as JSON with a line per row, where rows are the entries of a list of objects."""
+    line = json.dumps(content)
+    is_open = isinstance(content, dict) and (depth == 0 or len(line) > LONGEST_ROW)
+    if not is_open and not _has_rows(content):
+        return line
+    indent = " " * (depth + 1)
+    if isinstance(content, dict):
+        entries = [f"{json.dumps(key)}: {format_record(value, depth + 1)}" for key, value in content.items()]
+    else:
+        # an entry that has rows of its own may be long
+        lines = ((json.dumps(entry), entry) for entry in content)
+        entries = [line if len(line) <= LONGEST_ROW else format_record(entry, depth + 1) for line, entry in lines]
+    first, last = "{}" if isinstance(content, dict) else "[]"
+    return f"{first}\n" + ",\n".join(indent + entry for entry in entries) + f"\n{' ' * depth}{last}"
+
+
+def _has_rows(content: Any) -> bool:
+    if isinstance(content, list):
+        return any(isinstance(entry, (dict, list)) for entry in content)
+    return isinstance(content, dict) and any(map(_has_rows, content.values()))
+
+
 def write_record(path: str | None, **content: Any):
     """Write what a script found, after its command, as JSON; nothing where no path is given."""
     if path is None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"command": describe_command(), **content}, indent=2) + "\n")
+    Path(path).write_text(format_record({"command": describe_command(), **content}) + "\n")
 
 
 def check_settings(path: Path, settings: dict, is_writer: bool):

@@ -24,7 +24,7 @@ from classformer_hf.commands import search
 from classformer_hf.search import SearchSpace
 from classformer_hf.search.page import Account, certificate_command, describe_certification
 from classformer_hf.training import ClassformerTrainingArguments
-from redundancy_hf.command import check_settings
+from redundancy_hf.command import check_settings, format_record
 from redundancy_hf.folders import check_golden_output
 from redundancy_hf.metrics import compute_score
 from redundancy_hf.record import read_record
@@ -727,3 +727,20 @@ def test_certificate_study_says_what_is_wrong(run, cached_predictions, tmp_path)
     assert code == 1 and "give the cached --predictions, or --simulated_classes" in words
     code, _, words = run("study_certificate", "--simulated_classes", 1)
     assert code == 1 and "must be at least 2 each, got [1]" in words
+
+
+def test_record_has_a_line_per_row():
+    rows = [{"seed": 0, "scores": [0.5, 0.25]}, {"seed": 1, "scores": []}]
+    curves = {name: [0.125] * 300 for name in ("low", "high")}
+    record = {"command": "x", "hardware": {"cores": 2}, "rows": rows, "tasks": {"rte": rows}, "curves": curves}
+    lines = format_record(record).splitlines()
+    assert json.loads("".join(lines)) == record
+    assert lines[:5] == [
+        "{",
+        ' "command": "x",',
+        ' "hardware": {"cores": 2},',
+        ' "rows": [',
+        f"  {json.dumps(rows[0])},",
+    ]
+    assert len(lines) == 4 + 4 + 6 + 4
+    assert format_record([[1, 2]]) == "[\n [1, 2]\n]"

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from redundancy_hf.certificate import TUNED
-from redundancy_hf.command import describe_command
+from redundancy_hf.command import describe_command, format_record
 from redundancy_hf.folders import digest, find_weights, follow_umask
 from redundancy_hf.publishing import add_results, latency_results, name_dataset
 from redundancy_hf.readings import copy_readings
@@ -178,7 +178,7 @@ def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], 
         rows.append(row)
     record = {"command": describe_command(), "seed": seed, "summary": summary(result, about), "trials": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(format_record(record) + "\n")
 
 
 def prune_models(models: Path, result: SearchResult):

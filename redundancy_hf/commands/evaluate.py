@@ -29,7 +29,7 @@ from huggingface_hub import EvalResult
 from transformers.utils import logging as transformers_logging
 
 from ..certificate import REFERENCES, certify, check_request
-from ..command import describe_command, parse_arguments
+from ..command import describe_command, format_record, parse_arguments
 from ..data import EMBEDDED, load_task, tokenize
 from ..evaluation import (
     IMAGE,
@@ -279,7 +279,7 @@ def count_resamples(num_candidates: int, confidence: float) -> int:
 def write_json(path: str | None, record: dict):
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(record, indent=2) + "\n")
+        Path(path).write_text(format_record(record) + "\n")
 
 
 def describe_certificate(certificate: dict, num_examples: int) -> str:

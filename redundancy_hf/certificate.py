@@ -90,7 +90,7 @@ class Certificate:
             return f"The candidate keeps at least {kept} with {confidence} {evidence}."
         bound = f"only {100 * self.performance_lower_bound:.2f} % is certain enough"
         if self.num_examples_needed is None:
-            way_out = f"it kept {100 * self.performance:.2f} %, so more examples are no help"
+            way_out = f"it kept {100 * self.performance:.2f} %, so more examples help only if that is chance"
             if self.num_examples_lossless is not None:
                 way_out += (
                     f"; one that lost nothing, disagreeing as often, would take about {self.num_examples_lossless:,}"

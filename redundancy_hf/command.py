@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -80,7 +81,7 @@ def parse_arguments(
 
     Raises:
         ValueError: The recipe cannot be read or names an unknown argument; or `results_file` is a folder, `output_dir`
-            a file or `learning_rate` negative.
+            a file, or a number of a training out of range.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
@@ -116,8 +117,13 @@ def parse_arguments(
         output = getattr(values, "output_dir", None)
         if output is not None and any(path.is_file() for path in (Path(output), *Path(output).parents)):
             raise ValueError(f"--output_dir is a folder to write to, and {output} is, or lies in, a file.")
-        if getattr(values, "learning_rate", 0) < 0:
-            raise ValueError(f"--learning_rate must not be negative, got {values.learning_rate:g}.")
+        for name in ("learning_rate", "num_train_epochs"):
+            value = getattr(values, name, 0.0)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"--{name} must be a number that is not negative, got {value:g}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(values, name, 1) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(values, name)}.")
     return tuple(parsed)
 
 

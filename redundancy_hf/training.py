@@ -23,9 +23,10 @@ class StopOnInvalidLoss(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
+            half = ", or train without --fp16" if args.fp16 else ""
             raise FloatingPointError(
                 f"the training loss became {loss} by step {state.global_step}; "
-                f"lower --learning_rate (now {args.learning_rate:g}), warm up longer, or train without --fp16."
+                f"lower --learning_rate (now {args.learning_rate:g}), or warm up longer{half}."
             )
 
 

@@ -253,7 +253,9 @@ def test_number_needed_has_80_percent_power(r, both, lost, won):
 def test_more_examples_are_no_help_below_the_requirement():
     certificate = certify("accuracy", *predictions(PairedCounts(80, 5, 0, 100)), 0.99)
     assert certificate.num_examples_needed is None and certificate.p_value == 1
-    assert "it kept 94.12 %, so more examples are no help; one that lost nothing" in certificate.sentence
+    assert (
+        "it kept 94.12 %, so more examples help only if that is chance; one that lost nothing" in certificate.sentence
+    )
     lossless = certificate.num_examples_lossless
     assert f"would take about {lossless:,}" in certificate.sentence
 

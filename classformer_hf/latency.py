@@ -220,7 +220,7 @@ class LatencyTable:
         Raises:
             ValueError: The file is missing, damaged or something else.
         """
-        advice = "build one with redundancy-hf latency-table"
+        advice = "build one with `redundancy-hf latency-table`"
         try:
             content = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:

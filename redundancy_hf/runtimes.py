@@ -1,4 +1,4 @@
-"""Classifiers that redundancy-hf export has made graphs of, in ONNX Runtime, OpenVINO or torch.
+"""Classifiers that `redundancy-hf export` has made graphs of, in ONNX Runtime, OpenVINO or torch.
 
 A classifier with length buckets or a cascade is a graph for each of its schedules, and a dispatcher chooses by the
 length of every text or by its margin, so that no graph depends on data. The extras `onnx` and `openvino` install what
@@ -106,7 +106,7 @@ class ExportedClassifier(PreTrainedModel):
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"`num_threads` must be at least 1, got {num_threads}.")
         if not is_export(Path(folder)):
-            raise ValueError(f"{folder} holds no {EXPORT_INDEX}: it is no export; redundancy-hf export writes one.")
+            raise ValueError(f"{folder} holds no {EXPORT_INDEX}: it is no export; `redundancy-hf export` writes one.")
         try:
             index = json.loads((Path(folder) / EXPORT_INDEX).read_text())
             paths = [Path(folder) / entry["folder"] for entry in index["graphs"]]

@@ -17,7 +17,7 @@ shares of "both right", "only the full model", "only the candidate" and "none" a
 classes, as if 4 more examples of the class had been seen, and 4 disagreements, won by either model alike, are spread
 over all classes; a wrong answer is the next class. How many examples a class has stays as it is. The tilt ends at T = 0
 whatever was added, so that nothing added looks like a share that was kept. By simulation the level is at most 5 % up to
-77 classes with 200 examples (`experiments/study_certificate.py`, docs/search.md), which `RESERVE` sees to. The claim is
+77 classes with 200 examples, which `RESERVE` sees to. The claim is
 about the classes that occur among the examples, as the score is: of one that no example has nothing is known.
 
 Letters: N examples, K classes or labels, P patterns (distinct examples), R resamples.

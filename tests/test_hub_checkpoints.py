@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests.documents import ROOT
+from tests.documents import find_script
 
 NAME = "FacebookAI/roberta-base"
 
@@ -69,14 +69,11 @@ print(json.dumps(found))
 """
 RUN = """
 import json, os, runpy, sys
-from pathlib import Path
 
-root, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-sys.path.insert(0, str(root / "experiments"))
+commands = json.loads(sys.argv[1])
 found = []
-for name, *flags in commands:
-    (path,) = root.glob(f"[se][cx]*/{name}.py")
-    sys.argv = [str(path), *flags]
+for path, *flags in commands:
+    sys.argv = [path, *flags]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit_:
@@ -149,7 +146,8 @@ def test_every_training_starts_and_resumes_from_a_hub_name(
     commands = list_commands(tmp_path / "runs", tiny_text_file, other, text)
 
     def run_all(**environment):
-        return json.loads(client(RUN, ROOT, json.dumps(commands), **environment).splitlines()[-1])
+        paths = [[str(find_script(name)), *flags] for name, *flags in commands]
+        return json.loads(client(RUN, json.dumps(paths), **environment).splitlines()[-1])
 
     checkpoint = shutil.copytree(tiny_roberta_two_labels, tmp_path / "checkpoint")
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())

@@ -1,7 +1,7 @@
 """Compare the latency of saved classifiers on this machine, one input at a time or in batches.
 
 The folders, or names on the Hub, may hold any classifier of texts or of images: a stock RoBERTa, a Classformer, or
-another model with its code inside; or what redundancy-hf export has made of it. The first one is the reference:
+another model with its code inside; or what `redundancy-hf export` has made of it. The first one is the reference:
 every other model's time is given as a ratio to it (0.5 = twice as fast), median and quartiles over rounds in which all
 models take turns on every input.
 

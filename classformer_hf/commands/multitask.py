@@ -97,7 +97,7 @@ def main():
     training.require_training()
     refuse_label_smoothing(training, "several tasks at once")
     if len(arguments.dataset_names) < 2:
-        raise ValueError("--dataset_names needs two tasks at least; redundancy-hf train trains on one.")
+        raise ValueError("--dataset_names needs two tasks at least; `redundancy-hf train` trains on one.")
     output = Path(str(training.output_dir))
     training.output_dir = str(output / "checkpoints")
     tokenizer = load_tokenizer(arguments.model_name_or_path)

@@ -127,7 +127,7 @@ class SearchArguments:
     latency_table: str | None = field(
         default=None,
         metadata={
-            "help": "Latency table of the machine where the result shall run (redundancy-hf latency-table). "
+            "help": "Latency table of the machine where the result shall run (`redundancy-hf latency-table`). "
             "Default: built here, once."
         },
     )

@@ -325,8 +325,8 @@ def _replace(output: Path, staging: Path, search_files: Iterable[str]):
     if added:
         logger.warning(
             "%s holds another model now. The one before is in %s, with what was added to it since: %s. Make that again "
-            "for the new one by the commands that made it, such as redundancy-hf export or "
-            "redundancy-hf evaluate.",
+            "for the new one by the commands that made it, such as `redundancy-hf export` or "
+            "`redundancy-hf evaluate`.",
             output,
             old,
             ", ".join(added),

@@ -91,7 +91,7 @@ def warn_of_drift(winner: Trial, record: Path):
     if earlier is not None and abs(winner.latency_ratio / earlier["ratio"] - 1) > DRIFT:
         logger.warning(
             "warning: %s took %.3f of the full model's time as a candidate and %.3f now; the machine may have been "
-            "busy in between, so time the result again by redundancy-hf benchmark.",
+            "busy in between, so time the result again by `redundancy-hf benchmark`.",
             winner.schedule.key,
             earlier["ratio"],
             winner.latency_ratio,

@@ -174,8 +174,8 @@ def test_file_round_trip(table, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"cannot be read .*; build one with redundancy-hf"),
-        ("{", r"cannot be read .*; build one with redundancy-hf"),
+        (None, r"cannot be read .*; build one with `redundancy-hf"),
+        ("{", r"cannot be read .*; build one with `redundancy-hf"),
         ("[]", "is no latency table, or a damaged one"),
         ('{"format_version": 1}', "is no latency table, or a damaged one"),
         ({"entries": []}, "is no latency table, or a damaged one"),

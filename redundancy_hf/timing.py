@@ -14,9 +14,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,54 @@ def sample_inputs(dataset: "Dataset", num_inputs: int = 16, seed: int = 0) -> li
     columns = [name for name in INPUT_COLUMNS if name in dataset.column_names]
     rows = (dataset[int(index)] for index in chosen)
     return [{name: torch.as_tensor(row[name], dtype=torch.long).unsqueeze(0) for name in columns} for row in rows]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where, and how, latency is measured: what is found to be fast is fast there.
+
+    Its fields are flags of every command that measures.
+
+    Raises:
+        ValueError: `threads` or `rounds` is below 1.
+    """
+
+    device: str = field(default="cpu", metadata={"help": "Where the model runs: cpu, cuda, cuda:1, mps ..."})
+    threads: int = field(
+        default=1, metadata={"help": "CPU threads; above 1 times are wall time, which other processes disturb."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Number format of the weights."}
+    )
+    rounds: int = field(default=20, metadata={"help": "Timed rounds; more rounds, narrower quartiles."})
+
+    def __post_init__(self):
+        for name in ("threads", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """The hardware that it is, as [`hardware_fingerprint`] says it."""
+        return hardware_fingerprint(self.device, self.torch_dtype) | {"threads": self.threads}
+
+    def place(self, model: Any) -> Any:
+        """Put a model there, in evaluation mode."""
+        return model.to(self.device, self.torch_dtype).eval()
+
+    @contextmanager
+    def use_threads(self) -> Iterator[None]:
+        """Let torch work with the target's number of threads; on exit with as many as before."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -333,4 +381,12 @@ def busy_machine(num_processes: int) -> Iterator[None]:
                 process.kill()
 
 
-__all__ = ["Latency", "busy_machine", "hardware_fingerprint", "measure_latency", "measure_pass_memory", "sample_inputs"]
+__all__ = [
+    "Latency",
+    "Target",
+    "busy_machine",
+    "hardware_fingerprint",
+    "measure_latency",
+    "measure_pass_memory",
+    "sample_inputs",
+]

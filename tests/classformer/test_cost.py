@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.flops import count_flops
-from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
+from redundancy_hf.timing import Target, hardware_fingerprint, measure_latency, sample_inputs
 
 SETTINGS = {
     "vocab_size": 50,
@@ -255,3 +255,15 @@ def test_records_are_json_and_name_no_machine(one_thread, states):
     assert record["hardware"]["torch"] == torch.__version__
     assert not any(str(value).startswith(os.sep) for value in fingerprint.values())
     assert platform.node() not in {str(value) for value in fingerprint.values()}
+
+
+def test_target_sets_threads_for_a_block_and_says_what_it_is():
+    before, target = torch.get_num_threads(), Target(threads=3, dtype="bfloat16")
+    with target.use_threads():
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    hardware = target.hardware
+    assert (hardware["device"], hardware["threads"], hardware["dtype"]) == ("cpu", 3, "bfloat16")
+    assert target.place(nn.Linear(2, 2)).weight.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"^`rounds` must be at least 1, got 0\.$"):
+        Target(rounds=0)

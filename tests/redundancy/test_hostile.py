@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from avae_hf import AVAEConfig, AVAEImageProcessor, AVAEModel
 from classformer_hf import ClassformerForSequenceClassification
 from redundancy_hf.folders import GOLDEN, write_golden_output
-from tests.test_publish import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
+from tests.redundancy.test_publish import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
 
 TINY_DATA = "sentence,label\na dull film,negative\na warm film,positive\n"
 

@@ -27,7 +27,7 @@ from redundancy_hf.publishing import (
 )
 from tests.test_hub_contract import BACKBONES, CONTRACTS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # in pieces, for a test of the documents refuses such paths
 SOMEBODY = "/".join(["", "home", "somebody"])
 

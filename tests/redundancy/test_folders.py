@@ -9,7 +9,7 @@ import pytest
 from classformer_hf import ClassformerForSequenceClassification
 from redundancy_hf.folders import GOLDEN, save_folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = [*ROOT.glob("*_hf/commands/*.py"), *ROOT.glob("experiments/*.py")]
 
 

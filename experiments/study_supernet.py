@@ -26,9 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import read_encoder_config
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
+from classformer_hf.search.loop import summarise
 from classformer_hf.search.objective import PREDICTIONS, FineTuneObjective
-from classformer_hf.search.oneshot import identify, prepare_supernet
-from classformer_hf.search.study import summarise
+from classformer_hf.search.stages import identify, prepare_supernet
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
 from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command

@@ -28,7 +28,7 @@ def flags(tiny_roberta_two_labels, tiny_text_file):
 
 @pytest.fixture
 def search(run, flags, monkeypatch):
-    monkeypatch.setattr("classformer_hf.search.timing.TABLE_ROUNDS", 1)
+    monkeypatch.setattr("classformer_hf.search.target.TABLE_ROUNDS", 1)
     few = ("--required_performance", REQUIRED, "--max_trials", 6, "--latency_rounds", 1, "--force")
 
     def call(folder, *more):

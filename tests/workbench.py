@@ -73,11 +73,11 @@ def ask_server(arguments: list[str]) -> int:
 
 def serve(address: str):
     """Fork for every job."""
-    from classformer_hf.search import executors, timing
+    from classformer_hf.search import executors, target
     from tests.documents import load_job
 
     # no flag makes the latency table small, and workers may come late on a busy machine
-    timing.TABLE_ROUNDS, executors.CONNECT_SECONDS = 2, 120
+    target.TABLE_ROUNDS, executors.CONNECT_SECONDS = 2, 120
     for name in SIZES:
         load_job(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -41,7 +41,6 @@ from redundancy_hf.task import TaskArguments
 from ..checkpoints import is_classifier, read_encoder_config
 from ..search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
 from ..search.objective import FineTuneObjective
-from ..search.oneshot import OneShotSettings, search_with_supernet
 from ..search.pace import plan_fine_tuning
 from ..search.page import describe_certification
 from ..search.reference import check_learned, check_requirement, describe_reference
@@ -55,8 +54,9 @@ from ..search.report import (
     write_result_folder,
     write_results_file,
 )
+from ..search.stages import SupernetSettings, search_with_supernet
 from ..search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
-from ..search.timing import prepare_table, retime_trials, was_timed_elsewhere
+from ..search.target import prepare_table, retime_trials, was_timed_elsewhere
 from ..search.winners import FULL, WINNER
 from ..training import ClassformerTrainingArguments
 
@@ -421,7 +421,7 @@ class Search:
     def with_supernet(self) -> SearchResult:
         """Train once, search with those weights, fine-tune the winners."""
         search = self.arguments
-        settings = OneShotSettings(
+        settings = SupernetSettings(
             strategy=search.strategy,
             required_performance=search.required_performance,
             max_trials=search.max_trials,
@@ -507,16 +507,16 @@ def main() -> int | None:
     )
     result = study.with_supernet() if search.evaluation == "supernet" else study.by_fine_tuning()
     if study.is_main:
-        is_one_shot = search.evaluation == "supernet"
-        print(f"\n{format_table(result)}\n{describe_table(is_one_shot)}\n")
-        print_summary(study.output / "best", result, is_one_shot)
+        has_supernet = search.evaluation == "supernet"
+        print(f"\n{format_table(result)}\n{describe_table(has_supernet)}\n")
+        print_summary(study.output / "best", result, has_supernet)
         print(f"report: {write_report(study.output, result, study.about)}")
         if search.results_file is not None:
             write_results_file(Path(search.results_file), result, study.about, training.seed)
     return 130 if result.interrupted else None
 
 
-def print_summary(folder: Path, result: SearchResult, is_one_shot: bool):
+def print_summary(folder: Path, result: SearchResult, has_supernet: bool):
     data = json.loads((folder / "search.json").read_text())
     speed = f"{data['speedup_schedule_only']:.2f}x by the schedule alone"
     if data["speedup_against_stock"] is not None:
@@ -525,7 +525,7 @@ def print_summary(folder: Path, result: SearchResult, is_one_shot: bool):
     print(
         f"asked: {100 * result.required_performance:g} % of the full model's "
         f"{data['metric_name']} {data['full_score']:.3f} ({describe_reference(data)})\n"
-        f"{describe_finding(result, is_one_shot)}\n"
+        f"{describe_finding(result, has_supernet)}\n"
         f"speed-up: {speed}\n"
         f"model: {folder}"
     )

@@ -2,9 +2,9 @@
 
 from .executors import ExecutorError, LocalPool, dask_executors
 from .journal import Journal, JournalError, JournalLock, Trial
+from .loop import SearchResult, check_limits, pareto_front, reward, run_search
 from .samplers import BinarySearchSampler, GaussianProcessSampler
 from .space import Schedule, SearchSpace
-from .study import SearchResult, check_limits, pareto_front, reward, run_search
 
 __all__ = [
     "BinarySearchSampler",

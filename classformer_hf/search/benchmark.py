@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .constrained import KnownCosts
+from .loop import reward
 from .samplers import Observation
 from .space import Schedule, SearchSpace
-from .study import reward
 
 # of the formula: a BERT-base layer on 128 tokens, a budget of work that no reduction touches
 HIDDEN_SIZE, INTERMEDIATE_SIZE, MAX_TOKENS, FIXED_SHARE = 768, 3072, 128, 0.05

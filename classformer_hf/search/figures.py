@@ -11,8 +11,8 @@ from typing import Any
 
 from ..configuration_classformer import ClassformerConfig
 from .journal import Trial
+from .loop import SearchResult, pareto_front
 from .space import Schedule
-from .study import SearchResult, pareto_front
 
 FEASIBLE, INFEASIBLE, CHOSEN, LIMIT, PLAIN = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C"
 WIDTH_INCHES, DPI = 6.0, 150

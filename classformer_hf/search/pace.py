@@ -13,13 +13,13 @@ from .journal import Journal
 from .objective import FineTuneObjective
 from .space import SearchSpace
 from .supernet import STAGE as SUPERNET
-from .timing import DIRECT, NUM_REMEASURED, TABLE, TABLE_ROUNDS, TABLE_SECONDS, WARMUP
+from .target import DIRECT, NUM_REMEASURED, TABLE, TABLE_ROUNDS, TABLE_SECONDS, WARMUP
 from .validation import REUSE_SECONDS
 from .validation import STAGE as VALIDATION
 from .winners import FULL, WINNER
 
 if TYPE_CHECKING:
-    from .oneshot import OneShotSettings
+    from .stages import SupernetSettings
 
 # work of a schedule and of a supernet's step, as a share of the unreduced model's: schedules are drawn evenly up to it
 SCHEDULE_SHARE, SUPERNET_STEP = 0.6, 2.3
@@ -96,7 +96,7 @@ def plan_fine_tuning(
 
 
 def plan_supernet_search(
-    objective: FineTuneObjective, space: SearchSpace, settings: "OneShotSettings", num_workers: int = 1
+    objective: FineTuneObjective, space: SearchSpace, settings: "SupernetSettings", num_workers: int = 1
 ):
     """Plan a search with a supernet, from where an earlier call has stopped.
 

@@ -20,14 +20,14 @@ from ..search import figures
 from .constrained import SIGNIFICANT, SMALLEST_ERROR, MonotonicityAudit, audit_monotonicity, is_shorter
 from .figures import latency_quartiles, latency_source, speedup_against_stock
 from .journal import Journal, Trial
+from .loop import SearchResult, observe, summarise
 from .reference import describe_reference
 from .space import Schedule, SearchSpace
-from .study import SearchResult, observe, summarise
 
 TEMPLATE = Path(__file__).parent / "search_report.html"
 EXAMPLE_LENGTH = 512  # tokens, as in thesis table 5.3, where the length of the texts is not told
 NUM_REPORTED = 15  # trials in the table
-ONE_SHOT = "a validation with weights that were trained once for all schedules (a supernet); its latency is looked up"
+VALIDATION = "a validation with weights that were trained once for all schedules (a supernet); its latency is looked up"
 NUM_DRAWN = 3  # schedules beside the full model in the picture of lengths
 
 
@@ -48,18 +48,18 @@ class Account:
     @property
     def all_trials(self) -> list[Trial]:
         """The trials of the search and, with a supernet, of its winners."""
-        return [*self.search.trials, *(self.result.trials if self.is_one_shot else [])]
+        return [*self.search.trials, *(self.result.trials if self.has_supernet else [])]
 
     @cached_property
     def search(self) -> SearchResult:
         """Every trial of the search; with a supernet these are validations with its weights."""
-        if not self.is_one_shot:
+        if not self.has_supernet:
             return self.result
         trials = Journal(self.output / "trials.jsonl", {}, is_writer=False).trials
         return summarise(trials, self.result.required_performance)
 
     @property
-    def is_one_shot(self) -> bool:
+    def has_supernet(self) -> bool:
         return (self.output / "winners" / "trials.jsonl").exists()
 
     @property
@@ -91,7 +91,7 @@ class Account:
     @property
     def search_finding(self) -> str | None:
         """What was found with the supernet's weights, in one sentence; `None` without one."""
-        if not self.is_one_shot:
+        if not self.has_supernet:
             return None
         kept = [trial for trial in self.search.trials if self.search.is_feasible(trial)]
         judged = len([trial for trial in self.result.trials if trial is not self.result.reference])
@@ -117,7 +117,7 @@ class Account:
     def schedules_to_draw(self) -> dict[str, Schedule]:
         """Name the chosen schedule, those that were judged or came next, and the full model."""
         trials = [trial for trial in self.result.trials if trial.is_ok and trial is not self.result.reference]
-        if not self.is_one_shot:
+        if not self.has_supernet:
             trials = [trial for trial in trials if self.result.is_feasible(trial)]
         trials.sort(key=lambda trial: (trial is not self.result.best, trial.latency_ratio))
         named = {
@@ -134,7 +134,7 @@ class Account:
         trained = sum(trial.measurement.get("train_seconds", 0.0) for trial in self.result.trials)
         failed = sum(trial.seconds for trial in self.all_trials if not trial.is_ok)
         rest = max(sum(trial.seconds for trial in self.result.trials if trial.is_ok) - trained, 0.0)
-        if self.is_one_shot:
+        if self.has_supernet:
             record = self.read_json("supernet/supernet.json")
             name = "supernet training" if record else "supernet training, earlier"
             record = record or self.about.get("supernet", {})
@@ -237,7 +237,7 @@ def list_facts(account: Account) -> list[tuple[str, str]]:
         ("majority class", f"{account.metric_name} {about['majority_score']:.3f}"),
         ("full model", f"{account.metric_name} {full.score:.3f}, {describe_reference(full.measurement)}"),
         ("strategy", about.get("strategy", "")),
-        ("a trial is", ONE_SHOT if account.is_one_shot else "a fine-tuning of its own, then a timing"),
+        ("a trial is", VALIDATION if account.has_supernet else "a fine-tuning of its own, then a timing"),
         ("trials", f"{len(account.search.trials)}{f', {num_failed} of them failed' if num_failed else ''}"),
         ("processor", hardware.get("device_name", "")),
         ("threads", str(hardware.get("threads", ""))),
@@ -250,7 +250,7 @@ def list_facts(account: Account) -> list[tuple[str, str]]:
 def list_tables(account: Account) -> list[dict[str, Any]]:
     """Put the judged winners and the best trials into tables of text: titles, rows, whether anything was timed."""
     tables = []
-    if account.is_one_shot:
+    if account.has_supernet:
         trials = sorted((t for t in account.result.trials if t.is_ok), key=lambda trial: trial.latency_ratio)
         rows = [_describe_trial(trial, account.result) for trial in trials]
         tables.append(_make_table("Judged after a fine-tuning of their own", rows))
@@ -258,7 +258,7 @@ def list_tables(account: Account) -> list[dict[str, Any]]:
     best = sorted((pair for pair in ranked if pair[0].is_ok), key=lambda pair: -pair[1])[:NUM_REPORTED]
     rows = [_describe_trial(trial, account.search) for trial, _ in best]
     title = f"The {len(rows)} best trials" if len(rows) > 1 else "The only trial"
-    return [*tables, _make_table(f"{title} with the supernet's weights" if account.is_one_shot else title, rows)]
+    return [*tables, _make_table(f"{title} with the supernet's weights" if account.has_supernet else title, rows)]
 
 
 def _make_table(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -409,7 +409,7 @@ def draw_pictures(account: Account, folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _draw_pareto(account: Account, folder: Path) -> dict[str, str]:
-    search = account.search if account.is_one_shot else None
+    search = account.search if account.has_supernet else None
     figures.draw_pareto(folder / "pareto.png", account.result, account.about["majority_score"], search)
     marks = (
         "Circles are validations with the supernet's weights, their latency from the table; diamonds, the black square "
@@ -421,7 +421,7 @@ def _draw_pareto(account: Account, folder: Path) -> dict[str, str]:
         "alt": f"Share of the full model's score against relative latency of {len(account.all_trials)} trials with "
         f"the Pareto front, the requirement of {100 * account.result.required_performance:g} % and the majority "
         f"class. {account.finding}",
-        "caption": f"{marks if account.is_one_shot else ''}Further up and further left is better. Bars: quartiles of "
+        "caption": f"{marks if account.has_supernet else ''}Further up and further left is better. Bars: quartiles of "
         "the latency and one standard error of the share, where known.",
     }
 

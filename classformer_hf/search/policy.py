@@ -15,8 +15,8 @@ import numpy as np
 from redundancy_hf.metrics import compute_score
 
 from ..latency import LatencyTable
+from .loop import SearchResult
 from .space import Schedule
-from .study import SearchResult
 from .validation import SupernetObjective
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,9 @@ from .figures import (
     speedup_against_stock,
     speedup_against_stock_range,
 )
+from .loop import SearchResult, pareto_front
 from .page import EXAMPLE_LENGTH, write_report
 from .reference import describe_reference
-from .study import SearchResult, pareto_front
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +71,14 @@ def format_table(result: SearchResult) -> str:
     return "\n".join(lines)
 
 
-def describe_table(is_one_shot: bool) -> str:
+def describe_table(has_supernet: bool) -> str:
     """Say what stands in the table of `format_table`.
 
     Args:
-        is_one_shot: Whether the trials are the fine-tuned models of a search with a supernet.
+        has_supernet: Whether the trials are the fine-tuned models of a search with a supernet.
     """
     weights = "the checkpoint's weights (where its head is the task's)"
-    if is_one_shot:
+    if has_supernet:
         weights = "the supernet's weights (schedules that were only validated with those are in the report)"
     return textwrap.fill(
         f"as is, tuned: validation score of {weights} and after fine-tuning; latency: batch 1, relative to the full "
@@ -89,7 +89,7 @@ def describe_table(is_one_shot: bool) -> str:
     )
 
 
-def describe_finding(result: SearchResult, is_one_shot: bool) -> str:
+def describe_finding(result: SearchResult, has_supernet: bool) -> str:
     """Say what was found or, where that is the full model, what can be done."""
     best, full = result.best, result.reference
     error, number = best.measurement.get("standard_error"), best.measurement.get("num_examples")
@@ -99,7 +99,7 @@ def describe_finding(result: SearchResult, is_one_shot: bool) -> str:
         return f"found: {', '.join(settings)}: {score}, {100 * result.performance(best):.1f} %"
     others = [trial for trial in result.trials if trial.is_ok and trial is not full]
     closest = max(others, key=lambda trial: trial.score, default=None)
-    more = "--max_trials or --num_winners" if is_one_shot else "--max_trials"
+    more = "--max_trials or --num_winners" if has_supernet else "--max_trials"
     text = "found: nothing that is faster and keeps so much, so the result is the full model"
     if closest is not None:
         text += f"; the closest, {closest.schedule.key}, is {1 / closest.latency_ratio:.2f}x as fast"

@@ -3,7 +3,14 @@
 from ..latency import LatencyTable
 from .constrained import ConstrainedSampler, KnownCosts
 from .objective import FineTuneObjective
-from .samplers import BinarySearchSampler, GaussianProcessSampler, Sampler
+from .samplers import (
+    BinarySearchSampler,
+    EvolutionSampler,
+    GaussianProcessSampler,
+    OptunaSampler,
+    RandomSampler,
+    Sampler,
+)
 from .space import SearchSpace
 from .supernet import mean_flops
 
@@ -43,8 +50,6 @@ def build_sampler(
         return GaussianProcessSampler(space, max_trials, initial_designs, seed)
     if strategy == "binary":
         return BinarySearchSampler(space, required_performance)
-    from .baselines import EvolutionSampler, OptunaSampler, RandomSampler
-
     if strategy in ("tpe", "gp"):
         return OptunaSampler(space, strategy, seed)
     if strategy == "random":

@@ -16,12 +16,12 @@ from redundancy_hf.plan import describe_stop
 
 from ..latency import LatencyTable
 from .journal import Journal, Trial
+from .loop import SearchResult, find_reference, run_search, summarise
 from .objective import FineTuneObjective
 from .policy import predict_policy
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
-from .study import SearchResult, find_reference, run_search, summarise
-from .timing import retime_trials, was_timed_elsewhere
+from .target import retime_trials, was_timed_elsewhere
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult
 
 from classformer_hf.search import Journal, Schedule, SearchResult, SearchSpace, Trial
 from classformer_hf.search.figures import layer_lengths
+from classformer_hf.search.loop import summarise
 from classformer_hf.search.report import (
     describe_finding,
     describe_table,
@@ -23,7 +24,6 @@ from classformer_hf.search.report import (
     write_result_folder,
     write_results_file,
 )
-from classformer_hf.search.study import summarise
 from redundancy_hf.publishing import add_results
 from redundancy_hf.record import TaskRecord
 
@@ -373,22 +373,22 @@ def test_table_shows_what_is_unknown(predicted):
 
 def test_finding_in_words(fine_tuned, predicted):
     _, result = fine_tuned
-    found = describe_finding(result, is_one_shot=False)
+    found = describe_finding(result, has_supernet=False)
     gamma = list(result.best.schedule.gamma)
     assert found.startswith(f"found: gamma {gamma}, eta {result.best.schedule.eta}: 0.") and found.endswith(" %")
     trials = [t for t in predicted.trials if t.schedule == SPACE.full]
     slower = make_trial(1, Schedule((2, 1, 1, 1, 1, 1)), "winner", np.random.default_rng(0), False)
     low = replace(slower, measurement=slower.measurement | {"score": 0.5})
-    nothing = describe_finding(summarise([*trials, low], 0.95), is_one_shot=True)
+    nothing = describe_finding(summarise([*trials, low], 0.95), has_supernet=True)
     assert nothing.startswith("found: nothing that is faster and keeps so much, so the result is the full model; ")
     assert f"the closest, {low.schedule.key}, is " in nothing and f"keeps {100 * 0.5 / 0.86:.1f} %" in nothing
     assert "--required_performance" in nothing and "--num_winners" in nothing and "gamma" not in nothing
-    assert "closest" not in describe_finding(summarise(trials, 0.95), is_one_shot=True)
+    assert "closest" not in describe_finding(summarise(trials, 0.95), has_supernet=True)
 
 
 def test_legend_names_the_weights_that_were_judged_as_they_are():
-    assert "score of the supernet's weights" in " ".join(describe_table(is_one_shot=True).split())
-    assert "score of the checkpoint's weights" in " ".join(describe_table(is_one_shot=False).split())
+    assert "score of the supernet's weights" in " ".join(describe_table(has_supernet=True).split())
+    assert "score of the checkpoint's weights" in " ".join(describe_table(has_supernet=False).split())
 
 
 def test_results_file_of_predicted_latency(predicted, tmp_path):

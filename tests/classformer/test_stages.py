@@ -14,14 +14,14 @@ import torch
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.latency import LatencyTable
-from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, timing
+from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, target
 from classformer_hf.search import objective as objective_module
 from classformer_hf.search import reference as reference_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.oneshot import EXTRA_TRIALS, OneShotSettings, only_driver, search_with_supernet
+from classformer_hf.search.stages import EXTRA_TRIALS, SupernetSettings, only_driver, search_with_supernet
 from classformer_hf.search.supernet import STAGE as SUPERNET
-from classformer_hf.search.timing import DIRECT, TABLE, measure_directly
+from classformer_hf.search.target import DIRECT, TABLE, measure_directly
 from classformer_hf.search.validation import STAGE as VALIDATION
 from classformer_hf.search.validation import SupernetObjective
 from classformer_hf.search.winners import FULL, WINNER, Verdict, prepare_winners, required_promise, warn_of_drift
@@ -38,7 +38,7 @@ HOOKS = ("executors", "is_time_up", "check_reference")
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
     """A rough latency table is enough here."""
-    monkeypatch.setattr("classformer_hf.search.timing.TABLE_ROUNDS", 1)
+    monkeypatch.setattr("classformer_hf.search.target.TABLE_ROUNDS", 1)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def search(objective, space, **settings):
         return lambda result: None
 
     hooks = {name: settings.pop(name) for name in HOOKS if name in settings}
-    found = search_with_supernet(objective, space, OneShotSettings(**settings), start_progress, **hooks)
+    found = search_with_supernet(objective, space, SupernetSettings(**settings), start_progress, **hooks)
     return found, stages
 
 
@@ -146,9 +146,9 @@ def test_stopped_supernet_says_that_the_same_command_goes_on(build, space, tmp_p
 @pytest.mark.parametrize(
     ("where", "lost"),
     [
-        ("classformer_hf.search.timing.build_latency_table", "what was timed of it"),
+        ("classformer_hf.search.target.build_latency_table", "what was timed of it"),
         ("classformer_hf.search.validation.predict_schedules", "the trial that was running"),
-        ("classformer_hf.search.timing.measure_directly", "this timing"),
+        ("classformer_hf.search.target.measure_directly", "this timing"),
         ("classformer_hf.search.objective.FineTuneObjective.fine_tune", "the fine-tuning that was running"),
     ],
 )
@@ -189,8 +189,8 @@ def test_trials_have_the_scores_of_the_supernet(build, study, space):
 
 def test_finished_search_repeats_nothing(build, study, space, monkeypatch):
     monkeypatch.setattr(FineTuneObjective, "__call__", lambda *_: pytest.fail("trained"))
-    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", lambda *_: pytest.fail("trained"))
-    monkeypatch.setattr("classformer_hf.search.timing.build_latency_table", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr("classformer_hf.search.stages.train_supernet", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("classformer_hf.search.target.build_latency_table", lambda *_, **__: pytest.fail("timed"))
     before = (study / "trials.jsonl").read_bytes()
     found, stages = search(build(study), space)
     assert (study / "trials.jsonl").read_bytes() == before
@@ -273,13 +273,13 @@ def taskset(monkeypatch):
 def untimed(monkeypatch):
     """Everything takes half of the full model's time."""
     half = Latency(0.5, 0.5, 0.5, 1.0, 1.0, None, "wall", 1)
-    monkeypatch.setattr(timing, "measure_directly", lambda objective, some, *_: dict.fromkeys(some, half))
+    monkeypatch.setattr(target, "measure_directly", lambda objective, some, *_: dict.fromkeys(some, half))
     monkeypatch.setattr(FineTuneObjective, "measure", lambda self, _: {"latency_ratio": 0.5, "hardware": self.hardware})
 
 
 def test_machine_that_changes_has_a_table_of_its_own(build, study, space, taskset, untimed, monkeypatch):
-    path, built, build_table = study / "latency_table.json", [], timing.build_latency_table
-    monkeypatch.setattr(timing, "build_latency_table", lambda *a, **k: built.append(1) or build_table(*a, **k))
+    path, built, build_table = study / "latency_table.json", [], target.build_latency_table
+    monkeypatch.setattr(target, "build_latency_table", lambda *a, **k: built.append(1) or build_table(*a, **k))
     here, cores_here = path.read_bytes(), len(os.sched_getaffinity(0))
     for cores, num_built in ((77, 1), (cores_here, 1), (77, 1)):
         taskset(cores)
@@ -298,7 +298,7 @@ def test_machine_that_changes_has_a_table_of_its_own(build, study, space, taskse
 
 
 def test_another_study_is_refused_before_anything_is_timed(build, study, space, taskset, monkeypatch):
-    monkeypatch.setattr(timing, "build_latency_table", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(target, "build_latency_table", lambda *_, **__: pytest.fail("timed"))
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
     taskset(77)
     objective = build(study)
@@ -345,7 +345,7 @@ def test_workers_share_the_supernet(build, study, space, tmp_path):
 
 
 def test_reuse_trains_only_the_winners_and_keeps_the_old_study(build, study, space, tmp_path, monkeypatch):
-    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("classformer_hf.search.stages.train_supernet", lambda *_: pytest.fail("trained"))
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
     objective = build(tmp_path / "new")
     objective.use_lengths([40] * 8)
@@ -395,7 +395,7 @@ def test_second_driver_is_refused_while_the_supernet_trains(build, space, tmp_pa
         answers.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", train_supernet)
+    monkeypatch.setattr("classformer_hf.search.stages.train_supernet", train_supernet)
     with pytest.raises(KeyboardInterrupt):
         search(build(tmp_path), space)
     assert answers == [7]
@@ -490,7 +490,7 @@ def test_length_buckets_that_are_added_later_reach_the_model(build, study, space
         ratios = {one: 0.01 if one.buckets else 0.5 for one in schedules} | {objective.full: 1.0}
         return {one: Latency(ratio, ratio, ratio, 1.0, 1.0, None, "wall", 1) for one, ratio in ratios.items()}
 
-    monkeypatch.setattr("classformer_hf.search.timing.measure_directly", measure)
+    monkeypatch.setattr("classformer_hf.search.target.measure_directly", measure)
     monkeypatch.setattr(FineTuneObjective, "measure", lambda self, one: {"latency_ratio": 0.01 if one.buckets else 0.5})
     settings = {"required_performance": 0.3, "num_winners": 1}
     found, _ = search(build(study), space, length_buckets=(18,), **settings)
@@ -574,9 +574,9 @@ def world(build, study, space, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(SupernetObjective, "__call__", validate)
     monkeypatch.setattr(SupernetObjective, "look_up", lambda self, schedule: time(schedule))
     monkeypatch.setattr(FineTuneObjective, "measure", lambda self, schedule: time(schedule))
-    monkeypatch.setattr("classformer_hf.search.oneshot.remeasure", remeasure)
-    monkeypatch.setattr("classformer_hf.search.oneshot.EXTRA_TRIALS", 3)
-    monkeypatch.setattr("classformer_hf.search.oneshot.prune_models", lambda *_: None)
+    monkeypatch.setattr("classformer_hf.search.stages.remeasure", remeasure)
+    monkeypatch.setattr("classformer_hf.search.stages.EXTRA_TRIALS", 3)
+    monkeypatch.setattr("classformer_hf.search.stages.prune_models", lambda *_: None)
 
     def ask(keep=lambda lost: 1 - lost, full=None, **settings):
         def fine_tune(self, schedule):
@@ -734,7 +734,7 @@ def test_given_classifier_is_checked_before_anything_is_trained(
     result = FineTuned(score, None, np.zeros(12, int), 1.0, 0)
     monkeypatch.setattr(reference_module, "fine_tune", lambda *_: result)
     monkeypatch.setattr(reference_module, "standard_error", lambda *_: 0.02)
-    monkeypatch.setattr("classformer_hf.search.oneshot.train_supernet", train_supernet)
+    monkeypatch.setattr("classformer_hf.search.stages.train_supernet", train_supernet)
     objective = build(tmp_path, checkpoint=tiny_roberta_two_labels)
     with pytest.raises(ValueError if refused else Begun, match="asked too little of 0.7" if refused else None):
         search(objective, space, check_reference=check)

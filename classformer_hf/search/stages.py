@@ -31,6 +31,7 @@ from redundancy_hf.plan import describe_lost_training, describe_stop
 
 from ..latency import LatencyTable
 from .journal import Journal, JournalLock, Trial, check_identity
+from .loop import SearchResult, run_search
 from .objective import FineTuneObjective, on_main_process
 from .pace import plan_supernet_search
 from .policy import find_policy
@@ -38,10 +39,9 @@ from .reference import check_given
 from .report import prune_models
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
-from .study import SearchResult, run_search
 from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_supernet
 from .supernet import STAGE as SUPERNET
-from .timing import DIRECT, NUM_REMEASURED, prepare_table, remeasure
+from .target import DIRECT, NUM_REMEASURED, prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
 from .validation import STAGE as VALIDATION
 from .winners import (
@@ -66,7 +66,7 @@ EXTRA_TRIALS = 10
 
 
 @dataclass(frozen=True)
-class OneShotSettings:
+class SupernetSettings:
     """What is asked of a search with a supernet.
 
     Attributes:
@@ -101,7 +101,7 @@ class OneShotSettings:
 
 
 @dataclass(frozen=True)
-class OneShotResult:
+class SupernetResult:
     """What a search with a supernet gives: the judged winners, what fine-tuned them, and what the stages found."""
 
     result: SearchResult
@@ -123,13 +123,13 @@ class Hooks:
 def search_with_supernet(
     objective: FineTuneObjective,
     space: SearchSpace,
-    settings: OneShotSettings,
+    settings: SupernetSettings,
     start_progress: StartProgress,
     check_reference: Callable[[Trial], None] | None = None,
     check_supernet: Callable[[Trial], None] | None = None,
     is_time_up: Callable[[], bool] | None = None,
     executors: Mapping[str, Any] | None = None,
-) -> OneShotResult:
+) -> SupernetResult:
     """Run all stages; what an earlier call has finished is taken from its files.
 
     Args:
@@ -176,8 +176,8 @@ def only_driver(output: Path) -> Iterator[None]:
 
 
 def _run_stages(
-    objective: FineTuneObjective, space: SearchSpace, settings: OneShotSettings, hooks: Hooks
-) -> OneShotResult:
+    objective: FineTuneObjective, space: SearchSpace, settings: SupernetSettings, hooks: Hooks
+) -> SupernetResult:
     """Run the stages of `search_with_supernet`."""
     output, reuse = objective.output, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def _run_stages(
         adopt_reference(winners, reuse)
     about = {"supernet": read_supernet(folder), "is_reused": reuse is not None}
     result, found = _judge_winners(stage, winners)
-    return OneShotResult(result, winners, about | found)
+    return SupernetResult(result, winners, about | found)
 
 
 def _judge_winners(stage: "SupernetStage", winners: FineTuneObjective) -> tuple[SearchResult, dict[str, Any]]:
@@ -269,7 +269,7 @@ class SupernetStage:
         self,
         objective: FineTuneObjective,
         space: SearchSpace,
-        settings: OneShotSettings,
+        settings: SupernetSettings,
         hooks: Hooks,
         folder: Path,
         table: LatencyTable,

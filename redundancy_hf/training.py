@@ -1,18 +1,23 @@
-"""What every training shares: its progress, its checkpoints, and an end where the loss is no number."""
+"""What every training shares: seeds, progress, checkpoints, and an end where the loss is no number."""
 
+import copy
 import json
 import logging
 import math
 import shutil
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
 
-from .plan import Plan
+from .command import check_settings
+from .plan import SEED_RESULTS, Plan, describe_lost_training
 
 logger = logging.getLogger(__name__)
 
@@ -126,3 +131,86 @@ def find_checkpoint(folder: Path) -> str | None:
             if Path(checkpoint).exists():
                 return None
     return None
+
+
+def list_seeds(first: int, number: int) -> range:
+    """List the seeds of several trainings.
+
+    Raises:
+        ValueError: There would be none.
+    """
+    if number < 1:
+        raise ValueError(f"`num_seeds` must be at least 1, got {number}.")
+    return range(first, first + number)
+
+
+def run_seed(
+    train: Callable[[Any, Path], dict[str, Any]], arguments: Any, folder: Path, seed: int, results: str = SEED_RESULTS
+) -> dict[str, Any]:
+    """Train with one seed; what is finished is read back.
+
+    Args:
+        train: Takes the training arguments of this seed, whose checkpoints lie in the folder, and the folder; loads the
+            model, trains it, leaves in the folder what is to stay, and returns a row of results.
+        arguments: The training arguments of all seeds.
+        folder: Of this seed.
+        seed: Of everything that is random.
+        results: Name of the file that the row is written to.
+    """
+    if (folder / results).exists():
+        check_weights(folder)
+        return json.loads((folder / results).read_text())
+    own = copy.copy(arguments)
+    own.output_dir, own.seed = str(folder / "checkpoints"), seed
+    own.restore_callback_states_from_checkpoint = False
+    set_seed(seed)
+    row = train(own, folder)
+    if own.process_index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / results).write_text(json.dumps(row) + "\n")
+        shutil.rmtree(own.output_dir, ignore_errors=True)
+    return row
+
+
+def run_seeds(
+    train: Callable[[Any, Path, Plan], dict[str, Any]],
+    arguments: Any,
+    number: int,
+    settings: dict[str, Any],
+    estimate: Callable[[Plan], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train with several seeds, each in the folder `seed-N` of the output folder and a stage of one plan.
+
+    Args:
+        train: As for [`run_seed`], and takes the plan.
+        arguments: Training arguments with `describe_recipe`; they name the output folder and the first seed.
+        number: Of seeds.
+        settings: What beside the recipe must be the same for a folder to go on.
+        estimate: Tells the plan how long a training takes; not called where all are finished.
+
+    Raises:
+        ValueError: A folder holds another training, or there would be none.
+    """
+    folders = {seed: Path(arguments.output_dir, f"seed-{seed}") for seed in list_seeds(arguments.seed, number)}
+    unfinished = [seed for seed, folder in folders.items() if not (folder / SEED_RESULTS).exists()]
+    plan = Plan({f"seed {seed}": None for seed in unfinished}, has_bars=not arguments.disable_tqdm)
+    if unfinished and estimate is not None:
+        estimate(plan)
+
+    def train_stage(own: Any, folder: Path) -> dict[str, Any]:
+        with plan.stage(f"seed {own.seed}", lost=describe_lost_training(arguments)):
+            return train(own, folder, plan)
+
+    rows = []
+    for seed, folder in folders.items():
+        recipe = {"recipe": {**arguments.describe_recipe(), "seed": str(seed)}}
+        check_settings(folder / "settings.json", {**settings, **recipe}, arguments.process_index == 0)
+        rows.append(run_seed(train_stage, arguments, folder, seed))
+    return rows
+
+
+def describe_mean(scores: list[float], arguments: Any, decimals: int = 4) -> str:
+    """Give mean and standard deviation of what the seeds reached, and where their models are."""
+    spread = f" +- {statistics.stdev(scores):.{decimals}f}" if len(scores) > 1 else ""
+    mean = f"{statistics.mean(scores):.{decimals}f}"
+    return f"mean of {len(scores)}: {mean}{spread}; models in {arguments.output_dir}/seed-*"

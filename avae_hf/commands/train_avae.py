@@ -10,21 +10,18 @@ epoch, `train_results.json`, and the validation poses, `poses/epoch-N.npz`. The 
 
 import copy
 import json
-import shutil
-import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments
+from redundancy_hf.command import FLAGS, describe_flags, parse_arguments
 from redundancy_hf.folders import save_folder
-from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.plan import Plan
 from redundancy_hf.publishing import name_dataset
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
-from redundancy_hf.training import find_checkpoint
+from redundancy_hf.training import describe_mean, find_checkpoint, run_seeds
 
 from .. import AVAEConfig, AVAEModel
 from ..data import ShapeTask, ShapeTaskArguments, build_processor, load_task
@@ -80,70 +77,41 @@ def describe_shapes(task: ShapeTask, arguments: ShapeTaskArguments) -> TaskRecor
     )
 
 
-def train_seed(arguments: ModelArguments, task: ShapeTask, task_arguments, training, seed: int, plan: Plan) -> dict:
-    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
-
-    Raises:
-        ValueError: The folder holds another training.
-    """
-    folder = Path(training.output_dir) / f"seed-{seed}"
-    settings = {
-        "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
-        "dataset": task.fingerprint,
-        "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
-        "recipe": {**training.describe_recipe(), "seed": str(seed)},
-        FLAGS: describe_flags(**asdict(task_arguments)),
-    }
-    check_settings(folder / "settings.json", settings, training.process_index == 0)
-    results = folder / SEED_RESULTS
-    if results.exists():
-        return json.loads(results.read_text())
-    set_seed(seed)
-    model = AVAEModel(build_config(arguments, task))
-    run = copy.copy(training)
-    run.output_dir, run.seed = str(folder / "checkpoints"), seed
-    run.restore_callback_states_from_checkpoint = False
-    train_split, validation = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
-    trainer = build_trainer(model, train_split, validation, run, folder / "poses", plan)
-    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
-        trained = train(trainer, find_checkpoint(Path(run.output_dir)))
-    row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
-    if training.process_index == 0:
-        save_folder(model, folder, task.processor)
-        record = describe_shapes(task, task_arguments).after(None, folder.parent)
-        record.write(folder)
-        # where all seeds write down that they were tested
-        record.write(folder.parent)
-        facts: dict[str, Any] = {
-            "num_train": len(task.images["train"]),
-            "num_validation": len(task.images["validation"]),
-        }
-        facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": run.num_train_epochs}
-        facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
-        write_card(folder, model, trained, task.images["validation"][:4], seed=seed, **facts)
-        results.write_text(json.dumps(row) + "\n")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return row
-
-
 def main():
     arguments, task_arguments, training = parse_arguments(
         (ModelArguments, ShapeTaskArguments, AVAETrainingArguments), __doc__
     )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if arguments.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
     sizes = (arguments.image_size, arguments.spatial_dims, arguments.in_channels)
     task = load_task(task_arguments, build_processor(task_arguments, *sizes))
-    build_config(arguments, task)
-    seeds = range(training.seed, training.seed + arguments.num_seeds)
-    plan = plan_seeds(seeds, training)
-    rows = [train_seed(arguments, task, task_arguments, training, seed, plan) for seed in seeds]
-    if training.process_index != 0:
-        return
-    for row in rows:
-        print(f"seed {row['seed']}: validation squared error {row['squared_error']:.3f}, loss {row['loss']:.3f}")
-    errors = [row["squared_error"] for row in rows]
-    spread = f" +- {statistics.stdev(errors):.3f}" if len(rows) > 1 else ""
-    print(f"mean of {len(rows)}: {statistics.mean(errors):.3f}{spread}; models in {training.output_dir}/seed-*")
+    config = build_config(arguments, task)
+    settings = {
+        "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
+        "dataset": task.fingerprint,
+        "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
+        FLAGS: describe_flags(**asdict(task_arguments)),
+    }
+
+    def train_seed(own: AVAETrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
+        model = AVAEModel(copy.deepcopy(config))
+        train_split, validation = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
+        trainer = build_trainer(model, train_split, validation, own, folder / "poses", plan)
+        trained = train(trainer, find_checkpoint(Path(str(own.output_dir))))
+        if own.process_index == 0:
+            save_folder(model, folder, task.processor)
+            record = describe_shapes(task, task_arguments).after(None, folder.parent)
+            record.write(folder)
+            # where all seeds write down that they were tested
+            record.write(folder.parent)
+            facts: dict[str, Any] = {f"num_{name}": len(task.images[name]) for name in ("train", "validation")}
+            facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": own.num_train_epochs}
+            facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
+            write_card(folder, model, trained, task.images["validation"][:4], seed=own.seed, **facts)
+        return {"seed": own.seed, **asdict(trained), "parameters": model.num_parameters()}
+
+    rows = run_seeds(train_seed, training, arguments.num_seeds, settings)
+    if training.process_index == 0:
+        for row in rows:
+            print(f"seed {row['seed']}: validation squared error {row['squared_error']:.3f}, loss {row['loss']:.3f}")
+        print(describe_mean([row["squared_error"] for row in rows], training, decimals=3))

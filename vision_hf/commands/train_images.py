@@ -10,26 +10,22 @@ Every seed leaves a model folder OUTPUT_DIR/seed-N with its image processor; the
 a CPU: torchrun --nproc_per_node 2 -m redundancy_hf train-images ... --use_cpu
 """
 
-import copy
 import json
-import shutil
-import statistics
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageClassification, set_seed
+from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
-from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments
+from redundancy_hf.command import FLAGS, describe_flags, parse_arguments
 from redundancy_hf.folders import save_folder
-from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.plan import Plan
 from redundancy_hf.publishing import name_dataset
-from redundancy_hf.record import FILE as TASK_FILE
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
-from redundancy_hf.training import check_weights
+from redundancy_hf.training import check_weights, describe_mean, run_seeds
 
 from ..conversion import share_weights
 from ..data import ImageTask, ImageTaskArguments, build_image_processor, load_task
@@ -161,45 +157,6 @@ def describe_images(task: ImageTask, arguments: ImageTaskArguments) -> TaskRecor
     )
 
 
-def train_seed(arguments: ModelArguments, task: ImageTask, task_arguments, training, seed: int, plan: Plan) -> dict:
-    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
-
-    Raises:
-        ValueError: The folder holds another training.
-    """
-    folder = Path(training.output_dir) / f"seed-{seed}"
-    set_seed(seed)
-    model = build_model(arguments, task, task_arguments)
-    settings = {
-        "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
-        "dataset": task.fingerprint,
-        "images": {k: v for k, v in asdict(task_arguments).items() if not k.startswith(("dataset", "max_test"))},
-        "recipe": {**training.describe_recipe(), "seed": str(seed)},
-        FLAGS: describe_flags(**asdict(task_arguments)),
-    }
-    check_settings(folder / "settings.json", settings, training.process_index == 0)
-    results = folder / SEED_RESULTS
-    if results.exists():
-        check_weights(folder)
-        return json.loads(results.read_text())
-    run = copy.copy(training)
-    run.output_dir, run.seed = str(folder / "checkpoints"), seed
-    run.restore_callback_states_from_checkpoint = False
-    processor = build_image_processor(task_arguments, model.config.image_size)
-    trainer = build_trainer(model, task, processor, task_arguments, run, plan=plan)
-    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
-        trained = train(trainer)
-    row = {"seed": seed, **asdict(trained), "parameters": model.num_parameters()}
-    if training.process_index == 0:
-        save_folder(model, folder, processor)
-        facts = {"num_epochs": run.num_train_epochs, "seed": seed, "base_model": name_of(arguments.model_name_or_path)}
-        facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
-        write_card(folder, model, trained, task, **facts)
-        results.write_text(json.dumps(row) + "\n")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return row
-
-
 def train_seeds(model_arguments: ModelArguments, task_arguments: ImageTaskArguments, training: ImageTrainingArguments):
     """Train all seeds, each into a folder of its own, and print what they reach.
 
@@ -208,27 +165,42 @@ def train_seeds(model_arguments: ModelArguments, task_arguments: ImageTaskArgume
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if model_arguments.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
     whole = load_task(task_arguments)
     task, describe = whole.without_test(), cache(lambda: describe_images(whole, task_arguments))
-    seeds = range(training.seed, training.seed + model_arguments.num_seeds)
-    plan, rows = plan_seeds(seeds, training), []
-    for seed in seeds:
-        rows.append(train_seed(model_arguments, task, task_arguments, training, seed, plan))
-        folder = Path(str(training.output_dir), f"seed-{seed}")
-        if training.process_index == 0 and not (folder / TASK_FILE).exists():
+    settings = {
+        "model": {k: v for k, v in asdict(model_arguments).items() if k != "num_seeds"},
+        "dataset": task.fingerprint,
+        "images": {k: v for k, v in asdict(task_arguments).items() if not k.startswith(("dataset", "max_test"))},
+        FLAGS: describe_flags(**asdict(task_arguments)),
+    }
+
+    def train_seed(own: ImageTrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
+        model = build_model(model_arguments, task, task_arguments)
+        processor = build_image_processor(task_arguments, model.config.image_size)
+        trained = train(build_trainer(model, task, processor, task_arguments, own, plan=plan))
+        if own.process_index == 0:
+            save_folder(model, folder, processor)
             record = describe().after(model_arguments.model_name_or_path, folder.parent)
             record.write(folder)
             # where all seeds write down that they were tested
             record.write(folder.parent)
-    if training.process_index != 0:
-        return
-    for row in rows:
-        print(f"seed {row['seed']}: validation accuracy {row['accuracy']:.4f}, {row['parameters']:,} parameters")
-    accuracies = [row["accuracy"] for row in rows]
-    spread = f" +- {statistics.stdev(accuracies):.4f}" if len(rows) > 1 else ""
-    print(f"mean of {len(rows)}: {statistics.mean(accuracies):.4f}{spread}; models in {training.output_dir}/seed-*")
+            write_card(
+                folder,
+                model,
+                trained,
+                task,
+                num_epochs=own.num_train_epochs,
+                seed=own.seed,
+                base_model=name_of(model_arguments.model_name_or_path),
+                dataset_fields=name_dataset(task.name, vars(task_arguments)),
+            )
+        return {"seed": own.seed, **asdict(trained), "parameters": model.num_parameters()}
+
+    rows = run_seeds(train_seed, training, model_arguments.num_seeds, settings)
+    if training.process_index == 0:
+        for row in rows:
+            print(f"seed {row['seed']}: validation accuracy {row['accuracy']:.4f}, {row['parameters']:,} parameters")
+        print(describe_mean([row["accuracy"] for row in rows], training))
 
 
 def main():

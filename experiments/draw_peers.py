@@ -1,4 +1,4 @@
-r"""Draw score against time of every method that experiments/compare_peers.py compared, one panel per dataset.
+r"""Draw score against time of every method that experiments/peers.py compared, one panel per dataset.
 
     python experiments/draw_peers.py --records results/peers_sst2.json results/peers_mrpc.json \
         --figure docs/images/peers.png
@@ -10,7 +10,7 @@ schedules on fewer layers than the model has.
 from dataclasses import dataclass, field
 from typing import Any
 
-from rendering.figures import add_legend, open_panels, read_record, save_figure
+from frame import add_legend, open_panels, read_record, save_figure
 from rendering.performance import count_layers, name_point
 
 from redundancy_hf.command import parse_arguments, run_command
@@ -21,7 +21,7 @@ MARKERS = "osv^<>DPXd*h"
 
 @dataclass
 class DrawArguments:
-    records: list[str] = field(metadata={"help": "JSON files of experiments/compare_peers.py, a panel each."})
+    records: list[str] = field(metadata={"help": "JSON files of experiments/peers.py, a panel each."})
     figure: str = field(metadata={"help": "PNG file."})
 
 
@@ -66,7 +66,7 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
 
 def main():
     (arguments,) = parse_arguments((DrawArguments,), __doc__)
-    records = [read_record(path, "experiments/compare_peers.py") for path in arguments.records]
+    records = [read_record(path, "experiments/peers.py") for path in arguments.records]
     methods = list(
         dict.fromkeys(name_point(point, count_layers(record)) for record in records for point in record["points"])
     )

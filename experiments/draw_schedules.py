@@ -1,4 +1,4 @@
-r"""Draw what experiments/study_schedules.py found, all tasks of all records in one picture.
+r"""Draw what experiments/schedules.py found, all tasks of all records in one picture.
 
     python experiments/draw_schedules.py --records results/schedules_sst2.json results/schedules_mrpc.json \
         --last_layers docs/images/last_layers.png --constrained docs/images/constrained.png
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rendering.figures import open_panels, read_record, save_figure
+from frame import open_panels, read_record, save_figure
 from rendering.schedules import iterate_tasks, largest_error, mean_score
 
 from redundancy_hf.command import parse_arguments, run_command
@@ -21,7 +21,7 @@ from redundancy_hf.command import parse_arguments, run_command
 
 @dataclass
 class DrawArguments:
-    records: list[str] = field(metadata={"help": "JSON files of experiments/study_schedules.py, of different tasks."})
+    records: list[str] = field(metadata={"help": "JSON files of experiments/schedules.py, of different tasks."})
     single: str | None = field(default=None, metadata={"help": "PNG file."})
     last_layers: str | None = field(default=None, metadata={"help": "PNG file."})
     last_layers_factor: int = field(default=4, metadata={"help": "The reduction that --last_layers shows."})
@@ -86,7 +86,7 @@ def read_results(paths: list[str]) -> list[TaskResults]:
     """
     results: list[TaskResults] = []
     for path in paths:
-        for found in iterate_tasks({path: read_record(path, "experiments/study_schedules.py")}):
+        for found in iterate_tasks({path: read_record(path, "experiments/schedules.py")}):
             if found[0] in {result.name for result in results}:
                 raise ValueError(f"--records has {found[0]} twice; give one record of a task.")
             results.append(TaskResults(*found))
@@ -109,7 +109,7 @@ def draw_constrained(panel: Any, result: TaskResults):
     """Draw score against time, each point named by its first layer."""
     times = (result.record["latency"] or {}).get(result.name)
     if not times:
-        raise ValueError(f"{result.name} has no times; run the study with --latency_rounds.")
+        raise ValueError(f"{result.name} has no times; run the study with --rounds.")
     layers, scores, errors = result.collect("constrained", 2)
     points = [(None, result.full, largest_error(result.rows, family="full")), *zip(layers, scores, errors, strict=True)]
     schedules = {row["layer"]: row["schedule"] for row in result.rows if row["family"] in ("constrained", "full")}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rendering.figures import add_legend, open_panels, read_record, save_figure
+from frame import add_legend, open_panels, read_record, save_figure
 from rendering.thesis_searches import geometric_mean
 
 from redundancy_hf.command import parse_arguments, run_command

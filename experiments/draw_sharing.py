@@ -7,7 +7,7 @@ r"""Draw the studies of sharing: accuracy by what is left of the weights or chan
 from dataclasses import dataclass, field
 from typing import Any
 
-from rendering.figures import open_panels, read_record, save_figure
+from frame import open_panels, read_record, save_figure
 
 from redundancy_hf.command import parse_arguments, run_command
 

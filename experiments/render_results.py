@@ -1,12 +1,14 @@
 """Render the JSON files in results/ into the documents, so that no number is typed by hand.
 
 A document marks a place with `<!-- results: NAME.json VIEW -->` and `<!-- end -->`; what stands between is replaced.
-Views are the functions in experiments/rendering/ whose first argument is `record`, or `records` where NAME holds a `*`.
+VIEW is the file of a question in experiments/, for its `table`, or FILE.FUNCTION for another one, or a function in
+experiments/rendering/; it is given the record, or all of them by name where NAME holds a `*`.
 
     python experiments/render_results.py           # write
     python experiments/render_results.py --check   # change nothing, exit 1 if a document differs
 """
 
+import importlib
 import inspect
 import json
 import re
@@ -38,6 +40,23 @@ class RenderArguments:
     check: bool = field(default=False, metadata={"help": "Write nothing; fail if a document differs."})
 
 
+def find_view(name: str) -> Callable[[Any], str]:
+    """Find what a document names: `FILE` for the table of an experiment, `FILE.FUNCTION` for another one.
+
+    Raises:
+        ValueError: There is no such experiment, or it has no such table.
+    """
+    if name in VIEWS:
+        return VIEWS[name]
+    file, _, function = name.partition(".")
+    if not (Path(__file__).parent / f"{file}.py").is_file():
+        raise ValueError(f"there is no experiments/{file}.py; a document names FILE or FILE.FUNCTION.")
+    module = importlib.import_module(file)
+    if not hasattr(module, function or "table"):
+        raise ValueError(f"experiments/{file}.py has no {function or 'table'}.")
+    return getattr(module, function or "table")
+
+
 def render(text: str, results: Path) -> str:
     """Fill the marked places of a document.
 
@@ -55,10 +74,8 @@ def render(text: str, results: Path) -> str:
             raise ValueError(f"{results / name} cannot be read: {error}.") from error
         if not records:
             raise ValueError(f"no file in {results} is named {name}.")
-        if view not in VIEWS:
-            raise ValueError(f"there is no view {view}, only {sorted(VIEWS)}.")
         try:
-            return start + VIEWS[view](record) + end
+            return start + find_view(view)(record) + end
         except KeyError as error:
             raise ValueError(f"{name} does not suit the view {view}: it has no {error}.") from error
 

@@ -129,7 +129,7 @@ def list_commands(output: Path, data: Path, other: Path, text: Path) -> list[lis
         ["train_classformer", *task, *gamma],
         ["pretrain_classformer", "--dataset_name", text, *gamma, "--block_size", 16, "--max_validation_blocks", 4],
         ["train_multitask", "--dataset_names", data, other, "--max_length", 32, *gamma, "--logging_steps", 1],
-        ["compare_peers", *task, "--schedules", "1-2-1_eta0", "--latency_rounds", 1, "--num_inputs", 2],
+        ["peers", *task, "--schedules", "1-2-1_eta0", "--rounds", 1, "--num_inputs", 2],
     ]
     for command in commands:
         command += [*common, "--output_dir", output / command[0]]

@@ -302,8 +302,8 @@ def test_nan_loss_ends_the_run(run, command, tmp_path):
 def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path):
     assert run(*command, "--objectives", "dense", "funnel")[0] == 0
     study = [
-        *("study_pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
-        *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 3, "--use_cpu", "--num_seeds", 2),
+        *("pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
+        *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 3, "--use_cpu", "--seeds", 2),
         *("--save_strategy", "no", "--eval_strategy", "no", "--load_best_model_at_end", "False"),
         *("--disable_tqdm", "True", "--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
     ]
@@ -364,15 +364,15 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
     assert "needs two tasks" in run(*several, "--dataset_names", other)[2]
     assert "leaves no loss to report" in run(*several, "--logging_strategy", "no")[2]
     code, printed, words = run(
-        *("study_pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
-        *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--num_seeds", 1, *fine_tune),
+        *("pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
+        *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--seeds", 1, *fine_tune),
         *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--output_dir", tmp_path / "study"),
     )
     assert code == 0 and "multitask seed 42" in printed, words
 
 
 def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_task):
-    script = runpy.run_path(str(find_script("study_schedules")), run_name="study")
+    script = runpy.run_path(str(find_script("schedules")), run_name="study")
     study = script["Study"](script["StudyArguments"](str(tiny_roberta_folder), ["reviews"]), None)
     schedule = Schedule((1, 2, 1))
     stock = RobertaModel.from_pretrained(tiny_roberta_folder).embeddings.word_embeddings.weight
@@ -384,8 +384,8 @@ def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_tas
 
 def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder, tiny_text_file, tmp_path):
     study = [
-        *("study_schedules", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
-        *("--families", "single", "constrained", "random_weights", "--factors", 2, 4, "--latency_rounds", 2),
+        *("schedules", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
+        *("--families", "single", "constrained", "random_weights", "--factors", 2, 4, "--rounds", 2),
         *("--max_length", 64, "--max_steps", 1, "--use_cpu", "--save_strategy", "no"),
         *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--disable_tqdm", "True"),
         *("--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
@@ -413,9 +413,9 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     assert "nothing to draw" in run("draw_schedules", "--records", tmp_path / "study.json")[2]
     assert "must be at least 2" in run(*study, "--factors", 1)[2]
     assert "unknown triple" in run(*study, "--families", "triple")[2]
-    assert "--latency_rounds must be at least 0" in run(*study, "--latency_rounds", -1)[2]
+    assert "--rounds must be at least 0" in run(*study, "--rounds", -1)[2]
     assert "two data sets are called reviews" in run(*study, "--dataset_names", tiny_text_file, tiny_text_file)[2]
-    assert "--num_seeds must be at least 1" in run(*study, "--num_seeds", 0)[2]
+    assert "--seeds must be at least 1" in run(*study, "--seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))
     assert "or how that is read (fingerprint" in run(*study, "--dataset_names", other)[2]
@@ -423,7 +423,7 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
 
 def test_lengths_are_those_of_the_training_texts(run, tiny_roberta_folder, tiny_text_file, tmp_path):
     code, printed, words = run(
-        *("draw_lengths", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
+        *("lengths", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
         *("--figure", tmp_path / "lengths.png", "--results_file", tmp_path / "lengths.json", "--max_length", 8),
     )
     assert code == 0 and "reviews: " in printed and (tmp_path / "lengths.png").stat().st_size > 5000, words

@@ -52,7 +52,7 @@ def test_pretraining_table_says_what_is_above_none():
     record = {
         "model": "a-model",
         "schedule": {"gamma": [2, 1], "eta": 0},
-        "command": "python experiments/study_pretraining.py",
+        "command": "python experiments/pretraining.py",
         "seeds": [1],
         "hardware": {"threads": 1, "device_name": "a processor"},
         "datasets": {"stsb": {"num_examples": {"train": 5, "test": 7}, "majority_score": 0.0}},
@@ -113,7 +113,7 @@ def fixed_schedules():
         }
         return {
             "model": "a-model",
-            "command": f"python experiments/study_schedules.py --dataset_names {name}",
+            "command": f"python experiments/schedules.py --dataset_names {name}",
             "datasets": {name: {**task, "metric_name": "accuracy"}},
             "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}}},
             "seeds": [42],
@@ -145,7 +145,7 @@ def test_views_of_fixed_schedules_by_hand(fixed_schedules):
     assert "| score | mean length | 3 | 0.50 | 0.667 | 0.50 | 0.667 |" in text
     # (0.7 - 0.1) / 0.9
     assert "RTE 70 and 67 % (30 tokens); SST2 80 and 78 % (10 tokens); MRPC 90 and 89 % (50 tokens)." in text
-    assert text.count("`python experiments/study_schedules.py --dataset_names") == 3
+    assert text.count("`python experiments/schedules.py --dataset_names") == 3
     fixed_schedules["d"] = copy.deepcopy(fixed_schedules["a"])
     fixed_schedules["d"]["datasets"]["rte"]["majority_score"] = 0.79
     assert "majority class: RTE." in schedules.prediction_table(fixed_schedules)
@@ -306,7 +306,7 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     fixed_schedules["a"]["command"] = "python study_schedules.py --that_ran_in_its_own_folder"
     study.write_text(json.dumps(fixed_schedules["a"]))
     for flags, message in (
-        (("--records", searched, "--single"), "is not a record of experiments/study_schedules.py"),
+        (("--records", searched, "--single"), "is not a record of experiments/schedules.py"),
         (("--records", study, study, "--single"), "--records has rte twice"),
         (("--records", study, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
     ):

@@ -48,24 +48,22 @@ def test_winners_are_timed_on_each_other_s_targets(run, search, found, tmp_path)
     other, results = tmp_path / "bf16", tmp_path / "cross.json"
     code, _, words = search(other, "--reuse", found, "--dtype", "bfloat16")
     assert code == 0, words
-    code, printed, words = run(
-        *("cross_targets", "--folders", found, other, "--latency_rounds", 1, "--results_file", results)
-    )
+    code, printed, words = run(*("targets", "--folders", found, other, "--rounds", 1, "--results_file", results))
     assert code == 0 and "timed on (column)" in printed, words
     record = json.loads(results.read_text())
     assert set(record["ratios"]) == set(record["ratios"]["one"]) == {"one", "bf16"}
     first, second = record["targets"]
     assert not first["is_reused"] and second["is_reused"] and second["dtype"] == "bfloat16"
     assert second["answer_seconds"] < 60
-    assert run("cross_targets", "--folders", found, found)[2].startswith("error: the folders need different names")
+    assert run("targets", "--folders", found, found)[2].startswith("error: the folders need different names")
     shutil.rmtree(other / "best")
-    assert "holds no finished search" in run("cross_targets", "--folders", found, other)[2]
+    assert "holds no finished search" in run("targets", "--folders", found, other)[2]
 
 
 def test_table_of_every_schedule_feeds_the_policy_study(run, found, tiny_text_file, tmp_path):
     parquet, predictions = tmp_path / "table.parquet", tmp_path / "validation.npz"
     code, _, words = run(
-        *("build_benchmark", "--supernet", found / "supernet", "--latency_table", found / "latency_table.json"),
+        *("every_schedule", "--supernet", found / "supernet", "--latency_table", found / "latency_table.json"),
         *("--dataset_name", tiny_text_file, *CARVED, "--gamma_options", 1, 2, "--output", parquet),
         *("--predictions", predictions),
     )
@@ -76,7 +74,7 @@ def test_table_of_every_schedule_feeds_the_policy_study(run, found, tiny_text_fi
     with np.load(predictions) as data:
         assert data["predictions"].shape == (len(rows), len(data["references"]))
     code, printed, words = run(
-        *("study_length_policy", "--validation", predictions, "--test", predictions, "--limits", 16, 32),
+        *("length_policy", "--validation", predictions, "--test", predictions, "--limits", 16, 32),
         *("--latency_table", found / "latency_table.json", "--required_performance", 0.5),
         *("--results_file", tmp_path / "policy.json"),
     )
@@ -92,7 +90,7 @@ def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp
 
     monkeypatch.setattr("classformer_hf.search.supernet.predict_schedules", draw)
     supernet = (found / "supernet" / "model.safetensors").stat().st_mtime_ns
-    study = ("study_supernet", *flags, "--output_dir", found, "--num_schedules", 8, "--seeds", 42, 43)
+    study = ("supernet", *flags, "--output_dir", found, "--num_schedules", 8, "--seeds", 2)
     assert "run --stage individual first" in run(*study, "--stage", "report")[2]
     code, _, words = run(*study, "--stage", "individual")
     assert code == 0, words
@@ -110,7 +108,7 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
     code, _, words = run("train_classformer", *flags, "--output_dir", tmp_path / "full")
     assert code == 0, words
     compare = [
-        *("compare_peers", *flags, "--model_name_or_path", tmp_path / "full" / "seed-42", "--latency_rounds", 2),
+        *("peers", *flags, "--model_name_or_path", tmp_path / "full" / "seed-42", "--rounds", 2),
         *("--schedules", "1-2-1_eta0", "1-2_eta0", "--methods", "core-set", "entropy", "patience", "--num_inputs", 4),
         *("--output_dir", tmp_path / "peers", "--results_file", tmp_path / "peers.json"),
     ]
@@ -186,9 +184,9 @@ def two_folders(run, flags, tmp_path):
 
 def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_file, tmp_path):
     command = [
-        *("benchmark_runtimes", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED),
+        *("runtimes", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED),
         *("--variants", "torch", "torch-bf16", "onnx", "onnx-int8", "--output_dir", tmp_path / "graphs"),
-        *("--latency_rounds", 2, "--num_inputs", 4, "--results_file", tmp_path / "runtimes.json"),
+        *("--rounds", 2, "--num_inputs", 4, "--results_file", tmp_path / "runtimes.json"),
     ]
     code, printed, words = run(*command)
     assert code == 0, words
@@ -216,14 +214,14 @@ def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
     code, _, words = run("export_model", two_folders[0], "--runtime", "torch", "--output", tmp_path / "graphs")
     assert code == 0, words
     models = ("--models", two_folders[0], tmp_path / "graphs", "--dataset_name", tiny_text_file, *CARVED)
-    flags = ("--variants", "torch", "--output_dir", tmp_path, "--latency_rounds", 1, "--num_inputs", 2)
-    code, _, words = run("benchmark_runtimes", *models, *flags, "--results_file", tmp_path / "runtimes.json")
+    flags = ("--variants", "torch", "--output_dir", tmp_path, "--rounds", 1, "--num_inputs", 2)
+    code, _, words = run("runtimes", *models, *flags, "--results_file", tmp_path / "runtimes.json")
     assert code == 0, words
     rows = json.loads((tmp_path / "runtimes.json").read_text())["rows"]
     assert (rows[-1]["model"], rows[-1]["variant"]) == ("graphs", "torch")
     assert rows[-1]["score"] == next(row for row in rows if row["model"] == "full-model")["score"]
     flags = ("--rounds", 1, "--num_texts", 6, "--batch_size", 4, "--results_file", tmp_path / "throughput.json")
-    code, _, words = run("benchmark_throughput", *models, *flags)
+    code, _, words = run("throughput", *models, *flags)
     assert code == 0, words
     rows = json.loads((tmp_path / "throughput.json").read_text())["rows"]
     assert {row["clock"] for row in rows} == {"process_cpu"} and rows[-1]["model"] == "graphs"
@@ -231,7 +229,7 @@ def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
 
 def test_cost_of_one_text_at_a_time_in_int8(run, two_folders, tiny_text_file, tmp_path):
     command = [
-        *("study_int8_batches", two_folders[1], "--dataset_name", tiny_text_file, *CARVED, "--rounds", 1),
+        *("int8", two_folders[1], "--dataset_name", tiny_text_file, *CARVED, "--rounds", 1),
         *("--num_texts", 6, "--batch_sizes", 3, "--output_dir", tmp_path, "--results_file", tmp_path / "int8.json"),
     ]
     code, printed, words = run(*command)
@@ -246,7 +244,7 @@ def test_cost_of_one_text_at_a_time_in_int8(run, two_folders, tiny_text_file, tm
 
 def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):
     command = [
-        *("benchmark_throughput", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED, "--rounds", 2),
+        *("throughput", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED, "--rounds", 2),
         *("--batch_size", 4, "--num_texts", 10, "--results_file", tmp_path / "throughput.json"),
     ]
     code, printed, words = run(*command)
@@ -265,7 +263,7 @@ def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_
 
 def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
     command = [
-        *("measure_roofline", "--model_name_or_path", tiny_roberta_two_labels, "--rounds", 2, "--lengths", 8, 16),
+        *("roofline", "--model_name_or_path", tiny_roberta_two_labels, "--rounds", 2, "--lengths", 8, 16),
         *("--schedules", "1-1-1_eta0", "2-1-1_eta0", "--results_file", tmp_path / "roofline.json"),
     ]
     code, printed, words = run(*command)

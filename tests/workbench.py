@@ -37,7 +37,7 @@ SIZES = {
     "publish": "",
     "render_results": "",
     "search": f"{TRAINING} {TEXTS} {SEARCH}",
-    "study_supernet": f"{TRAINING} {TEXTS}",
+    "supernet": f"{TRAINING} {TEXTS}",
     "train-avae": f"{TRAINING} {SHAPES}",
     "train": f"{TRAINING} {TEXTS}",
     "multitask": f"{TRAINING} --max_length 32 --max_train_samples 32",

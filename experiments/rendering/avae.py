@@ -2,7 +2,7 @@
 
 import math
 
-from .tables import interval, percent, table
+from frame import format_table, interval, percent
 
 
 def values_of(rows: list[dict], variant: str, *path: str) -> list[float]:
@@ -50,7 +50,7 @@ def pose_table(record: dict) -> str:
         cells = [f"{sizes[0]}", f"{sizes[1]} + {sizes[0] - sizes[1]}", *(mean_and_each(error) for error in errors)]
         rows.append([poses, *cells, percent(gain)])
     header = ["inputs", "VAE latent", "AVAE shape + pose", "VAE squared error", "AVAE squared error", "improvement, %"]
-    return table(header, rows) + "\n" + avae_note(record)
+    return format_table(header, rows) + "\n" + avae_note(record)
 
 
 def control_table(record: dict) -> str:
@@ -68,7 +68,7 @@ def control_table(record: dict) -> str:
         rows.append([name, mean_and_each(errors), *cells, f"{sum(times) / len(times):,.0f}"])
     titles = [f'"{digit}"{", doubled angle" if "doubled" in order else ""}' for digit, order in orders.items()]
     header = ["search in training", "squared error", *titles, "processor seconds"]
-    return table(header, rows) + "\n" + avae_note(record)
+    return format_table(header, rows) + "\n" + avae_note(record)
 
 
 def disentanglement_table(record: dict) -> str:
@@ -91,7 +91,7 @@ def disentanglement_table(record: dict) -> str:
         rows.append([name, *cells])
     header = ["model", "angle from latent, R^2", "information, nats", "angle from alpha, R^2", "information, nats"]
     header += ["concentration of 1 (doubled) / 6 / 9", "align(turned) against align", "log p(x), nats"]
-    return table(header, rows) + "\n" + avae_note(record)
+    return format_table(header, rows) + "\n" + avae_note(record)
 
 
 def search_speed_table(records: list) -> str:
@@ -122,7 +122,7 @@ def search_speed_table(records: list) -> str:
     note = "; ".join(scales)
     commands = "; ".join(f"`{record['command']}`" for record in records if record["kind"] == "search")
     note = f"Processor time, median [smallest, largest] of the rounds, 1 thread. {note}. Commands: {commands}\n"
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def training_speed_table(records: list) -> str:
@@ -134,7 +134,7 @@ def training_speed_table(records: list) -> str:
         for name, row in record["rows"].items()
         if name != "plain"
     ]
-    return table(["inputs", "model", "time of a step"], rows) + (
+    return format_table(["inputs", "model", "time of a step"], rows) + (
         "\nRelative to a plain autoencoder of the same total latent size, median [smallest, largest] of the rounds; "
         "`control` is a second plain one.\n"
     )
@@ -150,4 +150,4 @@ def robustness_table(record: dict) -> str:
     for name in ("turned", "aligned"):
         row[name] = sum(point[name] for point in row["robustness"]) / len(row["robustness"])
     rows.append(["mean", percent(row["turned"]), percent(row["aligned"])])
-    return table(["degrees", "as they are, %", "aligned first, %"], rows)
+    return format_table(["degrees", "as they are, %", "aligned first, %"], rows)

@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
+from frame import format_table, interval
 
 from classformer_hf.search import Schedule
-
-from .tables import interval, table
 
 
 def architectures_table(record: dict) -> str:
@@ -27,7 +26,7 @@ def architectures_table(record: dict) -> str:
         f"{first['batch_size']}, {hardware['threads']} thread, {hardware['dtype']}, {hardware['device_name']}, load "
         f"average {hardware['load_average'][0]}. Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def describe_hardware(record: dict) -> str:
@@ -65,7 +64,7 @@ def published_table(records: dict) -> str:
         f"muppet-roberta has roberta's shape. Author's times: {published['times_source']}, relative to roberta, in the "
         f"same order. Accuracies are not measured here: {published['accuracy_source']} Command: `{ours['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def name_point(point: dict, num_layers: int) -> str:
@@ -104,7 +103,7 @@ def peers_table(record: dict) -> str:
         f"in the same rounds, median and quartiles, batch 1, {describe_hardware(record)}. Command: "
         f"`{record['command']}`\n"
     )
-    return table(["method", "setting", "time", "score", "front"], rows) + "\n" + note
+    return format_table(["method", "setting", "time", "score", "front"], rows) + "\n" + note
 
 
 def peers_summary(records: dict) -> str:
@@ -133,7 +132,7 @@ def peers_summary(records: dict) -> str:
         "how many of its points a Classformer dominates, being no slower and no worse on the test split. Both compare "
         "scores as they were measured; differences within one or two of the standard errors below decide nothing.\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def distance_mark(distance: float) -> str:
@@ -167,7 +166,7 @@ def runtimes_table(record: dict) -> str:
         f"test split, n = {record['num_examples']}, majority class {record['majority_score']:.3f}; "
         f"{describe_hardware(record)}. Command: `{record['command']}`\n"
     )
-    return table(header, lines) + "\n" + note
+    return format_table(header, lines) + "\n" + note
 
 
 def int8_table(record: dict) -> str:
@@ -187,7 +186,7 @@ def int8_table(record: dict) -> str:
         f"Beside other texts instead of alone: {report['batch_verdict']}. {describe_hardware(record)}. Command: "
         f"`{record['command']}`\n"
     )
-    return table(header, lines) + "\n" + note
+    return format_table(header, lines) + "\n" + note
 
 
 def parity_table(record: dict) -> str:
@@ -207,7 +206,7 @@ def parity_table(record: dict) -> str:
         f"padded batch{types}; {describe_hardware(record)}. Command: "
         f"`{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def roofline_table(record: dict) -> str:
@@ -240,7 +239,7 @@ def roofline_table(record: dict) -> str:
         f"give. Overhead: of a layer, in microseconds, beside that of plain RoBERTa's layers at the lengths that leave "
         f"each layer. Command: `{record['command']}`\n"
     )
-    return table([*header, "overhead", "of plain layers"], rows) + "\n" + note
+    return format_table([*header, "overhead", "of plain layers"], rows) + "\n" + note
 
 
 def profile_table(record: dict) -> str:
@@ -259,7 +258,7 @@ def profile_table(record: dict) -> str:
         f"torch.profiler, {tokens} tokens, batch 1. One matrix product for queries, keys and values takes {joined} of "
         "the time of three.\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def cascade_table(records: dict) -> str:
@@ -308,7 +307,7 @@ def cascade_table(records: dict) -> str:
         "again. Certificate: what share of the full model's score is certain with 95 % confidence where the one asked "
         f"for is refused, corrected for all rows of the dataset. Batch 1. Commands: {describe_runs(records)}\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def throughput_table(records: dict) -> str:
@@ -334,4 +333,4 @@ def throughput_table(records: dict) -> str:
         f"Texts per second relative to stock RoBERTa on unsorted batches, median and quartiles of rounds; {texts}. "
         f"Commands: {describe_runs(records)}\n"
     )
-    return table(["dataset", "schedule", *names], rows) + "\n" + note
+    return format_table(["dataset", "schedule", *names], rows) + "\n" + note

@@ -2,7 +2,7 @@
 
 import statistics
 
-from .tables import interval, table
+from frame import format_table, interval
 
 # the tasks that are at hand and, last, the average over eight of GLUE, in percent
 THESIS_TASKS = ("cola", "qqp", "sst2", "mrpc", "rte", "stsb", "average")
@@ -101,7 +101,7 @@ def pretraining_table(record: dict) -> str:
     for name in datasets:
         header += [f"{name.upper()} test", *(f"{name.upper()} {what}" for what in extra_scores(record, name).values())]
     header += [*(f"{name.upper()} thesis" for name in datasets), "thesis' average"]
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def order_table(record: dict) -> str:
@@ -126,7 +126,7 @@ def order_table(record: dict) -> str:
         cells.append(f"{float(here) - float(there):+.1f}" if here and there else "")
         rows.append(cells)
     columns = [cell for name in record["datasets"] for cell in (f"{name.upper()}, points", "over examples")]
-    text = table(["difference", *columns, "thesis' average"], rows)
+    text = format_table(["difference", *columns, "thesis' average"], rows)
     if len(record["seeds"]) < 2:
         return text
     deviations = ", ".join(seed_deviation(record, name) for name in record["datasets"])
@@ -182,7 +182,7 @@ def tokens_table(records: dict) -> str:
             )
     header = ["objective", "M tokens", "TFLOP", *(name.upper() for name in datasets)]
     header += [f"{name.upper()} {target:.1f}, {what}" for (name, what), target in targets.items()]
-    return table(header, lines)
+    return format_table(header, lines)
 
 
 def rates_table(records: dict) -> str:
@@ -202,4 +202,4 @@ def rates_table(records: dict) -> str:
     seeds = ", ".join(map(str, first["seeds"]))
     none = mean_score(first, "none", "stsb", "validation_score") / 100
     note = f"STS-B's validation split, seed {seeds}; none has {none:.3f}.\n"
-    return table(["objective", *(f"{rate:g}" for rate in rates)], lines) + "\n" + note
+    return format_table(["objective", *(f"{rate:g}" for rate in rates)], lines) + "\n" + note

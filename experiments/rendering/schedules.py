@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
-from .tables import around, describe_machine, interval, list_commands, percent, table
+from frame import around, describe_machine, format_table, interval, list_commands, percent
 
 # RoBERTa-base on development sets, table 5.1: the author's run, random weights
 THESIS_TABLE_5_1 = {
@@ -33,7 +33,7 @@ def lengths_table(record: dict) -> str:
     ]
     header = ["task", "training texts", "mean tokens", *(f"{100 * float(share):g} %" for share in shares)]
     header.append(f"at least {record['max_length']}, %")
-    return table(header, rows) + f"\nCommand: `{record['command']}`\n"
+    return format_table(header, rows) + f"\nCommand: `{record['command']}`\n"
 
 
 def iterate_tasks(records: dict) -> Iterator[tuple[str, dict, dict, list[dict]]]:
@@ -80,7 +80,9 @@ def single_table(records: dict) -> str:
             lines.append([name.upper(), task["metric_name"], f"{factor}x", score_interval(rows), *shares, majority])
     layers = (f"layer {layer + 1} (n = {num_layers - layer}), %" for layer in range(num_layers - 1))
     header = ["task", "metric", "factor", "full score", *layers]
-    return table([*header, "majority class, %"], lines) + "\nn: last layers that are shorter. " + describe(records)
+    return (
+        format_table([*header, "majority class, %"], lines) + "\nn: last layers that are shorter. " + describe(records)
+    )
 
 
 def constrained_table(records: dict) -> str:
@@ -105,7 +107,7 @@ def constrained_table(records: dict) -> str:
         lines.append([*of, "majority class", "", f"{majority:.1f}", f"{100 * majority / full:.1f}", ""])
     header = ["task", "metric", "k", "gamma and eta", "test score", "% of full", "time relative to the full model"]
     note = "Times: a text of the test split at a time, float32; in brackets quartiles over the rounds. "
-    return table(header, lines) + "\n" + note + describe(records)
+    return format_table(header, lines) + "\n" + note + describe(records)
 
 
 def random_weights_table(records: dict) -> str:
@@ -124,7 +126,7 @@ def random_weights_table(records: dict) -> str:
             ]
         )
     header = ["task", "metric", "n", "pretrained", "random weights", "majority class"]
-    return table([*header, "thesis, pretrained", "thesis, random"], lines) + "\n" + describe(records)
+    return format_table([*header, "thesis, pretrained", "thesis, random"], lines) + "\n" + describe(records)
 
 
 def prediction_table(records: dict) -> str:
@@ -163,7 +165,7 @@ def prediction_table(records: dict) -> str:
     if at_chance:
         note += f" Left out, within two standard errors of the majority class: {', '.join(at_chance)}."
     header = ["share kept of the", "against", "n", "Pearson's r", "its p", "Spearman's", "its p", "thesis, r"]
-    return table(header, lines) + f"\n{note} " + describe(records)
+    return format_table(header, lines) + f"\n{note} " + describe(records)
 
 
 def p_value(value: float) -> str:

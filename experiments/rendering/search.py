@@ -1,6 +1,6 @@
 """Views of searches, evaluations and what they are worth."""
 
-from .tables import describe_machine, interval, percent, table
+from frame import describe_machine, format_table, interval, percent
 
 TAUS = ("tau_supernet_individual", "tau_ceiling")
 
@@ -36,7 +36,7 @@ def search_table(record: dict) -> str:
         f"Command: `{record['command']}`\n"
     )
     header = ["trial", "gamma and eta", "proposed by", "score", "% of full", "latency ratio", "x full", "x stock"]
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def search_headline(record: dict) -> str:
@@ -75,7 +75,7 @@ def evaluation_table(record: dict) -> str:
     ]
     rows.append(["majority class", f"{record['majority_score']:.4f}", "", str(record["num_examples"])])
     metric = record["models"][0]["metric_name"]
-    return table([f"model, {record['dataset']} {record['split']}", metric, "standard error", "n"], rows)
+    return format_table([f"model, {record['dataset']} {record['split']}", metric, "standard error", "n"], rows)
 
 
 def load_table(record: dict) -> str:
@@ -101,7 +101,7 @@ def load_table(record: dict) -> str:
         f"load average before: {loads[0]} and {loads[1]}. Order kept by processor time: {record['is_cpu_order_kept']}, "
         f"by wall clock: {record['is_wall_order_kept']}. Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def supernet_table(record: dict) -> str:
@@ -133,7 +133,7 @@ def supernet_table(record: dict) -> str:
             f"{winner['score']:.3f}; fine-tuned individually {twins}: **gap {percent(winner['gap'], 2)} points** "
             f"(standard error {percent(winner['standard_error'], 2)}, {winner['standard_error_kind']}). "
         )
-    return table(header, rows) + f"\n{note}Command: `{record['command']}`\n"
+    return format_table(header, rows) + f"\n{note}Command: `{record['command']}`\n"
 
 
 def latency_check(record: dict) -> str:
@@ -156,7 +156,7 @@ def latency_check(record: dict) -> str:
         f"whose latencies differ by more than 5 %; {record['hardware']['device_name']}, "
         f"{record['hardware']['threads']} thread, {record['hardware']['dtype']}. Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def race_table(record: dict) -> str:
@@ -191,7 +191,7 @@ def race_table(record: dict) -> str:
         f"{record['table']}: {sizes[0]} schedules; median and 95 % interval over runs, `more` is more than "
         f"{record['max_trials']}; reward of equation 5.4, median. Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def certificate_table(record: dict) -> str:
@@ -215,7 +215,7 @@ def certificate_table(record: dict) -> str:
         f"{record['hardware']['device_name']}. "
         f"Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def certificate_simulation_table(record: dict) -> str:
@@ -252,7 +252,7 @@ def certificate_simulation_table(record: dict) -> str:
         f"Seconds: one certificate, the slowest of the three. {describe_machine(record['hardware'])}. "
         f"Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def certificate_sentence(record: dict) -> str:
@@ -283,7 +283,7 @@ def cross_table(record: dict) -> str:
         f"{record['hardware']['device_name']}. Command: `{record['command']}`\n"
     )
     header = ["winner for", "threads, dtype, tokens", "schedule", "kept, %", "answered, s"]
-    return table([*header, *(f"timed on {name}" for name in names)], rows) + "\n" + note
+    return format_table([*header, *(f"timed on {name}" for name in names)], rows) + "\n" + note
 
 
 def policy_table(record: dict) -> str:
@@ -311,4 +311,4 @@ def policy_table(record: dict) -> str:
         f"5/25/50/75/95 %: {quantiles} tokens. "
         f"Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note

@@ -8,11 +8,12 @@ import statistics
 from collections.abc import Iterator
 from itertools import groupby
 
+from frame import around, describe_machine, format_table, interval, list_commands, percent
+
 from classformer_hf.search.figures import layer_lengths
 from classformer_hf.search.space import Schedule
 
 from .schedules import THESIS_TABLE_5_1
-from .tables import around, describe_machine, interval, list_commands, percent, table
 
 # found for 99 % and for 95 % of RoBERTa-base on development sets, in percent
 THESIS_TABLE_5_4 = {
@@ -138,7 +139,7 @@ def thesis_searches_table(records: dict) -> str:
         "trials",
     ]
     header += ["found", "operations", "x full", "x stock", "x initial set", "kept on test"]
-    return table(header, rows) + "\n" + describe(records)
+    return format_table(header, rows) + "\n" + describe(records)
 
 
 def describe(records: dict) -> str:
@@ -217,7 +218,7 @@ def protocols_table(records: dict) -> str:
         "the test split: "
         f"{counts}. "
     )
-    return table(header, rows) + "\n" + note + describe_tests(records)
+    return format_table(header, rows) + "\n" + note + describe_tests(records)
 
 
 def averages_table(records: dict) -> str:
@@ -234,7 +235,7 @@ def averages_table(records: dict) -> str:
         thesis[task] = [*share_kept([own, *found_by_thesis]), *THESIS_TABLE_5_5[task]]
     mean = f"mean of {len(ours)}"
     kept = ["kept at 99 %, %", "kept at 95 %, %"]
-    first = table(
+    first = format_table(
         ["task", "metric", "n", "majority class", "ours, full", "for 99 %", "for 95 %", *kept],
         [
             *(
@@ -250,7 +251,7 @@ def averages_table(records: dict) -> str:
             *([task.upper(), "not measured", *[""] * 7] for task in missing),
         ],
     )
-    second = table(
+    second = format_table(
         ["task", "thesis, full (table 5.1)", "for 99 % (5.4)", "for 95 %", *kept, "RoBERTa (5.5)", "DistilBERT (5.5)"],
         [
             *([task.upper(), *(f"{value:.1f}" for value in values)] for task, values in thesis.items()),
@@ -301,4 +302,4 @@ def requirements_table(record: dict) -> str:
         f"{describe_setup([record])}; the full model has {full}, the majority class {data['majority_score']:.3f}; "
         f"{data['num_trials']} trials. Layers: tokens that leave it, of 512. Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note

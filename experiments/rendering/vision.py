@@ -1,6 +1,6 @@
 """Views of weight sharing in image classifiers."""
 
-from .tables import interval, percent, table
+from frame import format_table, interval, percent
 
 
 def mean_and_values(values: list[float]) -> str:
@@ -38,7 +38,7 @@ def sharing_table(record: dict) -> str:
             "Operations and processor time relative to the plain network, median and quartiles; a second plain one "
             f"has {controls[0]} and {controls[1]}. "
         )
-    return table(header, rows) + f"\n{note}Command: `{record['command']}`\n"
+    return format_table(header, rows) + f"\n{note}Command: `{record['command']}`\n"
 
 
 def conversion_table(record: dict) -> str:
@@ -59,7 +59,7 @@ def conversion_table(record: dict) -> str:
         rows.insert(0, ["1", "plain", f"{plain['parameters']:,}", "0"] + [percent(plain["accuracy"])] * 2)
         rows[0].append(percent(plain["fine_tuned"]))
         header = ["s", f"{family}, method", "stored", "weight error", "at once, %", "statistics anew, %", "trained, %"]
-        text += table(header, rows) + "\n"
+        text += format_table(header, rows) + "\n"
     sizes, recipe = record["settings"]["sizes"], record["settings"]["recipe"]
     return text + (
         f"Accuracy on {sizes['test']:,} test images; statistics from {record['settings']['num_statistics']:,} training "
@@ -97,7 +97,7 @@ def learned_table(record: dict) -> str:
         "the first seed's validation accuracy chose tau for the second seed (bold); mean and each seed; file size "
         f"relative to the plain file. Command: `{record['command']}`\n"
     )
-    return table(header, rows) + "\n" + note
+    return format_table(header, rows) + "\n" + note
 
 
 def vision_speed_table(record: dict) -> str:
@@ -113,7 +113,7 @@ def vision_speed_table(record: dict) -> str:
         f"{record['batch_size']}, {record['hardware']['device_name']}, {record['hardware']['threads']} thread. "
         f"`control` is a second plain convolution. Command: `{record['command']}`\n"
     )
-    return table(["layer", "mode", "variant", "time"], rows) + "\n" + note
+    return format_table(["layer", "mode", "variant", "time"], rows) + "\n" + note
 
 
 def counts_table(record: dict) -> str:
@@ -126,7 +126,7 @@ def counts_table(record: dict) -> str:
             cells = [f"{row['parameters']:,}", percent(saved), percent(row["spatial_parameters"] / row["parameters"])]
             rows.append([name, str(row["sharing_factor"]), *cells, f"{row['flops'] / plain['flops']:.2f}"])
     header = ["network, what shares", "s", "stored", "saved, %", "of which kernels larger than 1x1, %", "operations"]
-    return table(header, rows) + f"\nCommand: `{record['command']}`\n"
+    return format_table(header, rows) + f"\nCommand: `{record['command']}`\n"
 
 
 def similarity_table(record: dict) -> str:
@@ -137,4 +137,4 @@ def similarity_table(record: dict) -> str:
         for name in first
     ]
     header = ["left", "first layer", "random", "first layer that shares", "random"]
-    return table(header, rows) + f"\nCommand: `{record['command']}`\n"
+    return format_table(header, rows) + f"\nCommand: `{record['command']}`\n"

@@ -18,7 +18,7 @@ from classformer_hf.search.samplers import EvolutionSampler, Observation, Optuna
 from classformer_hf.search.strategies import STRATEGIES
 
 REQUIRED = 0.97
-SCRIPT = Path(__file__).parents[2] / "experiments" / "race_samplers.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "samplers.py"
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +318,7 @@ def test_formula_is_nearly_monotone_and_latency_falls():
 @pytest.fixture
 def run_script(monkeypatch, capsys):
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["experiments/race_samplers.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["experiments/samplers.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return exit_.value.code, capsys.readouterr().out
@@ -328,14 +328,14 @@ def run_script(monkeypatch, capsys):
 
 def test_race_is_resumed_and_drawn(tiny, tmp_path, run_script):
     parquet = write_parquet(analytic_benchmark(3, seed=2), tmp_path / "table.parquet")
-    flags = ["--benchmark", parquet, "--samplers", "random", "constrained", "--max_trials", 4, "--num_process_seeds", 2]
+    flags = ["--benchmark", parquet, "--samplers", "random", "constrained", "--max_trials", 4, "--process_seeds", 2]
     flags += ["--output_dir", tmp_path / "runs", "--results_file", tmp_path / "r.json", "--figure", tmp_path / "r.png"]
-    code, output = run_script(*flags, "--num_seeds", 2)
+    code, output = run_script(*flags, "--seeds", 2)
     assert not code and "constrained (ours)" in output
     runs = tmp_path / "runs" / "runs.jsonl"
     first = runs.read_text()
     runs.write_text(first[:-20])  # torn: the last run is repeated
-    assert not run_script(*flags, "--num_seeds", 3)[0]
+    assert not run_script(*flags, "--seeds", 3)[0]
     rows = [json.loads(line) for line in runs.read_text().splitlines() if line.endswith("}")]
     assert len(first.splitlines()) == 4 and len(rows) == 5
     result = json.loads((tmp_path / "r.json").read_text())

@@ -28,7 +28,7 @@ from redundancy_hf.task import TaskArguments
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 20, "gamma": [2, 1, 1], "eta": 1}]
 CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}
-# what is exported where; experiments/check_export.py has the whole grid
+# what is exported where; experiments/parity.py has the whole grid
 CASES = {
     "torch": ("torch", [4, 2, 1], 2, None),
     "torch, buckets": ("torch", [4, 2, 1], 2, BUCKETS),
@@ -419,7 +419,7 @@ def test_data_that_are_gone_are_noted(run, named_folder, tiny_text_file, tmp_pat
 def test_parity_of_a_grid_resumes(run, tiny_roberta_folder, tmp_path, monkeypatch):
     flags = ("--model_name_or_path", tiny_roberta_folder, "--runtimes", "openvino", "--num_schedules", 1)
     flags += ("--output_dir", tmp_path / "parity", "--results_file", tmp_path / "parity.json")
-    code, printed, words = run("check_export", *flags)
+    code, printed, words = run("parity", *flags)
     assert code == 0, words
     record = json.loads((tmp_path / "parity.json").read_text())
     assert [row["schedule"] for row in record["rows"]] == ["1-1-1_eta0", "1-1-1_eta2", "1-1-1_eta8"]
@@ -427,6 +427,6 @@ def test_parity_of_a_grid_resumes(run, tiny_roberta_folder, tmp_path, monkeypatc
     journal = tmp_path / "parity" / "rows.jsonl"
     # one row is kept as it is, two are made again
     journal.write_text(json.dumps({**record["rows"][0], "difference": 0.5}) + "\n")
-    code, _, words = run("check_export", *flags)
+    code, _, words = run("parity", *flags)
     assert code == 1 and "differs by more than 0.0001" in words
     assert len(journal.read_text().splitlines()) == 3

@@ -1,6 +1,6 @@
 r"""Compare schedules within and across runtimes and precisions, with their accuracy.
 
-    python experiments/benchmark_runtimes.py --models runs/sst2/full runs/sst2/best \
+    python experiments/runtimes.py --models runs/sst2/full runs/sst2/best \
         --output_dir runs/runtimes-sst2 --results_file results/runtimes_sst2.json
 
 The first folder is the model without reductions. All models in all variants are timed together, one text at a time, on
@@ -53,7 +53,7 @@ class RuntimeArguments:
         metadata={"help": f"What to compare: {', '.join(VARIANTS)}."},
     )
     num_inputs: int = field(default=48, metadata={"help": "Texts that are timed, at quantiles of the length."})
-    latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
+    rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
 
 
@@ -142,8 +142,8 @@ def main():
     if task.record is not None and task.record.rows is not None:
         record_reading(read, task.record.rows["test"], dataset=task.name, split="test")
     inputs = sample_inputs(split, arguments.num_inputs)
-    with tqdm(total=arguments.latency_rounds + 2, desc="timing", unit="round") as bar:
-        found = measure_latency(models, inputs, STOCK, arguments.latency_rounds, 2, bar.update, clock="process_cpu")
+    with tqdm(total=arguments.rounds + 2, desc="timing", unit="round") as bar:
+        found = measure_latency(models, inputs, STOCK, arguments.rounds, 2, bar.update, clock="process_cpu")
     for row, name in zip(rows, models, strict=True):
         row["latency"] = asdict(found[name])
         print(f"{name:40} {1 / row['latency']['ratio']:.2f}x  {row['score']:.4f}")

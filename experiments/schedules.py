@@ -1,6 +1,6 @@
 r"""Fine-tune fixed schedules, without a search: what each keeps and saves (thesis figures 5.6, 5.7, 5.12 and 5.17).
 
-    python experiments/study_schedules.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte \
+    python experiments/schedules.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte \
         --families single constrained random_weights --factors 4 --num_train_epochs 2 --output_dir runs/schedules \
         --results_file results/schedules.json
     python experiments/draw_schedules.py --records results/schedules.json --last_layers docs/images/last_layers.png
@@ -14,7 +14,7 @@ Families, all beside the full model:
 - random_weights: no reduction, and nothing pretrained; table 5.1.
 
 Every model starts from the same checkpoint without further pretraining. Scores are of the test split, which chooses
-nothing. With --latency_rounds all schedules are timed together, batch 1, on texts of the test split. The same command
+nothing. With --rounds all schedules are timed together, batch 1, on texts of the test split. The same command
 resumes, and one with more tasks or families adds them.
 """
 
@@ -54,8 +54,8 @@ class StudyArguments:
     factors: list[int] = field(default_factory=lambda: [2, 4, 8], metadata={"help": "Of the family single."})
     max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
-    num_seeds: int = field(default=1, metadata={"help": "Fine-tunings of each, with --seed, --seed + 1, ..."})
-    latency_rounds: int = field(default=0, metadata={"help": "Rounds of interleaved timing; 0 times nothing."})
+    seeds: int = field(default=1, metadata={"help": "Fine-tunings of each, with --seed, --seed + 1, ..."})
+    rounds: int = field(default=0, metadata={"help": "Rounds of interleaved timing; 0 times nothing."})
     num_inputs: int = field(default=16, metadata={"help": "Texts that are timed, at evenly spaced lengths."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the scores."})
 
@@ -82,8 +82,8 @@ def list_variants(arguments: StudyArguments, num_layers: int, max_tokens: int) -
         raise ValueError(f"--families has unknown {', '.join(unknown)}; there are {', '.join(FAMILIES)}.")
     if min(arguments.factors) < 2:
         raise ValueError(f"--factors must be at least 2, got {arguments.factors}.")
-    if arguments.latency_rounds < 0 or arguments.num_inputs < 1:
-        raise ValueError("--latency_rounds must be at least 0 and --num_inputs at least 1.")
+    if arguments.rounds < 0 or arguments.num_inputs < 1:
+        raise ValueError("--rounds must be at least 0 and --num_inputs at least 1.")
     full = Schedule((1,) * num_layers)
     variants = [Variant("full", full)]
     if "single" in arguments.families:
@@ -135,7 +135,7 @@ class Study:
             if variant.family != "random_weights"
         }
         inputs = sample_inputs(task.splits["test"], self.arguments.num_inputs)
-        rounds = self.arguments.latency_rounds
+        rounds = self.arguments.rounds
         with tqdm(total=rounds + WARMUP, desc=f"timing {task.name}", disable=self.training.disable_tqdm) as bar:
             found = measure_latency(models, inputs, variants[0].schedule.key, rounds, WARMUP, on_round=bar.update)
         return {name: asdict(latency) for name, latency in found.items()}
@@ -157,13 +157,13 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    if arguments.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {arguments.seeds}.")
     study = Study(arguments, training)
     config = load_from_encoder(study.checkpoint).config
     variants = list_variants(arguments, config.num_hidden_layers, config.max_position_embeddings)
     tasks = load_tasks(arguments.dataset_names, study.tokenizer, arguments.max_length, arguments.max_train_samples)
-    seeds = range(training.seed, training.seed + arguments.num_seeds)
+    seeds = range(training.seed, training.seed + arguments.seeds)
     jobs = [(task, variant, seed) for task in tasks for seed in seeds for variant in variants]
     rows = []
     for task, variant, seed in tqdm(jobs, desc="fine-tuning", unit="model", disable=training.disable_tqdm):
@@ -171,7 +171,7 @@ def main():
         rows.append(row)
         what = f"{variant.family} {variant.schedule.key} seed {seed}"
         print(f"{task.name} {what}: test {task.metric_name} {row['test_score']:.4f}", flush=True)
-    has_times = arguments.latency_rounds > 0
+    has_times = arguments.rounds > 0
     write_record(
         arguments.results_file,
         model=Path(study.checkpoint).name,

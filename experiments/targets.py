@@ -3,7 +3,7 @@ r"""Time the winner for every target on every target: does a schedule that was f
 Example, with the output folders of searches of one task for several targets (section 5.2.4 of the thesis asks the same
 of a CPU and a GPU):
 
-    python experiments/cross_targets.py --folders runs/imdb runs/imdb-2threads runs/imdb-bf16 \
+    python experiments/targets.py --folders runs/imdb runs/imdb-2threads runs/imdb-bf16 \
         --results_file results/cross_imdb.json
 
 A target is what a search was told: device, dtype, number of threads, lengths of the texts. All winners are timed side
@@ -35,7 +35,7 @@ NOTE = (
 @dataclass
 class CrossArguments:
     folders: list[str] = field(metadata={"help": "Output folders of searches, two or more."})
-    latency_rounds: int = field(default=20, metadata={"help": "Timed rounds on each target."})
+    rounds: int = field(default=20, metadata={"help": "Timed rounds on each target."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the matrix."})
 
 
@@ -83,9 +83,9 @@ def main():
         raise ValueError(f"the folders need different names, got {[target['name'] for target in targets]}.")
     model = ClassformerForSequenceClassification.from_pretrained(Path(arguments.folders[0]) / "best")
     ratios: dict[str, dict[str, Any]] = {name: {} for name in winners}
-    with tqdm(total=len(targets) * (arguments.latency_rounds + 5), desc="targets", unit="round") as bar:
+    with tqdm(total=len(targets) * (arguments.rounds + 5), desc="targets", unit="round") as bar:
         for target in targets:
-            measured = measure_on(target, model, winners, arguments.latency_rounds, bar)
+            measured = measure_on(target, model, winners, arguments.rounds, bar)
             for name in winners:
                 latency = measured[name]
                 ratios[name][target["name"]] = {
@@ -102,7 +102,7 @@ def main():
         arguments.results_file,
         note=NOTE,
         hardware=hardware_fingerprint(),
-        rounds=arguments.latency_rounds,
+        rounds=arguments.rounds,
         targets=[{**target, "winner": target["winner"].key} for target in targets],
         ratios=ratios,
     )

@@ -1,8 +1,8 @@
 r"""Compare a schedule per length bucket with the best single schedule at equal accuracy, from the same weights.
 
-Example, with predictions that experiments/build_benchmark.py kept:
+Example, with predictions that experiments/every_schedule.py kept:
 
-    python experiments/study_length_policy.py --validation runs/imdb/validation.npz --test runs/imdb/test.npz \
+    python experiments/length_policy.py --validation runs/imdb/validation.npz --test runs/imdb/test.npz \
         --latency_table runs/imdb/latency_table.json --results_file results/length_policy_imdb.json
 
 Both are chosen on the validation predictions: the fastest single schedule that keeps the requirement, then the policy

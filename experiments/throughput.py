@@ -1,6 +1,6 @@
 r"""Compare models and ways to batch by how many texts they classify in a second.
 
-    python experiments/benchmark_throughput.py --models runs/imdb/full runs/imdb/best \
+    python experiments/throughput.py --models runs/imdb/full runs/imdb/best \
         --dataset_name stanfordnlp/imdb --results_file results/throughput_imdb.json
 
 The first folder is the model without reductions; as stock RoBERTa, on unsorted batches that are padded to their longest

@@ -10,11 +10,11 @@ of the same tables.
 
 Tables come from a parquet file:
 
-    python experiments/race_samplers.py --benchmark results/bench_sst2.parquet --results_file results/race_sst2.json
+    python experiments/samplers.py --benchmark results/bench_sst2.parquet --results_file results/race_sst2.json
 
 or from a formula, 10 tables with other weights and deviations, which the seeds take in turn:
 
-    python experiments/race_samplers.py --analytic 12 --results_file results/race_analytic12.json
+    python experiments/samplers.py --analytic 12 --results_file results/race_analytic12.json
 """
 
 import functools
@@ -60,13 +60,13 @@ class RaceArguments:
     analytic_examples: int = field(
         default=0, metadata={"help": "Examples behind a score, whose binomial error is added; 0 adds none."}
     )
-    required: list[float] = field(
+    required_performance: list[float] = field(
         default_factory=lambda: [0.97], metadata={"help": "Shares of the full model's score that are asked."}
     )
     samplers: list[str] = field(default_factory=lambda: list(LABELS), metadata={"help": f"Of {sorted(LABELS)}."})
     max_trials: int = field(default=50, metadata={"help": "Evaluations after the unreduced model's."})
-    num_seeds: int = field(default=200, metadata={"help": "Runs of each sampler that is no Gaussian process."})
-    num_process_seeds: int = field(default=30, metadata={"help": "Runs of each Gaussian process."})
+    seeds: int = field(default=200, metadata={"help": "Runs of each sampler that is no Gaussian process."})
+    process_seeds: int = field(default=30, metadata={"help": "Runs of each Gaussian process."})
     jobs: int = field(default=1, metadata={"help": "Processes that race side by side."})
     output_dir: str = field(default="", metadata={"help": "Keeps finished runs; runs/race/<table> by default."})
     results_file: str = field(default="", metadata={"help": "JSON file for the result; none by default."})
@@ -77,7 +77,7 @@ class RaceArguments:
             raise ValueError("give either `--benchmark FILE.parquet` or `--analytic 12`.")
         if unknown := sorted(set(self.samplers) - set(LABELS)):
             raise ValueError(f"unknown samplers {unknown}; choose among {sorted(LABELS)}.")
-        if min(self.max_trials, self.num_seeds, self.num_process_seeds, self.jobs, self.analytic_tables) < 1:
+        if min(self.max_trials, self.seeds, self.process_seeds, self.jobs, self.analytic_tables) < 1:
             raise ValueError("trials, seeds, tables and jobs must be >= 1.")
 
     @property
@@ -125,9 +125,9 @@ def race(arguments: RaceArguments, required: float, name: str, seed: int) -> dic
 
 
 def list_races(arguments: RaceArguments) -> Iterator[tuple[float, str, int]]:
-    for required in arguments.required:
+    for required in arguments.required_performance:
         for name in arguments.samplers:
-            count = arguments.num_process_seeds if name in PROCESSES else arguments.num_seeds
+            count = arguments.process_seeds if name in PROCESSES else arguments.seeds
             yield from ((required, name, seed) for seed in range(count))
 
 
@@ -274,7 +274,7 @@ def main():
     (arguments,) = parse_arguments((RaceArguments,), __doc__)
     rows = run_all(arguments)
     results = {}
-    for required in arguments.required:
+    for required in arguments.required_performance:
         samplers = {
             name: summarise(
                 [r for r in rows if (r["sampler"], r["required"]) == (name, required)],

@@ -4,7 +4,7 @@ Five schedules of a MiniLM-sized Classformer, whose FLOPs are at least 15 % apar
 and beside processes that multiply matrices without pause. The ratio by processor time has to keep its order, or the
 exit code is 1; the ratio of wall times stands beside it to show the difference. A few minutes:
 
-    python experiments/check_latency_under_load.py --output results/latency_under_load.json
+    python experiments/load.py --results_file results/latency_under_load.json
 """
 
 import os
@@ -48,7 +48,7 @@ NOTE = (
 class LoadArguments:
     rounds: int = field(default=30, metadata={"help": "Timed rounds per measurement."})
     busy_processes: int = field(default=2, metadata={"help": "Processes that multiply matrices in the second part."})
-    output: str = field(default="results/latency_under_load.json", metadata={"help": "JSON file for the result."})
+    results_file: str = field(default="results/latency_under_load.json", metadata={"help": "JSON file for the result."})
 
 
 def build_models() -> tuple[dict[str, ClassformerForSequenceClassification], dict[str, int]]:
@@ -114,7 +114,7 @@ def main() -> int:
     is_kept = quiet["order_by_cpu_time"] == busy["order_by_cpu_time"]
     print(f"the order by processor time {'is the same' if is_kept else 'DIFFERS'} under load")
     write_record(
-        arguments.output,
+        arguments.results_file,
         note=NOTE,
         hardware=hardware,
         sequence_length_tokens=NUM_TOKENS,

@@ -1,6 +1,6 @@
 r"""Draw how long the training texts of several tasks are, in tokens (thesis figure 5.14).
 
-    python experiments/draw_lengths.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte sst2 \
+    python experiments/lengths.py --model_name_or_path FacebookAI/roberta-base --dataset_names mrpc rte sst2 \
         --figure docs/images/lengths.png --results_file results/lengths.json
 
 Short texts leave a schedule little to drop. Pairs count together, with their special tokens.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rendering.figures import open_panels, save_figure
+from frame import open_panels, save_figure
 
 from redundancy_hf.command import parse_arguments, run_command, write_record
 from redundancy_hf.data import load_tasks

@@ -3,8 +3,8 @@ r"""Fine-tune what every pretraining objective left, on several tasks with sever
     redundancy-hf pretrain --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --dataset_name my/wikitext --gamma 2 1 2 1 1 1 --objectives first_k last_k gamma_th dense funnel distillation \
         --output_dir runs/pretraining
-    python experiments/study_pretraining.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
-        --pretrained runs/pretraining --dataset_names stsb cola --num_seeds 2 --num_train_epochs 2 \
+    python experiments/pretraining.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+        --pretrained runs/pretraining --dataset_names stsb cola --seeds 2 --num_train_epochs 2 \
         --output_dir runs/study-pretraining --results_file results/pretraining.json
 
 Compared are the checkpoint itself without reductions (full), with the schedule but no pretraining (none), and every
@@ -48,7 +48,7 @@ class StudyArguments:
     )
     max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
-    num_seeds: int = field(default=2, metadata={"help": "Fine-tunings of each, with --seed, --seed + 1, ..."})
+    seeds: int = field(default=2, metadata={"help": "Fine-tunings of each, with --seed, --seed + 1, ..."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for the scores."})
 
 
@@ -171,11 +171,11 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    if arguments.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {arguments.seeds}.")
     study = Study(arguments, training)
     tasks = load_tasks(arguments.dataset_names, study.tokenizer, arguments.max_length, arguments.max_train_samples)
-    seeds = range(training.seed, training.seed + arguments.num_seeds)
+    seeds = range(training.seed, training.seed + arguments.seeds)
     objectives = ["full", "none", *study.pretrained]
     jobs = [(objective, task, seed) for task in tasks for seed in seeds for objective in objectives]
     rows = []

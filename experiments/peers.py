@@ -1,6 +1,6 @@
 r"""Compare Classformer with other ways to make the same classifier cheaper, on the same weights and training budget.
 
-    python experiments/compare_peers.py --model_name_or_path runs/sst2-full/seed-42 --dataset_name sst2 \
+    python experiments/peers.py --model_name_or_path runs/sst2-full/seed-42 --dataset_name sst2 \
         --schedules 1-1-2-1-4-1_eta2 1-2-2-4-1-1_eta0 --num_train_epochs 1 --output_dir runs/peers-sst2 \
         --results_file results/peers_sst2.json
 
@@ -59,9 +59,9 @@ class CompareArguments:
     methods: list[str] = field(
         default_factory=list, metadata={"help": "Peers to compare with; all by default. Names as in the table."}
     )
-    num_seeds: int = field(default=1, metadata={"help": "Trainings per point, with --seed, --seed + 1, ..."})
+    seeds: int = field(default=1, metadata={"help": "Trainings per point, with --seed, --seed + 1, ..."})
     num_inputs: int = field(default=48, metadata={"help": "Texts that are timed, at quantiles of the length."})
-    latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
+    rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
     results_file: str | None = field(default=None, metadata={"help": "JSON file for all points."})
 
 
@@ -162,7 +162,7 @@ class Comparison:
             model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
             models[f"{name} {setting}"] = model.eval()
         inputs = sample_inputs(self.task.splits["test"], self.arguments.num_inputs)
-        rounds = self.arguments.latency_rounds
+        rounds = self.arguments.rounds
         with tqdm(total=rounds + 2, desc="timing", unit="round", disable=self.training.disable_tqdm) as bar:
             found = measure_latency(models, inputs, "full ", rounds, 2, on_round=bar.update)
         return {point: asdict(found[f"{point[0]} {point[1]}"]) for point in self.points}
@@ -175,8 +175,8 @@ def main():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    if arguments.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {arguments.num_seeds}.")
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {arguments.seeds}.")
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     task = load_task(task_arguments)
     is_trained = is_classifier(arguments.model_name_or_path, task.num_labels)
@@ -189,7 +189,7 @@ def main():
         "recipe": training.describe_recipe(),
     }
     check_settings(comparison.output / "settings.json", settings, is_writer=True)
-    seeds = range(training.seed, training.seed + arguments.num_seeds)
+    seeds = range(training.seed, training.seed + arguments.seeds)
     jobs = [(name, setting, seed) for seed in seeds for name, setting in comparison.points]
     rows = []
     with tqdm(total=len(jobs), desc="training", unit="point", disable=training.disable_tqdm) as bar:

@@ -1,6 +1,6 @@
 r"""Compare what a schedule takes with the least it could take on this machine.
 
-    python experiments/measure_roofline.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+    python experiments/roofline.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --schedules 1-1-2-1-2-1_eta0 1-2-2-1-1-1_eta0 --lengths 64 128 256 512 --results_file results/roofline.json
 
 For every schedule and length, side by side in every round: the model, plain RoBERTa with the same weights, and the

@@ -1,14 +1,14 @@
 r"""Evaluate every schedule of a small space with one supernet: a table that samplers can race on.
 
-Example, in the folder of a finished search (or of experiments/study_supernet.py):
+Example, in the folder of a finished search (or of experiments/supernet.py):
 
-    python experiments/build_benchmark.py --supernet runs/sst2/supernet --latency_table runs/sst2/latency_table.json \
+    python experiments/every_schedule.py --supernet runs/sst2/supernet --latency_table runs/sst2/latency_table.json \
         --dataset_name sst2 --max_train_samples 10000 --max_validation_samples 2000 \
-        --output results/benchmark_sst2.parquet --predictions runs/sst2/validation.npz
+        --results_file results/benchmark_sst2.parquet --predictions runs/sst2/validation.npz
 
 A row is a schedule: score, its standard error paired with the full model's, latency and operations relative to the
 full model, mean log2 length behind every layer. --predictions keeps what every schedule predicts for every text, for
-experiments/study_certificate.py and experiments/study_length_policy.py; --split unused_train predicts rows of the
+experiments/certificate.py and experiments/length_policy.py; --split unused_train predicts rows of the
 training data that neither training nor validation has seen (with --max_train_samples), --num_schedules takes fewer.
 """
 
@@ -49,7 +49,7 @@ class BenchmarkArguments:
         metadata={"help": "Texts to predict.", "choices": ["validation", "test", "unused_train"]},
     )
     num_unused: int = field(default=10000, metadata={"help": "Rows for --split unused_train."})
-    output: str | None = field(default=None, metadata={"help": "Parquet file for the table."})
+    results_file: str | None = field(default=None, metadata={"help": "Parquet file for the table."})
     predictions: str | None = field(default=None, metadata={"help": "npz file for the predictions."})
 
 
@@ -111,7 +111,7 @@ def main():
             lengths=np.array([len(ids) for ids in split["input_ids"]], np.int16),
             latency_ratio=ratios,
         )
-    if benchmark.output is not None:
+    if benchmark.results_file is not None:
         name = task.metric_name
         columns = {
             "key": [schedule.key for schedule in schedules],
@@ -138,9 +138,9 @@ def main():
             "latency_hardware": table.hardware,
         }
         metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-        Path(benchmark.output).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), benchmark.output)
-        print(f"{benchmark.output}: {len(schedules)} schedules, full model {columns['score'][full]:.4f}")
+        Path(benchmark.results_file).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), benchmark.results_file)
+        print(f"{benchmark.results_file}: {len(schedules)} schedules, full model {columns['score'][full]:.4f}")
 
 
 if __name__ == "__main__":

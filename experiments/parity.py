@@ -1,6 +1,6 @@
 r"""Check exported classifiers against the original over a grid of schedules, lengths and runtimes.
 
-    python experiments/check_export.py --model_name_or_path FacebookAI/roberta-base --output_dir runs/parity \
+    python experiments/parity.py --model_name_or_path FacebookAI/roberta-base --output_dir runs/parity \
         --results_file results/export_parity.json
 
 Every schedule is exported to every runtime with three numbers of kept leading tokens, and its logits are compared with

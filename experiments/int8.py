@@ -1,6 +1,6 @@
 r"""Measure what it costs that a graph in int8 takes one text at a time, and what answers owe to it.
 
-    python experiments/study_int8_batches.py runs/sst2/full --dataset_name sst2 --output_dir runs/int8 \
+    python experiments/int8.py runs/sst2/full --dataset_name sst2 --output_dir runs/int8 \
         --results_file results/int8_batches.json
 
 The classifier is exported to ONNX Runtime in float32 and in int8, or what lies in OUTPUT_DIR is used again. Texts of

@@ -4,7 +4,7 @@ The cached examples are the population. Each resample draws a search sample and 
 independently, chooses the fastest schedule that keeps the required share on the search sample, and asks for its
 certificate on the holdout. A choice violates the requirement if it keeps less over the whole population. A few minutes:
 
-    python experiments/study_certificate.py --predictions runs/sst2/predictions.npz --num_search 1000 \
+    python experiments/certificate.py --predictions runs/sst2/predictions.npz --num_search 1000 \
         --num_holdout 2000 10000 --results_file results/certificate_study.json
 
 The file has `keys` (S,), the full schedule first or named by `--reference_key`, `predictions` (S, N) of class ids,
@@ -14,7 +14,7 @@ With `--simulated_classes` there is no file: macro F1 is judged on samples of a 
 the candidate keeps the required share exactly, which must not be certified in more than 1 - confidence of the samples,
 or more. What is already in --results_file is not simulated again. A quarter of an hour:
 
-    python experiments/study_certificate.py --simulated_classes 2 5 20 77 --num_holdout 200 1000 5000 \
+    python experiments/certificate.py --simulated_classes 2 5 20 77 --num_holdout 200 1000 5000 \
         --required_performance 0.5 0.8 0.95 --num_resamples 2000 --results_file results/certificate_simulation.json
 """
 

@@ -2,7 +2,7 @@ r"""Compare supernet accuracy with individual fine-tuning, schedule by schedule.
 
 Example:
 
-    python experiments/study_supernet.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+    python experiments/supernet.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --dataset_name sst2 --max_train_samples 10000 --max_validation_samples 2000 --num_train_epochs 2 \
         --output_dir runs/supernet-sst2 --results_file results/supernet_sst2.json
 
@@ -49,7 +49,7 @@ from redundancy_hf.timing import hardware_fingerprint
 class StudyArguments:
     model_name_or_path: str = field(metadata={"help": "RoBERTa- or BERT-family checkpoint."})
     num_schedules: int = field(default=12, metadata={"help": "Shortened schedules to fine-tune, beside the full one."})
-    seeds: list[int] = field(default_factory=lambda: [42, 43], metadata={"help": "Seeds of individual fine-tuning."})
+    seeds: int = field(default=2, metadata={"help": "Individual fine-tunings of each, with --seed, --seed + 1, ..."})
     max_reduction: float = field(default=16, metadata={"help": "Cap of the space: longest input to shortest state."})
     stage: str = field(
         default="all",
@@ -64,6 +64,7 @@ class Study:
     def __init__(self, study: StudyArguments, task_arguments: TaskArguments, training: ClassformerTrainingArguments):
         self.arguments, self.training = study, training
         self.output = Path(str(training.output_dir))
+        self.seeds = range(training.seed, training.seed + study.seeds)
         tokenizer = load_tokenizer(study.model_name_or_path)
         task = load_task(task_arguments).without_test()
         self.task = tokenize(task, tokenizer, task_arguments.max_length)
@@ -102,7 +103,7 @@ class Study:
 
     def train_individually(self):
         """Fine-tune what is missing, seed by seed."""
-        for seed in self.arguments.seeds:
+        for seed in self.seeds:
             objective, arguments = copy.copy(self.objective), copy.copy(self.training)
             objective.arguments, arguments.seed = arguments, seed
             journal = self.journal(seed)
@@ -180,7 +181,7 @@ def report(study: Study) -> dict:
     chosen, task = study.chosen(), study.task
     references = np.asarray(task.splits["validation"]["labels"])
     individual = []
-    for seed in study.arguments.seeds:
+    for seed in study.seeds:
         scores = {trial.schedule: trial.score for trial in study.journal(seed).trials}
         missing = [schedule.key for schedule in chosen if schedule not in scores]
         if missing:
@@ -197,7 +198,7 @@ def report(study: Study) -> dict:
         "num_train_examples": len(task.splits["train"]),
         "num_evaluation_examples": len(references),
         "majority_score": majority_score(task),
-        "seeds": study.arguments.seeds,
+        "seeds": list(study.seeds),
         "recipe": study.training.describe_recipe(),
         "hardware": hardware_fingerprint(),
         "num_schedules_in_space": len(study.schedules),
@@ -230,13 +231,8 @@ def compare_winner(study: Study, references: np.ndarray) -> dict | None:
     if winner is None:
         return None
     ours = np.load(study.output / "winners" / "models" / winner.schedule.key / PREDICTIONS)
-    twins = [
-        trial
-        for seed in study.arguments.seeds
-        for trial in study.journal(seed).trials
-        if trial.schedule == winner.schedule
-    ]
-    if len(twins) < len(study.arguments.seeds):
+    twins = [trial for seed in study.seeds for trial in study.journal(seed).trials if trial.schedule == winner.schedule]
+    if len(twins) < len(study.seeds):
         raise ValueError(f"the twin of {winner.schedule.key} is missing; run --stage individual first.")
     # of ours divided by the twin's, here in units of the score
     errors = [

@@ -2,7 +2,7 @@
 
 Example:
 
-    python experiments/check_conversion.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2
+    python experiments/lossless.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2
 
 Reads two padded text pairs with both models and prints the largest difference at positions that are not padding. The
 exit code is 1 if it is above the tolerance.

@@ -1,0 +1,141 @@
+"""What every experiment shares: how its tables are written, where its record comes from, and how pictures are saved."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# what older records call their programs
+FORMER = {
+    "redundancy-hf search": "scripts/search_classformer.py",
+    "redundancy-hf evaluate": "scripts/evaluate_model.py",
+    "experiments/peers.py": "scripts/compare_peers.py",
+    "experiments/schedules.py": "scripts/study_schedules.py",
+}
+
+
+def format_table(header: Iterable[Any], rows: Iterable[Iterable[Any]], note: str = "") -> str:
+    """Write a table in Markdown, and below it what a reader must know of it."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + (f"\n{note}" if note else "")
+
+
+def interval(middle: float, low: float, high: float, digits: int = 2) -> str:
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def ratio(latency: dict, digits: int = 2) -> str:
+    """Give a time relative to the reference's, with its quartiles."""
+    return interval(latency["ratio"], latency["ratio_low"], latency["ratio_high"], digits)
+
+
+def speedup(latency: dict) -> str:
+    """Give how many times faster than the reference something is, with its quartiles."""
+    return interval(1 / latency["ratio"], 1 / latency["ratio_high"], 1 / latency["ratio_low"])
+
+
+def around(score: float, standard_error: float) -> tuple[float, float, float]:
+    """Give a score with its 95 % interval."""
+    return score, score - 1.96 * standard_error, score + 1.96 * standard_error
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def describe_machine(hardware: dict) -> str:
+    """Name a processor, what it computes with, and the threads."""
+    threads = hardware["threads"]
+    return f"{hardware['device_name']} ({hardware['cpu_capability']}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def describe_hardware(record: dict) -> str:
+    """Name the threads, the processor and what else it did."""
+    hardware = record["hardware"]
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    return f"{threads}, {hardware['device_name']}, load average {hardware['load_average'][0]}"
+
+
+def name_command(record: dict) -> str:
+    """Say what made a record."""
+    return f"Command: `{record['command']}`\n"
+
+
+def list_commands(records: Iterable[dict]) -> str:
+    """Give the command of every record, folded."""
+    commands = "; ".join(f"`{record['command']}`" for record in records)
+    return f"<details><summary>Commands</summary>\n\n{commands}\n\n</details>\n"
+
+
+def describe_runs(records: dict) -> str:
+    """Say where and by which command each record was made."""
+    runs = (f"{r['dataset'].upper()}: {describe_hardware(r)}, `{r['command']}`" for r in records.values())
+    return f"Commands: {'; '.join(runs)}\n"
+
+
+def read_record(path: str, program: str) -> dict:
+    """Read what an experiment or a verb has left.
+
+    Args:
+        path: The file.
+        program: What left it, as `experiments/schedules.py` or `redundancy-hf search`.
+
+    Raises:
+        ValueError: There is no such file, it is not JSON, or another program left it.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"the record {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"the record {path} is not JSON: {error}.") from error
+    command = str(record.get("command")) if isinstance(record, dict) else ""
+    known = (program, Path(program).name, former := FORMER.get(program, program), Path(former).name)
+    if not command.removeprefix("python ").startswith(known):
+        raise ValueError(f"{path} is not a record of {program}; give the JSON file that it wrote.")
+    return record
+
+
+def open_panels(
+    count: int, columns: int, panel_size: tuple[float, float], legend_height: float = 0.0
+) -> tuple[Any, list[Any]]:
+    """Open a figure of `count` panels, row by row; the last places of the grid stay empty.
+
+    Args:
+        count: Number of panels.
+        columns: Most panels in a row.
+        panel_size: Width and height of a panel, in inches.
+        legend_height: Height below the panels for a legend of the figure, in inches.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    size = (panel_size[0] * columns, panel_size[1] * rows + legend_height)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for panel in panels.flat[count:]:
+        panel.axis("off")
+    return figure, list(panels.flat[:count])
+
+
+def add_legend(figure: Any, panels: Iterable[Any], columns: int, font_size: float | None = None):
+    """Write one legend below the panels; a label that several have stands there once."""
+    handles = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(), handles.keys(), ncols=min(len(handles), columns), loc="lower center", fontsize=font_size
+    )
+
+
+def save_figure(figure: Any, path: str, legend_height: float = 0.0):
+    """Write a PNG file and say so; its folder is made."""
+    figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")

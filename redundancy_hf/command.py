@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import inspect
 import io
 import json
 import logging
@@ -12,15 +13,26 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
+from transformers.utils.chat_template_utils import parse_google_format_docstring
 
+# by an old name of a flag, what it is called now; of several, the one that the command has
+RENAMED = {
+    "latency_rounds": ("rounds",),
+    "latency_threads": ("threads",),
+    "num_threads": ("threads",),
+    "num_seeds": ("seeds",),
+    "output": ("output_dir", "latency_table", "results_file"),
+    "plot": ("figure",),
+}
 # the logger of what a command says on standard output
 SCREEN = "screen"
 # of the running command; packages name arguments in backticks, as a caller in Python knows them
@@ -39,7 +51,6 @@ FINGERPRINTS = {
 NOT_FLAGS = {
     "world_size": "the number of processes",
     "is_best_by_score": "choosing the best epoch by score (--metric_for_best_model)",
-    "threads": "--latency_threads",
     "mean_tokens": "the mean length of the timed texts in tokens (--target_lengths)",
     "max_tokens": "the longest input in tokens (--max_length)",
     "num_layers": "the checkpoint's number of layers",
@@ -60,6 +71,65 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
+
+
+def parse_call(
+    function: Callable,
+    description: str,
+    arguments: list[str] | None = None,
+    positional: str | None = None,
+) -> dict[str, Any]:
+    """Parse flags into the arguments of a function: its signature is the command line, its docstring the help.
+
+    Args:
+        function: Each parameter is a flag; one that is annotated with a dataclass brings the flags of its fields.
+            `Literal`, or `Annotated[str, {"choices": [...]}]`, gives choices.
+        description: As for [`parse_arguments`], like the others.
+        arguments: The command line; `sys.argv` by default.
+        positional: The argument whose values may also stand first.
+
+    Raises:
+        ValueError: As [`parse_arguments`] does.
+    """
+    _, helps, _ = parse_google_format_docstring(inspect.cleandoc(function.__doc__ or ""))
+    own, groups = [], {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+        else:
+            own.append(_describe_flag(parameter, helps[name] if helps else ""))
+    first, *others = parse_arguments(
+        (dataclasses.make_dataclass(function.__name__, own, kw_only=True), *groups.values()),
+        description,
+        arguments,
+        positional,
+    )
+    return {**vars(first), **dict(zip(groups, others, strict=True))}
+
+
+def _describe_flag(parameter: inspect.Parameter, text: str) -> tuple[str, Any, Any]:
+    """Give name, type and field of a flag, as a dataclass for `HfArgumentParser` takes them."""
+    kind, metadata = parameter.annotation, {"help": text}
+    if get_origin(kind) is Annotated:
+        kind, choices = get_args(kind)
+        metadata |= choices
+    is_optional = get_origin(kind) in (Union, UnionType)
+    if is_optional:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Sequence:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    if is_optional:
+        kind = kind | None
+    default = parameter.default
+    if default is parameter.empty:
+        return parameter.name, kind, dataclasses.field(metadata=metadata)
+    if isinstance(default, tuple | list):
+        return parameter.name, kind, dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return parameter.name, kind, dataclasses.field(default=default, metadata=metadata)
+
+
+def _find_new_name(old: str, known: Collection[str]) -> str | None:
+    return next((new for new in RENAMED.get(old, ()) if new in known), None)
 
 
 def parse_arguments(
@@ -99,7 +169,11 @@ def parse_arguments(
         known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind) if field.init}
         unknown = sorted(set(recipe) - known)
         if unknown:
-            raise ValueError(f"the recipe {path} has unknown arguments {unknown}; --help lists the known ones.")
+            renamed = [
+                f"{old} is called {_find_new_name(old, known)} now" for old in unknown if _find_new_name(old, known)
+            ]
+            way_out = "; ".join(renamed) or "--help lists the known ones"
+            raise ValueError(f"the recipe {path} has unknown arguments {unknown}; {way_out}.")
         parser.set_defaults(**recipe)
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
@@ -108,7 +182,11 @@ def parse_arguments(
     *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unused:
         flags = [option for action in parser._actions for option in action.option_strings]
-        similar = difflib.get_close_matches(unused[0].partition("=")[0], flags, n=1)
+        flag = unused[0].partition("=")[0]
+        new = _find_new_name(flag.removeprefix("--"), {one.removeprefix("--") for one in flags})
+        if new is not None:
+            parser.error(f"{flag} is called --{new} now")
+        similar = difflib.get_close_matches(flag, flags, n=1)
         parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
     for values in parsed:
         record = getattr(values, "results_file", None)

@@ -140,7 +140,7 @@ def list_seeds(first: int, number: int) -> range:
         ValueError: There would be none.
     """
     if number < 1:
-        raise ValueError(f"`num_seeds` must be at least 1, got {number}.")
+        raise ValueError(f"`seeds` must be at least 1, got {number}.")
     return range(first, first + number)
 
 

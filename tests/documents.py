@@ -11,12 +11,13 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from redundancy_hf import command
 from redundancy_hf.__main__ import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,13 +205,18 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     module, words, values = load_job(name), io.StringIO(), {}
 
     def stop(*types, **keywords):
-        for parsed in parse_arguments(*types, **keywords):
+        for parsed in command.parse_arguments(*types, **keywords):
             values.update(vars(parsed))
         raise Parsed
 
-    parse_arguments = module.parse_arguments
+    def stop_call(*function, **keywords):
+        for key, value in command.parse_call(*function, **keywords).items():
+            values.update(vars(value) if is_dataclass(value) else {key: value})
+        raise Parsed
+
+    stops = {"parse_arguments": stop, "parse_call": stop_call}
     with (
-        patch.object(module, "parse_arguments", stop),
+        patch.multiple(module, **{name: stop for name, stop in stops.items() if hasattr(module, name)}),
         patch.object(sys, "argv", [name, *arguments]),
         contextlib.redirect_stderr(words),
         contextlib.chdir(ROOT),

@@ -183,7 +183,7 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
         (["--classes", "ten"], "--classes has \\['ten'\\]"),
         (["--label_column", "kind"], "'kind' is not in split"),
         (["--dataset_name", "./nowhere"], "there is no file or folder"),
-        (["--num_seeds", 0], "--num_seeds must be at least 1"),
+        (["--seeds", 0], "--seeds must be at least 1"),
         (["--spatial_dims", 3], "must have 3 dimensions"),
         (["--learning_rate", "1e30"], "lower --learning_rate"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor must be 0 for an autoencoder"),

@@ -31,7 +31,7 @@ def read_weights(folder):
 
 def test_search_is_resumed_and_evaluated(run, made_before):
     journal, weights = (made_before / "search" / "trials.jsonl").read_text(), read_weights(made_before / "search")
-    flags = ("--num_train_epochs", 1, "--max_trials", 3, "--num_winners", 1, "--latency_rounds", 2, "--force")
+    flags = ("--num_train_epochs", 1, "--max_trials", 3, "--num_winners", 1, "--rounds", 2, "--force")
     code, printed, words = run(
         "search_classformer", *TEXTS, *flags, "--required_performance", 0.5, "--output_dir", "search"
     )

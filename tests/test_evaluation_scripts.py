@@ -44,7 +44,7 @@ def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, t
         text_folder,
         *stored,
         "--streaming",
-        "--output",
+        "--results_file",
         tmp_path / "streamed.json",
         "--more_metrics",
         "f1",
@@ -63,7 +63,7 @@ def test_streamed_texts_score_as_stored_ones(run, text_folder, tiny_text_file, t
     shutil.copy(tiny_text_file, whole / "train.csv")
     code, _, words = run(
         *("evaluate_model", text_folder, "--dataset_name", whole, "--device", "cpu", *SHORT),
-        *("--output", tmp_path / "stored.json"),
+        *("--results_file", tmp_path / "stored.json"),
     )
     assert code == 0, words
     assert json.loads((tmp_path / "stored.json").read_text())["models"][0]["score"] == pytest.approx(row["score"])
@@ -216,7 +216,16 @@ def rename_outputs(folder, names, order):
 )
 def test_labels_are_compared_by_name(run, telling_folder, tiny_text_file, tmp_path, caplog, names, order, flags, said):
     def evaluate(*more):
-        flags = ("--dataset_name", tiny_text_file, "--device", "cpu", *SHORT, "--output", tmp_path / "out.json", *more)
+        flags = (
+            "--dataset_name",
+            tiny_text_file,
+            "--device",
+            "cpu",
+            *SHORT,
+            "--results_file",
+            tmp_path / "out.json",
+            *more,
+        )
         code, _, words = run("evaluate_model", telling_folder, *flags)
         assert code == 0, words
         return json.loads((tmp_path / "out.json").read_text())["models"]
@@ -266,7 +275,20 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
     output, plot = tmp_path / "out" / "times.json", tmp_path / "out" / "times.png"
     code, printed, words = run(
         *("benchmark_latency", text_folder, "--peers", "bert", "distilbert", "--peer_config", SMALL),
-        *("--lengths", 8, 16, "--rounds", 2, "--batch_size", 2, "--output", output, "--plot", plot, "--update_card"),
+        *(
+            "--lengths",
+            8,
+            16,
+            "--rounds",
+            2,
+            "--batch_size",
+            2,
+            "--results_file",
+            output,
+            "--figure",
+            plot,
+            "--update_card",
+        ),
     )
     assert code == 0, words
     records = json.loads(output.read_text())["measurements"]
@@ -320,7 +342,7 @@ def test_operations_of_a_schedule_are_those_of_its_formula(run, tiny_classifier_
     from classformer_hf.flops import count_flops
 
     output = tmp_path / "times.json"
-    flags = ("--lengths", 24, "--rounds", 1, "--output", output)
+    flags = ("--lengths", 24, "--rounds", 1, "--results_file", output)
     assert run("benchmark_latency", tiny_classifier_folder, *flags)[0] == 0
     record = json.loads(output.read_text())
     expected = count_flops(ClassformerConfig.from_pretrained(tiny_classifier_folder), 24)

@@ -123,7 +123,7 @@ def list_commands(output: Path, data: Path, other: Path, text: Path) -> list[lis
     common += ("--load_best_model_at_end", "False", "--eval_strategy", "no", "--max_steps", 2)
     task = ("--dataset_name", data, "--max_length", 32)
     gamma = ("--gamma", 1, 2, 1)
-    search = ("--max_trials", 2, "--latency_rounds", 1, "--strategy", "thesis", "--force")
+    search = ("--max_trials", 2, "--rounds", 1, "--strategy", "thesis", "--force")
     commands = [
         ["search_classformer", *task, *search],
         ["train_classformer", *task, *gamma],

@@ -38,7 +38,7 @@ CARVED = ("--validation_fraction", 0.25, "--max_length", 64)
 def search_flags(checkpoint, dataset, output, *more) -> list:
     return [
         *("--model_name_or_path", checkpoint, "--dataset_name", dataset, "--output_dir", output, "--use_cpu"),
-        *("--num_train_epochs", 1, "--max_trials", 3, "--latency_rounds", 2, "--learning_rate", 1e-3),
+        *("--num_train_epochs", 1, "--max_trials", 3, "--rounds", 2, "--learning_rate", 1e-3),
         *(*CARVED, "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "True"),
         *("--load_best_model_at_end", "False", "--force", "--strategy", "thesis", *more),
     ]
@@ -213,7 +213,7 @@ def test_search_on_another_machine_times_its_trials_again(run, searched, tmp_pat
     [
         (("--split_seed", 7), "--split_seed (42, now 7)"),
         (("--max_length", 16, "--seed", 1), "--max_length (64, now 16), --seed (42, now 1)"),
-        (("--latency_threads", 2), "--latency_threads (1, now 2)"),
+        (("--threads", 2), "--threads (1, now 2)"),
     ],
 )
 def test_search_names_the_flags_that_changed(run, searched, flags, named):
@@ -381,7 +381,7 @@ def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_la
         (["--metric_name", "bleu"], "accuracy.*bleu|bleu.*accuracy"),
         (["--model_name_or_path", "no_such_folder"], "there is no folder `no_such_folder`, and no such model"),
         (["--max_length", "1000"], "at most the tokenizer's `model_max_length` of 64, got 1000; where the model"),
-        (["--latency_rounds", "0"], "--latency_rounds must be at least 1, got 0"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--metric_for_best_model", "banana"], "--metric_for_best_model must be loss or accuracy, got banana"),
         (
             ["--output_dir", __file__],
@@ -467,7 +467,7 @@ def test_training_takes_a_found_architecture_and_seeds(
             tiny_text_file,
             *CARVED,
         ),
-        *("--config_name", output / "best", "--num_seeds", 2, "--output_dir", tmp_path / "final", "--use_cpu"),
+        *("--config_name", output / "best", "--seeds", 2, "--output_dir", tmp_path / "final", "--use_cpu"),
         *("--num_train_epochs", 2, "--disable_tqdm", "True", "--learning_rate", 1e-3),
     ]
     code, printed, _ = run("train_classformer", *flags)
@@ -488,7 +488,7 @@ def test_training_takes_a_found_architecture_and_seeds(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_seeds", "0"], "--num_seeds must be at least 1, got 0"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--config_name", "no_such_folder"], "there is no no_such_folder; --config_name is a folder or a config.json"),
         (["--config_name", "x", "--gamma", "1", "2", "1"], "give --config_name or --gamma, not both"),
         (["--gamma", "1", "2"], "2 for 3 layers"),
@@ -622,7 +622,15 @@ def test_evaluation_certifies_all_but_the_first_model(run, full_and_candidate, t
             "--device",
             "cpu",
         ),
-        *("--split", "validation", "--required_performance", 0.99, "--output", tmp_path / "scores.json", "--unseen"),
+        *(
+            "--split",
+            "validation",
+            "--required_performance",
+            0.99,
+            "--results_file",
+            tmp_path / "scores.json",
+            "--unseen",
+        ),
     )
     assert code == 0, words
     first, *others = json.loads((tmp_path / "scores.json").read_text())["models"]

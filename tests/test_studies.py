@@ -29,7 +29,7 @@ def flags(tiny_roberta_two_labels, tiny_text_file):
 @pytest.fixture
 def search(run, flags, monkeypatch):
     monkeypatch.setattr("classformer_hf.search.target.TABLE_ROUNDS", 1)
-    few = ("--required_performance", REQUIRED, "--max_trials", 6, "--latency_rounds", 1, "--force")
+    few = ("--required_performance", REQUIRED, "--max_trials", 6, "--rounds", 1, "--force")
 
     def call(folder, *more):
         return run("search_classformer", *flags, *few, "--output_dir", folder, *more)
@@ -64,7 +64,7 @@ def test_table_of_every_schedule_feeds_the_policy_study(run, found, tiny_text_fi
     parquet, predictions = tmp_path / "table.parquet", tmp_path / "validation.npz"
     code, _, words = run(
         *("every_schedule", "--supernet", found / "supernet", "--latency_table", found / "latency_table.json"),
-        *("--dataset_name", tiny_text_file, *CARVED, "--gamma_options", 1, 2, "--output", parquet),
+        *("--dataset_name", tiny_text_file, *CARVED, "--gamma_options", 1, 2, "--results_file", parquet),
         *("--predictions", predictions),
     )
     assert code == 0, words
@@ -158,7 +158,7 @@ def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path, mo
     data = [flag for flag in zip(flags, flags[1:], strict=False) if flag[0] in ("--dataset_name", "--max_length")]
     command = [
         *("choose_cascade", *(part for flag in data for part in flag), "--output_dir", tmp_path / "cascade"),
-        *("--model_name_or_path", tmp_path / "full" / "seed-42", "--num_schedules", 8, "--latency_rounds", 2),
+        *("--model_name_or_path", tmp_path / "full" / "seed-42", "--num_schedules", 8, "--rounds", 2),
         *("--num_inputs", 6, "--required_performance", 0.9, "--results_file", tmp_path / "cascade.json"),
         "--unseen",
     ]
@@ -211,7 +211,7 @@ def test_runtimes_are_scored_and_timed_side_by_side(run, two_folders, tiny_text_
 
 
 def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
-    code, _, words = run("export_model", two_folders[0], "--runtime", "torch", "--output", tmp_path / "graphs")
+    code, _, words = run("export_model", two_folders[0], "--runtime", "torch", "--output_dir", tmp_path / "graphs")
     assert code == 0, words
     models = ("--models", two_folders[0], tmp_path / "graphs", "--dataset_name", tiny_text_file, *CARVED)
     flags = ("--variants", "torch", "--output_dir", tmp_path, "--rounds", 1, "--num_inputs", 2)

@@ -273,7 +273,7 @@ def test_study_of_sharing_counts_and_times(run, flags, tmp_path):
         (["--sharing_factor", "3"], "must be at least 1 and divide the .* channels, got 3"),
         (["--sharing_factor", "2", "2"], "needs one number, or one for each of"),
         (["--grad_reduction", "max"], '--grad_reduction must be "mean" or "sum"'),
-        (["--num_seeds", "0"], "--num_seeds must be at least 1, got 0"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--dataset_name", "no_such_folder/"], "could not read 'no_such_folder/'|there is no file or folder"),
         (["--label_column", "kind"], "'kind' is not in split"),
         (["--optimizer", "lamb"], "--optimizer must be one of"),

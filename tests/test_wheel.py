@@ -73,7 +73,7 @@ def test_installed_command_searches_evaluates_exports_and_publishes(
     texts = ("--dataset_name", tiny_text_file, "--validation_fraction", 0.25, "--max_length", 64)
     printed = redundancy_hf(
         *("search", "--model_name_or_path", tiny_roberta_two_labels, *texts, "--max_trials", 3, "--num_winners", 1),
-        *("--num_train_epochs", 1, "--required_performance", 0.5, "--force", "--latency_rounds", 2, "--use_cpu"),
+        *("--num_train_epochs", 1, "--required_performance", 0.5, "--force", "--rounds", 2, "--use_cpu"),
         *("--results_file", "search.json", "--output_dir", "run"),
     )
     assert json.loads((empty / "search.json").read_text())["command"].startswith("redundancy-hf search ")

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING = "--use_cpu --disable_tqdm True --num_train_epochs 1 --learning_rate 1e-3 --per_device_train_batch_size 16"
 TEXTS = "--max_length 32 --max_train_samples 128 --max_validation_samples 64 --max_test_samples 64"
 SHAPES = "--max_train_samples 16 --max_validation_samples 8 --max_test_samples 8"
-SEARCH = "--max_trials 4 --num_winners 2 --latency_rounds 2"
+SEARCH = "--max_trials 4 --num_winners 2 --rounds 2"
 # what makes a job's work small; a verb or an experiment of the documents must have its line
 SIZES = {
     "benchmark": "--rounds 1",

@@ -1,7 +1,7 @@
 """Train an affine variational autoencoder, or a plain one, on images or voxels in random poses.
 
     redundancy-hf train-avae --dataset_name ylecun/mnist --augment rotation --transforms rotation --latent_dim 6
-    redundancy-hf train-avae --dataset_name digits --image_size 16 --latent_dim 4 --num_seeds 3 --output_dir runs/avae
+    redundancy-hf train-avae --dataset_name digits --image_size 16 --latent_dim 4 --seeds 3 --output_dir runs/avae
 
 `--augment` says what is random about the data, `--transforms` what the model searches; `--transforms none` trains a
 plain autoencoder. Every seed's model folder, OUTPUT_DIR/seed-N, opens with `AutoModel`; beside it lie the losses by
@@ -46,7 +46,7 @@ class ModelArguments:
             "help": "Other settings of the configuration as JSON, e.g. '{\"encoder_channels\": [16, 16, 32, 16]}'."
         },
     )
-    num_seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+    seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
 
 
 def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
@@ -87,7 +87,7 @@ def main():
     task = load_task(task_arguments, build_processor(task_arguments, *sizes))
     config = build_config(arguments, task)
     settings = {
-        "model": {k: v for k, v in asdict(arguments).items() if k != "num_seeds"},
+        "model": {k: v for k, v in asdict(arguments).items() if k != "seeds"},
         "dataset": task.fingerprint,
         "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
         FLAGS: describe_flags(**asdict(task_arguments)),
@@ -110,7 +110,7 @@ def main():
             write_card(folder, model, trained, task.images["validation"][:4], seed=own.seed, **facts)
         return {"seed": own.seed, **asdict(trained), "parameters": model.num_parameters()}
 
-    rows = run_seeds(train_seed, training, arguments.num_seeds, settings)
+    rows = run_seeds(train_seed, training, arguments.seeds, settings)
     if training.process_index == 0:
         for row in rows:
             print(f"seed {row['seed']}: validation squared error {row['squared_error']:.3f}, loss {row['loss']:.3f}")

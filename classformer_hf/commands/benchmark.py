@@ -5,8 +5,8 @@ another model with its code inside; or what `redundancy-hf export` has made of i
 every other model's time is given as a ratio to it (0.5 = twice as fast), median and quartiles over rounds in which all
 models take turns on every input.
 
-    redundancy-hf benchmark runs/full runs/search/best --output lengths.json --plot lengths.png
-    redundancy-hf benchmark runs/full runs/search/best --dataset_name mrpc --output mrpc.json
+    redundancy-hf benchmark runs/full runs/search/best --results_file lengths.json --figure lengths.png
+    redundancy-hf benchmark runs/full runs/search/best --dataset_name mrpc --results_file mrpc.json
     redundancy-hf benchmark runs/full --peers bert distilbert funnel-small --lengths 128 512
     redundancy-hf benchmark runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --update_card
 
@@ -102,13 +102,13 @@ class BenchmarkArguments:
         default=16, metadata={"help": "Texts of the dataset, at evenly spaced quantiles of its lengths."}
     )
     rounds: int = field(default=20, metadata={"help": "Timed rounds; more rounds, narrower quartiles."})
-    num_threads: int = field(default=1, metadata={"help": "CPU threads; above 1 the ratio is made of wall time."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; above 1 the ratio is made of wall time."})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, mps ..."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Number format of all models."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for numbers, hardware and command."})
-    plot: str | None = field(default=None, metadata={"help": "PNG of time against length (thesis figure 5.13)."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for numbers, hardware and command."})
+    figure: str | None = field(default=None, metadata={"help": "PNG of time against length (thesis figure 5.13)."})
     update_card: bool = field(
         default=False, metadata={"help": "Write p50 and p90 into the model card of every folder, for the Hub."}
     )
@@ -225,7 +225,7 @@ def measure(
         model.to(device)  # type: ignore[arg-type]
     # other runtimes work in threads of their own
     are_exports = any(isinstance(model, ExportedClassifier) for model in models.values())
-    clock = "process_cpu" if are_exports and arguments.num_threads == 1 else None
+    clock = "process_cpu" if are_exports and arguments.threads == 1 else None
     records = []
     with tqdm(total=len(groups) * (WARMUP + arguments.rounds), unit="round") as progress:
         for inputs, counts in zip(groups, flops, strict=True):
@@ -338,7 +338,7 @@ def check_arguments(arguments: BenchmarkArguments):
         raise ValueError("--lengths and --dataset_name are two ways to choose inputs; give one of them.")
     if min(arguments.lengths or [1]) < 1:
         raise ValueError(f"--lengths counts tokens, each must be >= 1, got {arguments.lengths}.")
-    for name in ("num_threads", "rounds", "num_inputs", "batch_size"):
+    for name in ("threads", "rounds", "num_inputs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be >= 1, got {getattr(arguments, name)}.")
     check_device(arguments.device)
@@ -347,8 +347,10 @@ def check_arguments(arguments: BenchmarkArguments):
 def make_groups(models: dict[str, PreTrainedModel], kind: str, arguments: BenchmarkArguments) -> tuple[str, list]:
     """Say what the inputs are, and give them in groups that are measured apart."""
     if kind == IMAGE:
-        if arguments.lengths or arguments.dataset_name or arguments.plot:
-            raise ValueError("--lengths, --dataset_name and --plot are for models of texts; images are random pixels.")
+        if arguments.lengths or arguments.dataset_name or arguments.figure:
+            raise ValueError(
+                "--lengths, --dataset_name and --figure are for models of texts; images are random pixels."
+            )
         return "random pixels", make_random_images(models, arguments.batch_size, getattr(torch, arguments.dtype))
     if arguments.dataset_name is None:
         return "random ids", make_random_texts(models, arguments.lengths, arguments.batch_size)
@@ -360,15 +362,15 @@ def main():
     check_arguments(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(arguments.num_threads)
+    torch.set_num_threads(arguments.threads)
     models, kind = load_models(arguments)
     source, groups = make_groups(models, kind, arguments)
     hardware = hardware_fingerprint(arguments.device, getattr(torch, arguments.dtype))
     records = measure(models, groups, source, arguments)
     print_table(records)
-    write_record(arguments.output, hardware=hardware, measurements=records)
-    if arguments.plot is not None:
-        Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
-        draw_lengths(records, hardware, Path(arguments.plot))
+    write_record(arguments.results_file, hardware=hardware, measurements=records)
+    if arguments.figure is not None:
+        Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
+        draw_lengths(records, hardware, Path(arguments.figure))
     if arguments.update_card:
         update_cards(arguments, kind, records, hardware)

@@ -56,7 +56,7 @@ class CascadeArguments:
         default=None, metadata={"help": "latency_table.json of this machine; by default one is built, in 3 minutes."}
     )
     num_inputs: int = field(default=200, metadata={"help": "Texts of the test split that are timed."})
-    latency_rounds: int = field(default=10, metadata={"help": "Rounds of interleaved timing."})
+    rounds: int = field(default=10, metadata={"help": "Rounds of interleaved timing."})
     unseen: bool = field(
         default=False,
         metadata={"help": "Your word that a model without a task.json was not trained or chosen on the test split."},
@@ -160,7 +160,7 @@ class Chooser:
             row[kind]["certificate"] = {**asdict(certificate), "sentence": sentence}
         twice = self.share_classified_twice(models["cascade"], split) if row["cascade"]["settings"]["cascade"] else 0.0
         row["cascade"]["classified_twice"] = twice
-        inputs, rounds = sample_inputs(split, self.arguments.num_inputs), self.arguments.latency_rounds
+        inputs, rounds = sample_inputs(split, self.arguments.num_inputs), self.arguments.rounds
         with tqdm(total=rounds + 1, desc="timing", unit="round") as bar:
             timed = measure_latency(models, inputs, "single", rounds, 1, on_round=bar.update)
         for kind, latency in timed.items():

@@ -2,7 +2,7 @@
 
     redundancy-hf export runs/mrpc/best --runtime onnx
     redundancy-hf export runs/mrpc/best --runtime onnx --int8
-    redundancy-hf export your-name/model --runtime openvino --dataset_name mrpc --output served/mrpc
+    redundancy-hf export your-name/model --runtime openvino --dataset_name mrpc --output_dir served/mrpc
 
 The result lies in a folder named like the runtime, inside the model's. Labels and score are compared on the validation
 split that the model's `task.json` or the flags name; without either, logits on random texts. To use it:
@@ -38,7 +38,7 @@ class ExportArguments:
     folder: str = field(metadata={"help": "Saved classifier or Hub name; also as first argument, without the flag."})
     runtime: str = field(default="onnx", metadata={"help": "Where it shall run.", "choices": list(RUNTIMES)})
     int8: bool = field(default=False, metadata={"help": "Quantise: ONNX Runtime's dynamic quantisation to 8 bits."})
-    output: str | None = field(
+    output_dir: str | None = field(
         default=None,
         metadata={"help": "Folder for the result; by default one named like the runtime inside the model's."},
     )
@@ -73,9 +73,9 @@ def main():
     arguments, flags = parse_arguments((ExportArguments, make_flags(TaskArguments)), __doc__, positional="folder")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if arguments.output is None and not Path(arguments.folder).is_dir():
+    if arguments.output_dir is None and not Path(arguments.folder).is_dir():
         raise ValueError(
-            f"there is no folder {arguments.folder}; a model of the Hub needs --output, a folder for the result."
+            f"there is no folder {arguments.folder}; a model of the Hub needs --output_dir, a folder for the result."
         )
     if arguments.max_compared < 1:
         raise ValueError(f"--max_compared must be at least 1, got {arguments.max_compared}.")
@@ -84,7 +84,7 @@ def main():
     model, tokenizer = load_for_export(source), load_processor(source)
     task = read_task(arguments.folder, source, tokenizer, flags)
     outputs = None if task is None else order_outputs(model.config, task, arguments.folder)
-    output = Path(arguments.output or source / name_variant(arguments.runtime, arguments.int8))
+    output = Path(arguments.output_dir or source / name_variant(arguments.runtime, arguments.int8))
     print(f"exporting {arguments.folder} to {arguments.runtime}, which takes a minute or two per graph ...")
     write_export(source, model, output, arguments.runtime, arguments.int8)
     print(f"comparing {output} with it ...")

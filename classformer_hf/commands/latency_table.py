@@ -1,12 +1,12 @@
 r"""Time the layers of a model on this machine, so that the latency of every schedule can be predicted.
 
-    redundancy-hf latency-table --model_name_or_path runs/full --output latency_table.json
+    redundancy-hf latency-table --model_name_or_path runs/full --latency_table latency_table.json
 
 The table takes at most about three minutes. `--check 30` then measures 30 schedules directly as well, twice, and says
 how far the table is from the first measurements and these from each other. `--busy 2` does all of it beside processes
 that multiply matrices without pause:
 
-    redundancy-hf latency-table --model_name_or_path runs/full --output latency_table.json \
+    redundancy-hf latency-table --model_name_or_path runs/full --latency_table latency_table.json \
         --check 30 --busy 2 --results_file results/latency_table_check_busy.json
 """
 
@@ -44,8 +44,8 @@ NOTE = (
 @dataclass
 class TableArguments:
     model_name_or_path: str = field(metadata={"help": "Encoder or Classformer whose shape is timed."})
-    output: str = field(default="latency_table.json", metadata={"help": "JSON file for the table."})
-    latency_threads: int = field(default=1, metadata={"help": "CPU threads; above 1 the clock is wall time."})
+    latency_table: str = field(default="latency_table.json", metadata={"help": "JSON file for the table."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; above 1 the clock is wall time."})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, mps ..."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Number format."})
     rounds: int = field(default=30, metadata={"help": "Timed rounds over the grid."})
@@ -57,10 +57,10 @@ class TableArguments:
     seed: int = field(default=0, metadata={"help": "Draws the schedules that are measured."})
 
     def __post_init__(self):
-        if min(self.latency_threads, self.rounds) < 1 or min(self.check, self.busy) < 0:
+        if min(self.threads, self.rounds) < 1 or min(self.check, self.busy) < 0:
             raise ValueError(
-                "`--latency_threads` and `--rounds` must be >= 1, `--check` and `--busy` >= 0, got "
-                f"{self.latency_threads}, {self.rounds}, {self.check} and {self.busy}."
+                "`--threads` and `--rounds` must be >= 1, `--check` and `--busy` >= 0, got "
+                f"{self.threads}, {self.rounds}, {self.check} and {self.busy}."
             )
         if self.check_rounds < NUM_BLOCKS:
             raise ValueError(f"`--check_rounds` must be >= {NUM_BLOCKS}, got {self.check_rounds}.")
@@ -162,7 +162,7 @@ def main() -> None:
     max_tokens = task_arguments.max_length
     inputs = make_inputs(arguments, task_arguments) if arguments.check else []
     dtype, load_before = getattr(torch, arguments.dtype), os.getloadavg()
-    torch.set_num_threads(arguments.latency_threads)
+    torch.set_num_threads(arguments.threads)
     steps = count_steps(max_tokens, arguments.rounds)
     with tqdm(total=steps, desc="table") as progress, busy_machine(arguments.busy):
         table = build_latency_table(
@@ -170,13 +170,13 @@ def main() -> None:
             max_tokens,
             arguments.device,
             dtype,
-            arguments.latency_threads,
+            arguments.threads,
             arguments.rounds,
             arguments.max_seconds,
             on_step=progress.update,
         )
-    table.save(arguments.output)
-    print(f"{arguments.output}: {table.rounds} rounds in {table.build_seconds:.0f} s")
+    table.save(arguments.latency_table)
+    print(f"{arguments.latency_table}: {table.rounds} rounds in {table.build_seconds:.0f} s")
     if not arguments.check:
         return
     record = check_table(arguments, table, model, inputs)

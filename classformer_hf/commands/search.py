@@ -6,7 +6,7 @@ Examples:
     redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
         --required_performance 0.95 --num_train_epochs 3 --output_dir runs/mrpc
     redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
-        --required_performance 0.95 --num_train_epochs 3 --reuse runs/mrpc --latency_threads 4 --output_dir runs/mrpc-4
+        --required_performance 0.95 --num_train_epochs 3 --reuse runs/mrpc --threads 4 --output_dir runs/mrpc-4
 
 The folder OUTPUT_DIR/best then holds the model, OUTPUT_DIR/search_report.html the account. By default one training
 serves all schedules (a supernet), trials only validate, and the winners are fine-tuned; --strategy thesis fine-tunes
@@ -176,8 +176,8 @@ class SearchArguments:
             "help": "Where the result shall be fast: cpu or cuda. Training uses a GPU if there is one (--use_cpu)."
         },
     )
-    latency_threads: int = field(default=1, metadata={"help": "CPU threads while latency is measured."})
-    latency_rounds: int = field(default=20, metadata={"help": "Rounds of interleaved latency measurement per trial."})
+    threads: int = field(default=1, metadata={"help": "CPU threads while latency is measured."})
+    rounds: int = field(default=20, metadata={"help": "Rounds of interleaved latency measurement per trial."})
     force: bool = field(
         default=False,
         metadata={"help": "Search on even if the full model, or what is asked, is no better than the majority class."},
@@ -197,7 +197,7 @@ def check_arguments(search: SearchArguments):
     SearchSpace(1, 1, search.gamma_options, search.eta_options, max_reduction=search.max_reduction)
     if torch.device(search.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {search.device} was asked for, but torch finds no GPU; use --device cpu.")
-    for name in ("workers", "num_winners", "latency_rounds", "latency_threads"):
+    for name in ("workers", "num_winners", "rounds", "threads"):
         if getattr(search, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(search, name)}.")
     needs_supernet = [name for name in ("reuse", "length_buckets") if getattr(search, name)]
@@ -298,8 +298,8 @@ class Search:
             tokenizer,
             training,
             search.device,
-            search.latency_threads,
-            search.latency_rounds,
+            search.threads,
+            search.rounds,
             getattr(torch, search.dtype),
         )
         flags = {"model_name_or_path": search.model_name_or_path, **asdict(task_arguments)}

@@ -3,7 +3,7 @@ r"""Fine-tune one architecture with several seeds, by the thesis' recipe (sectio
 Train what a search found, from the base checkpoint, three times; or a schedule of your own:
 
     redundancy-hf train --model_name_or_path FacebookAI/roberta-base --config_name runs/mrpc/best \
-        --dataset_name mrpc --num_seeds 3 --output_dir runs/mrpc-final
+        --dataset_name mrpc --seeds 3 --output_dir runs/mrpc-final
     redundancy-hf train --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
         --gamma 1 1 2 1 2 1 1 1 1 1 1 1 --eta 1 --output_dir runs/mrpc-mine
 
@@ -44,7 +44,7 @@ class ModelArguments:
         default=None, metadata={"help": "One reduction factor per layer, instead of --config_name."}
     )
     eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
-    num_seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+    seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
 
 
 def read_schedule(arguments: ModelArguments) -> dict:
@@ -133,8 +133,8 @@ def main():
     )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if model_arguments.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {model_arguments.num_seeds}.")
+    if model_arguments.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {model_arguments.seeds}.")
     training.require_training()
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
@@ -144,7 +144,7 @@ def main():
         record = task.record.after(checkpoint, Path(training.output_dir), is_trained=is_trained)
         # whoever takes a schedule from a search has read what that has
         task = replace(task, record=record.by_choice_of(model_arguments.config_name))
-    seeds = range(training.seed, training.seed + model_arguments.num_seeds)
+    seeds = range(training.seed, training.seed + model_arguments.seeds)
     plan = plan_seeds(seeds, training)
     flags = describe_flags(model_name_or_path=model_arguments.model_name_or_path, **asdict(task_arguments))
     rows = [train_seed(model_arguments, task, tokenizer, training, seed, plan, flags) for seed in seeds]

@@ -141,9 +141,9 @@ def seed_deviation(record: dict, dataset: str) -> str:
     for row in record["rows"]:
         if row["dataset"] == dataset and row["objective"] != "full":
             scores.setdefault(row["objective"], []).append(100 * row["test_score"])
-    num_seeds = len(record["seeds"])
+    seeds = len(record["seeds"])
     deviation = statistics.mean(statistics.variance(values) for values in scores.values()) ** 0.5
-    width = stats.t.ppf(0.975, len(scores) * (num_seeds - 1)) * deviation * (2 / num_seeds) ** 0.5
+    width = stats.t.ppf(0.975, len(scores) * (seeds - 1)) * deviation * (2 / seeds) ** 0.5
     return f"{dataset.upper()} a standard deviation of {deviation:.1f}, so that means differ from {width:.1f} points on"
 
 

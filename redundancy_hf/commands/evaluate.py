@@ -1,7 +1,7 @@
 r"""Evaluate saved classifiers of texts or images, of any architecture; by default on the test split of their own data.
 
     redundancy-hf evaluate runs/mrpc/full runs/mrpc/best --required_performance 0.99
-    redundancy-hf evaluate runs/mrpc/best runs/mrpc-final/seed-42 --output results/mrpc_test.json
+    redundancy-hf evaluate runs/mrpc/best runs/mrpc-final/seed-42 --results_file results/mrpc_test.json
     redundancy-hf evaluate your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
 
 How the data are read stands in the first model's `task.json`; flags are for models without one, and `--dataset_name`
@@ -86,7 +86,7 @@ class EvaluationArguments:
     more_metrics: list[str] = field(
         default_factory=list, metadata={"help": "Metrics beside the task's: accuracy, f1, macro_f1, ..."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    results_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     update_card: bool = field(
         default=False, metadata={"help": "Write the score into the model card of every folder, for the Hub."}
     )
@@ -403,9 +403,9 @@ def main():
         more = "".join(f", {name} {value:.4f}" for name, value in row.get("more_metrics", {}).items())
         low, high = row["confidence_interval"]
         print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} (95 %: {low:.4f} to {high:.4f}){more}")
-    write_json(arguments.output, record)
+    write_json(arguments.results_file, record)
     if evidence is not None:
         certify_models(record, results, task, arguments, evidence)
-        write_json(arguments.output, record)
+        write_json(arguments.results_file, record)
     if arguments.update_card:
         update_cards(arguments, task_arguments, kind, record)

@@ -331,7 +331,7 @@ def test_script_builds_and_checks(tmp_path, monkeypatch, capsys):
     ClassformerForSequenceClassification(ClassformerConfig(**SETTINGS)).save_pretrained(tmp_path / "model")
     script = Path(__file__).parents[2] / "scripts" / "build_latency_table.py"
     output, results = tmp_path / "latency_table.json", tmp_path / "check.json"
-    flags = ["--model_name_or_path", tmp_path / "model", "--max_length", 8, "--rounds", 1, "--output", output]
+    flags = ["--model_name_or_path", tmp_path / "model", "--max_length", 8, "--rounds", 1, "--latency_table", output]
     flags += ["--check", 3, "--check_rounds", 4, "--results_file", results]
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, flags)])
     monkeypatch.syspath_prepend(script.parent)

@@ -341,7 +341,7 @@ def named_folder(tiny_settings, tiny_tokenizer, tmp_path_factory):
 def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_folder, tiny_text_file, tmp_path):
     output = tmp_path / "served"
     load_task(TaskArguments(dataset_name=str(tiny_text_file), max_length=64, split_seed=7)).record.write(named_folder)
-    flags = ("export_model", named_folder, "--runtime", "torch", "--output", output)
+    flags = ("export_model", named_folder, "--runtime", "torch", "--output_dir", output)
     code, printed, words = run(*flags, "--max_compared", 5)
     assert code == 0, words
     assert "0 of 5 validation rows of reviews get another label, accuracy" in printed
@@ -350,12 +350,12 @@ def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_fold
     assert report["score_before"] == report["score_after"] and report["difference"] < 1e-4
     # the export has the hand-over too, so that no flag is typed again
     assert read_record(output).arguments["split_seed"] == 7
-    code, _, words = run("evaluate_model", named_folder, output, "--output", tmp_path / "scores.json")
+    code, _, words = run("evaluate_model", named_folder, output, "--results_file", tmp_path / "scores.json")
     assert code == 0, words
     rows = json.loads((tmp_path / "scores.json").read_text())["models"]
     assert rows[0] == {**rows[1], "model": rows[0]["model"]} and rows[1]["model"] == "served"
     flags = ("benchmark_latency", named_folder, output, "--lengths", 8, "--rounds", 1)
-    code, printed, words = run(*flags, "--output", tmp_path / "times.json", "--update_card")
+    code, printed, words = run(*flags, "--results_file", tmp_path / "times.json", "--update_card")
     assert code == 0, words
     record = json.loads((tmp_path / "times.json").read_text())["measurements"][1]
     assert (record["model"], record["clock"], record["flops_per_input"]) == ("served", "process_cpu", None)
@@ -379,7 +379,7 @@ def test_export_has_seen_what_its_model_has(run, named_folder, tiny_text_file, t
 
 
 def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_file, tmp_path, monkeypatch):
-    flags = ("export_model", named_folder, "--runtime", "torch", "--output", tmp_path / "served")
+    flags = ("export_model", named_folder, "--runtime", "torch", "--output_dir", tmp_path / "served")
     monkeypatch.setattr("classformer_hf.commands.export.largest_difference", lambda model, exported: 0.5)
     for name in ("task.json", "task_rows.npz"):
         (named_folder / name).unlink(missing_ok=True)
@@ -388,7 +388,7 @@ def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_f
     assert "note: neither a task.json nor --dataset_name says what the model is for" in printed
     assert "of 64 random texts get another label, largest difference of a logit" in printed
     code, _, words = run("export_model", tmp_path / "nothing")
-    assert code == 1 and "there is no folder" in words and "needs --output" in words
+    assert code == 1 and "there is no folder" in words and "needs --output_dir" in words
     code, _, words = run("export_model", tmp_path / "served", "--runtime", "torch")
     assert code == 1 and "is an export itself" in words
     code, _, words = run("classify_elsewhere", tmp_path / "served")

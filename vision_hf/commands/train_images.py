@@ -76,7 +76,7 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Fine-tune this folder or Hub model instead of starting from scratch."}
     )
-    num_seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+    seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
 
 
 def build_config(arguments: ModelArguments, task: ImageTask):
@@ -168,7 +168,7 @@ def train_seeds(model_arguments: ModelArguments, task_arguments: ImageTaskArgume
     whole = load_task(task_arguments)
     task, describe = whole.without_test(), cache(lambda: describe_images(whole, task_arguments))
     settings = {
-        "model": {k: v for k, v in asdict(model_arguments).items() if k != "num_seeds"},
+        "model": {k: v for k, v in asdict(model_arguments).items() if k != "seeds"},
         "dataset": task.fingerprint,
         "images": {k: v for k, v in asdict(task_arguments).items() if not k.startswith(("dataset", "max_test"))},
         FLAGS: describe_flags(**asdict(task_arguments)),
@@ -196,7 +196,7 @@ def train_seeds(model_arguments: ModelArguments, task_arguments: ImageTaskArgume
             )
         return {"seed": own.seed, **asdict(trained), "parameters": model.num_parameters()}
 
-    rows = run_seeds(train_seed, training, model_arguments.num_seeds, settings)
+    rows = run_seeds(train_seed, training, model_arguments.seeds, settings)
     if training.process_index == 0:
         for row in rows:
             print(f"seed {row['seed']}: validation accuracy {row['accuracy']:.4f}, {row['parameters']:,} parameters")

@@ -32,8 +32,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from redundancy_hf.failures import explain_failure, first_line, resolve_commit
 from redundancy_hf.folders import is_export
-from redundancy_hf.hub import explain_failure, first_line, resolve_commit
 from redundancy_hf.outputs import check_output_names, describe_assumption, find_label_order, name_outputs
 
 from .configuration_classformer import ClassformerConfig

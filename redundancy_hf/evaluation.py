@@ -18,15 +18,15 @@ from tqdm import tqdm
 from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from .cards import find_task
 from .columns import NUM_PROBED, describe_columns, find_text_columns
+from .failures import explain_failure, first_line, retry_if_busy
 from .folders import check_golden_output, find_load_defects, find_notes, find_strange_code, is_export
-from .hub import explain_failure, first_line
 from .isolation import check_tokenizer
 from .labels import as_class, find_label_column, is_missing
 from .limits import check_inputs, load_tokenizer
 from .metrics import TaskMetric, compute_score, standard_error
 from .outputs import describe_assumption, find_label_order, name_outputs, normalise_name
-from .publishing import find_task, retry_if_busy
 from .runtimes import ExportedClassifier
 from .splits import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
 from .task import Task, TaskArguments

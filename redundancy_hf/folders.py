@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import re
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import safetensors
 import safetensors.torch
 from accelerate.utils import extract_model_from_parallel
 
-from .cards import find_card_defects
 from .isolation import OUR_PACKAGES, compare_output, compute_output, make_inputs
 from .record import TaskRecord
 
@@ -39,8 +37,6 @@ CONFIGS = (
     "video_preprocessor_config.json",
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
-# of exports, into which nobody writes by hand
-GRAPHS = (".onnx", ".pt2", ".xml")
 # may hold pickles, and hold arrays here
 ARRAYS = ("*.npy", "*.npz")
 # what reading JSON or Python of strangers raises
@@ -59,19 +55,6 @@ LEFT_OUT = (
     "runs",
     "wandb",
 )
-SECRETS = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}"
-    r"|sk-[A-Za-z0-9_-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY|https?://[^\s/@:]+:[^\s/@]+@"
-)
-ROOTS = "home|root|Users|tmp|var|mnt|opt|srv|work|data|workspace|content|private|scratch|nfs|gpfs|lustre|media|Volumes"
-ABSOLUTE_PATH = re.compile(
-    rf"(?:file://|(?<![\w./~<>@-]))(/(?:{ROOTS})/[\w.@+-]+)|\b([A-Za-z]:[\\/]+(?:Users|home)\b)"
-    # a setting that is nothing but a path
-    r'|"(/[\w.@+-]+(?:/[\w.@+ -]+)+|[A-Za-z]:(?:\\\\|/)[^"\n]+)"'
-)
-# their words may look like anything
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
 
 
 def digest(path: Path) -> str:
@@ -302,57 +285,6 @@ def _find_golden_defects(folder: Path) -> list[str]:
     ]
 
 
-def find_leaks(folder: Path, names: Sequence[str], private: Mapping[str, str] | None = None) -> list[str]:
-    """Name what must not be published: tokens, keys, paths of this machine; and a damaged card.
-
-    Args:
-        folder: The saved model.
-        names: Its files.
-        private: More strings that no file may hold, by what they are: "your token".
-    """
-    defects, private = [], private or {}
-    for name in names:
-        text = _read_text(folder / name)
-        if SECRETS.search(text):
-            defects.append(f"{name} holds something that looks like a token or key; remove it, and revoke it")
-        for what, word in private.items():
-            # a path that goes on with another letter is another path, and so is one behind a host
-            boundary = r"(?<![\w.-])" if word.startswith("/") else ""
-            if len(word) > 5 and re.search(rf"{boundary}{re.escape(word)}(?![\w-])", text):
-                defects.append(f"{name} holds {what}; remove it")
-        if any(fnmatch(name, pattern) for pattern in VOCABULARIES):
-            continue
-        found = ABSOLUTE_PATH.search(text)
-        if found:
-            path = found[1] or found[2] or found[3]
-            mend = "export the model again" if name.endswith(GRAPHS) else "replace it by a name"
-            defects.append(f"{name} holds the path {path} of one machine; {mend}")
-    if "README.md" in names:
-        defects += find_card_defects(folder / "README.md")
-    return defects
-
-
-def _read_text(path: Path) -> str:
-    """Read a file for words; of tensors only the metadata, of archives the JSON, of other binary files nothing."""
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="pt") as tensors:
-                return json.dumps(tensors.metadata() or {})
-        except safetensors.SafetensorError:
-            return ""
-    if path.suffix == ".pt2":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if name.endswith(".json")]
-                return "\n".join(archive.read(name).decode(errors="ignore") for name in names)
-        except zipfile.BadZipFile:
-            return ""
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16", errors="ignore")
-    return "" if b"\0" in content[:1024] else content.decode(errors="ignore")
-
-
 def find_notes(folder: Path) -> list[str]:
     """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the packages'."""
     notes = []
@@ -375,22 +307,3 @@ def find_strange_code(folder: Path) -> list[str]:
         if path.name.startswith(CODE_PREFIXES)
     }
     return [path.name for path in sorted(folder.glob("*.py")) if ours.get(path.name) != path.read_bytes()]
-
-
-__all__ = [
-    "EXPORT_INDEX",
-    "GOLDEN",
-    "check_difference",
-    "check_golden_output",
-    "find_leaks",
-    "find_load_defects",
-    "find_notes",
-    "find_outside_links",
-    "find_strange_code",
-    "follow_umask",
-    "is_export",
-    "list_files",
-    "save_folder",
-    "store_golden_output",
-    "write_golden_output",
-]

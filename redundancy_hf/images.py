@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset
 
-from .hub import first_line
+from .failures import first_line
 from .splits import name_splits, read_saved
 
 Read = Callable[[Path], dict[str, Dataset] | None]

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from .hub import explain_failure, first_line
+from .failures import explain_failure, first_line
 from .runtimes import ExportedClassifier
 
 

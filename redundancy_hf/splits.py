@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 
 from .delimited import guess_csv_options, guess_encoding, type_columns
-from .hub import first_line
+from .failures import first_line
 
 GLUE_REPOSITORY = "nyu-mll/glue"
 # text columns and metric

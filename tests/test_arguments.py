@@ -22,9 +22,9 @@ from classformer_hf.pretraining import build_objective
 from classformer_hf.search.figures import picture
 from classformer_hf.search.space import Schedule
 from classformer_hf.search.supernet import ScheduledModel
+from redundancy_hf.cards import complete_card
 from redundancy_hf.isolation import run_elsewhere
 from redundancy_hf.metrics import TaskMetric
-from redundancy_hf.publishing import complete_card
 from redundancy_hf.runtimes import ExportedClassifier
 from vision_hf.training import ImageTrainer
 

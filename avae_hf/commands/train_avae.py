@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from redundancy_hf.cards import name_dataset
 from redundancy_hf.command import FLAGS, describe_flags, parse_arguments
 from redundancy_hf.folders import save_folder
 from redundancy_hf.plan import Plan
-from redundancy_hf.publishing import name_dataset
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
 from redundancy_hf.training import describe_mean, find_checkpoint, run_seeds
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from redundancy_hf.cards import add_results, find_task, latency_results
 from redundancy_hf.command import parse_arguments, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.evaluation import (
@@ -37,7 +38,6 @@ from redundancy_hf.evaluation import (
     resolve_folder,
 )
 from redundancy_hf.isolation import make_inputs
-from redundancy_hf.publishing import add_results, find_task, latency_results
 from redundancy_hf.record import read_max_length
 from redundancy_hf.runtimes import ExportedClassifier
 from redundancy_hf.task import TaskArguments

@@ -22,12 +22,12 @@ from huggingface_hub import EvalResult
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from redundancy_hf.cards import add_results, name_dataset
 from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import save_folder
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
-from redundancy_hf.publishing import add_results, name_dataset
 from redundancy_hf.task import Task, TaskArguments
 
 from ..checkpoints import checkpoint_fingerprint, choose_schedule, is_classifier, load_from_encoder

@@ -13,10 +13,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from redundancy_hf.cards import add_results, latency_results, name_dataset
 from redundancy_hf.certificate import TUNED
 from redundancy_hf.command import describe_command, format_record
 from redundancy_hf.folders import digest, find_weights, follow_umask
-from redundancy_hf.publishing import add_results, latency_results, name_dataset
 from redundancy_hf.readings import copy_readings
 from redundancy_hf.record import FILE as TASK_FILE
 from redundancy_hf.record import TaskRecord

@@ -28,6 +28,7 @@ from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import EvalResult
 from transformers.utils import logging as transformers_logging
 
+from ..cards import add_results, name_dataset, write_section
 from ..certificate import REFERENCES, certify, check_request
 from ..command import describe_command, format_record, parse_arguments
 from ..data import EMBEDDED, load_task, tokenize
@@ -45,7 +46,6 @@ from ..evaluation import (
     stream_examples,
 )
 from ..metrics import constant_score, predictions_from_logits
-from ..publishing import add_results, name_dataset, write_section
 from ..readings import Evidence, ReadModel, choose_arguments, gather_evidence, open_model, record_reading
 from ..record import COLUMNS, READ, TaskRecord, hash_input, hash_texts, is_other_data, make_flags
 from ..splits import read_splits

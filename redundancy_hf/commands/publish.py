@@ -19,9 +19,11 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging as transformers_logging
 
+from ..cards import complete_card
 from ..command import parse_arguments
+from ..failures import find_status
 from ..folders import find_load_defects, find_notes, is_export, list_files
-from ..publishing import complete_card, find_status, push_folder, read_back, stage_folder, verify_folder
+from ..hub import push_folder, read_back, stage_folder, verify_folder
 
 
 @dataclass

@@ -10,11 +10,11 @@ import torch
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.parity import compare_export, largest_difference, write_report
+from redundancy_hf.cards import add_results, complete_card
 from redundancy_hf.data import tokenize
 from redundancy_hf.evaluation import predict
 from redundancy_hf.limits import InputLimits, read_limits
 from redundancy_hf.metrics import compute_score
-from redundancy_hf.publishing import add_results, complete_card
 from redundancy_hf.runtimes import ExportedClassifier
 
 

@@ -24,7 +24,7 @@ from classformer_hf.search.report import (
     write_result_folder,
     write_results_file,
 )
-from redundancy_hf.publishing import add_results
+from redundancy_hf.cards import add_results
 from redundancy_hf.record import TaskRecord
 
 SPACE = SearchSpace(6, 96, (1, 2, 4), (0, 8), max_reduction=8)

@@ -20,8 +20,9 @@ from classformer_hf.search import Schedule
 from classformer_hf.search.cascade import margins_of
 from classformer_hf.search.supernet import use_schedule
 from redundancy_hf.data import load_task
-from redundancy_hf.folders import find_leaks, list_files
-from redundancy_hf.publishing import stage_folder
+from redundancy_hf.folders import list_files
+from redundancy_hf.hub import stage_folder
+from redundancy_hf.leaks import find_leaks
 from redundancy_hf.record import read_record
 from redundancy_hf.runtimes import RUNTIMES, ExportedClassifier
 from redundancy_hf.task import TaskArguments

@@ -11,7 +11,7 @@ from classformer_hf.commands import benchmark
 from redundancy_hf import data
 from redundancy_hf.data import load_task
 from redundancy_hf.folders import list_files
-from redundancy_hf.publishing import stage_folder
+from redundancy_hf.hub import stage_folder
 from redundancy_hf.readings import find_readings
 from redundancy_hf.record import FILE, ROWS, hash_arrays, hash_texts, make_flags, read_record
 from redundancy_hf.task import TaskArguments

@@ -16,15 +16,10 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 from safetensors.torch import load_file, save_file
 
-from redundancy_hf.folders import GOLDEN, find_leaks, find_load_defects, list_files, write_golden_output
-from redundancy_hf.publishing import (
-    add_results,
-    complete_card,
-    latency_results,
-    name_dataset,
-    verify_folder,
-    write_section,
-)
+from redundancy_hf.cards import add_results, complete_card, latency_results, name_dataset, write_section
+from redundancy_hf.folders import GOLDEN, find_load_defects, list_files, write_golden_output
+from redundancy_hf.hub import verify_folder
+from redundancy_hf.leaks import find_leaks
 from tests.test_hub_contract import BACKBONES, CONTRACTS
 
 ROOT = Path(__file__).parents[2]

@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import vision_hf
+from redundancy_hf.cards import name_dataset
 from redundancy_hf.command import FLAGS, describe_flags, parse_arguments
 from redundancy_hf.folders import save_folder
 from redundancy_hf.plan import Plan
-from redundancy_hf.publishing import name_dataset
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
 from redundancy_hf.training import check_weights, describe_mean, run_seeds
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from .record import TaskRecord
+from .record import TaskRecord, make_flags
 
 
 @dataclass
@@ -54,6 +54,10 @@ class TaskArguments:
             "does not. The class that a metric is of stays the same."
         },
     )
+
+
+class TaskFlags(make_flags(TaskArguments)):  # type: ignore[misc]
+    """Of [`TaskArguments`] what is given, as flags of a command; what is not may stand in a model's `task.json`."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,3 @@ class Task:
         kept = [name for name in self.splits if name != "test"]
         truncated = {name: count for name, count in self.truncated.items() if name in kept}
         return replace(self, splits=DatasetDict({name: self.splits[name] for name in kept}), truncated=truncated)
-
-
-__all__ = ["Task", "TaskArguments"]

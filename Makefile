@@ -8,6 +8,8 @@ PACKAGES := $(wildcard *_hf)
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # one thread each, here and in the demo: so small a model gains nothing from more, and loses on a busy machine
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+# two workers take turns at whole files, whose tests share models
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-vision demo-avae demo-pretrain test test-slow style check results clean
@@ -57,11 +59,12 @@ demo-avae: $(INSTALLED) ## train a plain and an affine autoencoder on turned dig
 demo-pretrain: $(INSTALLED) ## pretrain a small shortened model on embedded text with each objective (minutes)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/redundancy-hf pretrain recipes/demo_pretrain.json
 
-test: $(INSTALLED) ## run the default tests
-	$(PYTEST)
+test: $(INSTALLED) ## run the default tests, side by side; then alone those that read a clock
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not clock and not slow and not gpu and not network"
+	$(PYTEST) -m "clock and not slow and not gpu and not network"
 
 test-slow: $(INSTALLED) ## run the tests that take long
-	$(PYTEST) -m "slow and not gpu and not network" || [ $$? -eq 5 ]  # 5: there is no such test
+	$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not gpu and not network"
 
 style: $(INSTALLED) ## fix and format the code
 	$(PYTHON) -m ruff check --fix .

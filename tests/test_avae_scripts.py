@@ -107,6 +107,7 @@ def test_orientations_are_drawn_of_the_digits_that_are_there(run, trained, tmp_p
     assert (tmp_path / "orientations_avae_seed-42.png").is_file()
 
 
+@pytest.mark.clock
 def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
     record = tmp_path / "record.json"
     flags = ["--model", trained / "vae" / "seed-42", *DATA, "--results_file", record, "--num_inputs", 4]

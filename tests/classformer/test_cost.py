@@ -144,6 +144,7 @@ def states():
     return [{"states": torch.ones(192, 192)}]
 
 
+@pytest.mark.clock
 def test_ratio_tells_known_costs_apart(one_thread, states):
     models = {"small": Products(5), "large": Products(20), "same": Products(5)}
     latencies = measure_latency(models, states, reference="small", rounds=15, warmup=2)
@@ -157,11 +158,13 @@ def test_ratio_tells_known_costs_apart(one_thread, states):
         assert (latency.clock, latency.rounds) == ("thread_cpu", 15)
 
 
+@pytest.mark.clock
 def test_ratio_is_relative_to_the_reference(one_thread, states):
     models = {"small": Products(5), "large": Products(20)}
     assert measure_latency(models, states, reference="large", rounds=15, warmup=2)["small"].ratio < 0.4
 
 
+@pytest.mark.clock
 def test_thread_clock_captures_all_work_of_one_thread(two_threads):
     """`thread_cpu` is right only while no other thread works on the forward pass, not even one that exists already."""
     model, states = Products(20), torch.ones(192, 192)
@@ -181,6 +184,7 @@ def test_several_threads_are_measured_by_wall_clock(two_threads, states):
     assert (latency.clock, latency.cpu_p50_ms) == ("wall", None)
 
 
+@pytest.mark.clock
 def test_sleep_counts_by_wall_clock_only(one_thread):
     class Sleeper(Products):
         def forward(self, states):
@@ -226,6 +230,7 @@ def test_measure_latency_refuses(overrides, message, states):
         measure_latency(**arguments | overrides)
 
 
+@pytest.mark.clock
 def test_shorter_sequences_are_faster(one_thread):
     sizes = SETTINGS | {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 6}
     models = {

@@ -249,6 +249,7 @@ def test_grid_ends_at_the_longest_input():
     assert choose_grid(128)[-1] == 128 and choose_grid(100)[-2:] == [96, 100] and choose_grid(1) == [1]
 
 
+@pytest.mark.clock
 def test_built_table_is_sane():
     config = ClassformerConfig(**SETTINGS, gamma=[1, 2, 1])
     threads, steps = torch.get_num_threads(), []

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset
 from transformers import AutoImageProcessor
 
-from redundancy_hf.images import read_image_splits
-from redundancy_hf.splits import draw_rows
+from redundancy_hf.images import DIGITS, ImageDataArguments, complete_splits, find_columns, read_image_splits
 
 from .configuration_avae import TRANSFORMS, AVAEConfig
 from .image_processing_avae import AVAEImageProcessor
@@ -26,24 +26,19 @@ from .pose_search_avae import draw_poses
 logger = logging.getLogger(__name__)
 # what a command says on standard output
 screen = logging.getLogger("screen")
+# column of the ids of labels
+IDS = "class ids"
 
 
 @dataclass
-class ShapeTaskArguments:
+class ShapeTaskArguments(ImageDataArguments):
     dataset_name: str = field(
-        default="digits",
+        default=DIGITS,
         metadata={
             "help": "digits (scikit-learn's, embedded), a folder of train, validation and test parquet files, a folder "
             "of images (train/CLASS/*.png) or of meshes (CLASS/train/*.off, as ModelNet comes), one parquet file, or a "
             "name on the Hub."
         },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the image or of the voxels; inferred if not given."}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of the class, for reports and --classes; inferred if not given."}
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Use only these classes, e.g. chair."})
     object_size: int | None = field(
@@ -59,13 +54,11 @@ class ShapeTaskArguments:
     max_translation: float = field(default=0.2, metadata={"help": "Largest translation, in half sides of the image."})
     max_log_scale: float = field(default=0.25, metadata={"help": "Largest logarithm of a scale."})
     max_shear: float = field(default=0.5, metadata={"help": "Largest shear, the tangent of its angle."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many inputs."})
-    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits, drawn inputs and their poses."})
+
+    def check(self):
+        super().check()
+        if self.augment != ["none"] and not set(self.augment) <= set(TRANSFORMS):
+            raise ValueError(f"`augment` must be some of {TRANSFORMS}, or none, got {self.augment}.")
 
     def pose_config(self, spatial_dims: int, background: float = 0.0) -> AVAEConfig:
         """Say by a configuration what poses the data get.
@@ -189,29 +182,29 @@ def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> S
         ValueError: The data cannot be read or do not fit the model, a column or class does not exist, or an argument is
             out of range.
     """
-    _check_arguments(arguments)
-    name, splits = read_splits(arguments, processor.object_size)
-    image_column = arguments.image_column or _find_image_column(splits["train"])
-    label_column = arguments.label_column or _find_label_column(splits["train"])
-    for split_name, split in splits.items():
-        for column in (image_column, label_column):
-            if column is not None and column not in split.column_names:
-                raise ValueError(
-                    f"column {column!r} is not in split {split_name!r}, found {split.column_names}; name the columns "
-                    "by --image_column and --label_column."
-                )
-    label_names = _name_labels(splits, label_column)
+    arguments.check()
+
+    def read_solids(folder: Path) -> dict[str, Dataset] | None:
+        has_meshes = next(folder.rglob("*.off"), None) is not None
+        return read_meshes(folder, arguments.classes, processor.object_size or 24) if has_meshes else None
+
+    name, splits = read_image_splits(arguments, read_solids, " or of .off meshes")
+    kinds = ("voxels", "pixels", "image")
+    image_column, label_column = find_columns(splits, arguments, kinds, is_labelled=False)
+    label_names = _encode_labels(splits, label_column)
     if arguments.classes is not None:
-        splits = {key: _select(split, label_column, label_names, arguments.classes) for key, split in splits.items()}
-    splits = _complete_splits(splits, arguments)
+        unknown = sorted(set(arguments.classes) - set(label_names))
+        if unknown:
+            raise ValueError(f"`classes` has {unknown}; the classes are {label_names or 'not given by any column'}.")
+        wanted = [label_names.index(one) for one in arguments.classes]
+        splits = {key: rows.select(np.flatnonzero(np.isin(rows[IDS][:], wanted))) for key, rows in splits.items()}
     images: dict[str, torch.Tensor] = {}
     labels: dict[str, torch.Tensor] = {}
-    for key, split in splits.items():
-        images[key] = processor(_decode(split, image_column), return_tensors="pt")["pixel_values"]
-        ids = _label_ids(split, label_column, label_names)
+    for key, split in complete_splits(splits, arguments).items():
+        pixels = processor(_decode(split.remove_columns(IDS), image_column), return_tensors="pt")["pixel_values"]
         # voxel grids of nothing, which published data sets contain
-        is_full = images[key].flatten(1).amax(1) > 0
-        images[key], labels[key] = images[key][is_full], ids[is_full]
+        is_full = pixels.flatten(1).amax(1) > 0
+        images[key], labels[key] = pixels[is_full], torch.tensor(split[IDS][:])[is_full]
         if not is_full.all():
             logger.info(f"{key}: {int((~is_full).sum())} empty inputs are left out")
         if not is_full.any():
@@ -222,19 +215,6 @@ def load_task(arguments: ShapeTaskArguments, processor: AVAEImageProcessor) -> S
     and_labels = f" and labels from {label_column}" if label_column else ""
     screen.info(f"{name}: inputs from {image_column}{and_labels}; rows: {sizes}")
     return ShapeTask(name, images, labels, label_names, processor)
-
-
-def read_splits(arguments: ShapeTaskArguments, resolution: int | None) -> tuple[str, dict[str, Dataset]]:
-    """Read the embedded digits, a folder of meshes or a data set of images or voxels."""
-    name = arguments.dataset_name
-    if name == "digits":
-        return name, _read_digits()
-
-    def read_solids(folder: Path) -> dict[str, Dataset] | None:
-        has_meshes = next(folder.rglob("*.off"), None) is not None
-        return read_meshes(folder, arguments.classes, resolution or 24) if has_meshes else None
-
-    return read_image_splits(name, arguments.dataset_config_name, read_solids, " or of .off meshes")
 
 
 def build_processor(
@@ -251,34 +231,11 @@ def load_processor(arguments: ShapeTaskArguments, folder: str, trust_remote_code
         ValueError: There is none, or the arguments want something else.
     """
     if arguments.object_size is not None or arguments.normalize:
-        raise ValueError("--object_size and --normalize are for training; the folder's image processor has both.")
+        raise ValueError("`object_size` and `normalize` are for training; the folder's image processor has both.")
     try:
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise ValueError(f"{folder} has no image processor, preprocessor_config.json; train it anew.") from error
-
-
-def _check_arguments(arguments: ShapeTaskArguments):
-    if not 0 < arguments.validation_fraction < 1:
-        raise ValueError(f"--validation_fraction must be between 0 and 1, got {arguments.validation_fraction}.")
-    unknown = [name for name in arguments.augment if name not in TRANSFORMS]
-    if unknown and arguments.augment != ["none"]:
-        raise ValueError(f"--augment must be some of {TRANSFORMS}, or none, got {arguments.augment}.")
-    for name in ("max_train_samples", "max_validation_samples", "max_test_samples"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
-
-
-def _read_digits() -> dict[str, Dataset]:
-    """Load the 1,797 handwritten digits, 8x8, that scikit-learn carries; the last 597 are the test split."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = [image.tolist() for image in np.round(data.images * (255 / 16)).astype(np.uint8)]
-    rows = Dataset.from_dict({"pixels": pixels, "label": data.target.tolist()})
-    rows = rows.cast_column("label", ClassLabel(names=[str(digit) for digit in range(10)]))
-    return {"train": rows.select(range(1200)), "test": rows.select(range(1200, 1797))}
 
 
 def read_meshes(folder: Path, classes: list[str] | None = None, resolution: int = 24) -> dict[str, Dataset]:
@@ -324,63 +281,25 @@ def _repair_header(file: Path):
     return io.BytesIO(text.encode())
 
 
-def _find_image_column(train: Dataset) -> str:
-    columns = [name for name, feature in train.features.items() if isinstance(feature, Image)]
-    columns = columns or [name for name in ("voxels", "pixels", "image") if name in train.column_names]
-    if len(columns) != 1:
-        raise ValueError(
-            f"one column must hold images or voxels, found {columns} among {train.column_names}; name it by "
-            "--image_column."
+def _encode_labels(splits: dict[str, Dataset], column: str | None) -> list[str]:
+    """Give the splits, in place, ids of their labels, -1 where there are none, and give the names of the classes."""
+    names: list[str] = []
+    if column is not None:
+        feature = splits["train"].features[column]
+        names = (
+            feature.names
+            if isinstance(feature, ClassLabel)
+            else sorted({str(value) for value in splits["train"][column]})
         )
-    return columns[0]
-
-
-def _find_label_column(train: Dataset) -> str | None:
-    classes = [name for name, feature in train.features.items() if isinstance(feature, ClassLabel)]
-    usual = [name for name in ("label", "labels", "class") if name in train.column_names]
-    return (usual or classes or [None])[0]
-
-
-def _name_labels(splits: dict[str, Dataset], column: str | None) -> list[str]:
-    if column is None:
-        return []
-    feature = splits["train"].features[column]
-    return (
-        feature.names if isinstance(feature, ClassLabel) else sorted({str(value) for value in splits["train"][column]})
-    )
-
-
-def _label_ids(split: Dataset, column: str | None, names: list[str]) -> torch.Tensor:
-    if column is None:
-        return torch.full((len(split),), -1)
-    if isinstance(split.features[column], ClassLabel):
-        return torch.tensor(split[column][:])
-    known = {name: number for number, name in enumerate(names)}
-    return torch.tensor([known.get(str(value), -1) for value in split[column]])
-
-
-def _select(split: Dataset, column: str | None, names: list[str], classes: list[str]) -> Dataset:
-    unknown = sorted(set(classes) - set(names))
-    if unknown:
-        raise ValueError(f"--classes has {unknown}; the classes are {names or 'not given by any column'}.")
-    wanted = torch.tensor([names.index(name) for name in classes])
-    rows = torch.isin(_label_ids(split, column, names), wanted).nonzero().flatten()
-    return split.select(rows.tolist())
-
-
-def _complete_splits(splits: dict[str, Dataset], arguments: ShapeTaskArguments) -> dict[str, Dataset]:
-    """Carve what is missing from train, and draw at most as many inputs as asked for."""
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    for name in ("test", "validation"):
-        if name not in splits:
-            if len(splits["train"]) < 2:
-                raise ValueError(f"train has too few inputs ({len(splits['train'])}) to carve a {name} split from it.")
-            carved = splits["train"].train_test_split(arguments.validation_fraction, seed=arguments.split_seed)
-            splits["train"], splits[name] = carved["train"], carved["test"]
-    for name, split in splits.items():
-        splits[name] = draw_rows(split, getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
-    return {name: splits[name] for name in ("train", "validation", "test")}
+    for key, split in splits.items():
+        if column is None:
+            ids = [-1] * len(split)
+        elif isinstance(split.features[column], ClassLabel):
+            ids = split[column][:]
+        else:
+            ids = pd.Categorical([str(value) for value in split[column]], names).codes.tolist()
+        splits[key] = split.add_column(IDS, ids)
+    return names
 
 
 def _decode(split: Dataset, column: str) -> list[Any]:
@@ -416,16 +335,3 @@ def _normalise(processor: AVAEImageProcessor, images: dict[str, torch.Tensor]) -
         image_mean=mean,
         image_std=deviation,
     )
-
-
-__all__ = [
-    "PoseCollator",
-    "PoseDataset",
-    "ShapeTask",
-    "ShapeTaskArguments",
-    "build_processor",
-    "load_processor",
-    "load_task",
-    "put_in_pose",
-    "read_meshes",
-]

@@ -1,26 +1,72 @@
-"""Data sets of images as raw splits, however they are stored."""
+"""Data sets of images: how they are read, whatever stores them, as raw splits with known columns."""
 
 import glob
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, load_dataset
+import numpy as np
+import PIL.Image
+from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from .failures import first_line
-from .splits import name_splits, read_saved
+from .splits import choose_splits, draw_rows, read_saved
 
 Read = Callable[[Path], dict[str, Dataset] | None]
+DIGITS = "digits"
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+
+
+@dataclass
+class ImageDataArguments:
+    """Which images are read, whatever is done with them."""
+
+    dataset_name: str = field(
+        default=DIGITS,
+        metadata={
+            "help": "digits (scikit-learn's, embedded), a folder of train, validation and test parquet files, a folder "
+            "of images (train/CLASS/*.png), one parquet file, or a name on the Hub."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image; inferred if not given."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many images."})
+    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many images."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many images."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn images."})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a folder or file here is read."""
+        return self.dataset_name != DIGITS and Path(self.dataset_name).expanduser().exists()
+
+    def check(self):
+        """Refuse what is out of range.
+
+        Raises:
+            ValueError: Names the argument.
+        """
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"`validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
+        for name in ("max_train_samples", "max_validation_samples", "max_test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def read_image_splits(
-    dataset_name: str, config_name: str | None = None, read_other: Read | None = None, other: str = ""
+    arguments: ImageDataArguments, read_other: Read | None = None, other: str = ""
 ) -> tuple[str, dict[str, Dataset]]:
     """Read the raw splits of a data set of images.
 
     Args:
-        dataset_name: Parquet file, folder of parquet files or of images in folders per class, what `save_to_disk`
-            left, or name on the Hub.
-        config_name: Configuration on the Hub.
+        arguments: Name a parquet file, a folder of parquet files or of images in folders per class, what
+            `save_to_disk` left, a data set on the Hub, or the embedded digits.
         read_other: Asked first for a folder; `None` where the folder is of another kind.
         other: What it reads, for the error.
 
@@ -30,7 +76,10 @@ def read_image_splits(
     Raises:
         ValueError: Nothing can be read, there is no train split, two are of one name, or one is empty.
     """
-    name, path = dataset_name, Path(dataset_name).expanduser()
+    name = arguments.dataset_name
+    if name == DIGITS:
+        return name, _read_digits()
+    path = Path(name).expanduser()
     if not path.exists() and (path.suffix or name.startswith((".", "/", "~"))):
         raise ValueError(f"there is no file or folder {name}; check the path.")
     try:
@@ -39,25 +88,105 @@ def read_image_splits(
         elif path.is_dir():
             found = (read_other(path) if read_other else None) or read_saved(path) or _read_folder(path)
         else:
-            found = dict(load_dataset(name, config_name))
+            found = dict(load_dataset(name, arguments.dataset_config_name))
     # the libraries below raise errors of many kinds, from connections to parsers
     except Exception as error:
         raise ValueError(
             f"could not read {name!r} ({first_line(error)}); it must be a parquet file, a folder of parquet files or "
             f"of images in folders per class{other}, or a name on a Hub that can be reached."
         ) from error
-    names = name_splits(found)
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{name} has two splits for one of {sorted(set(names.values()))}, found {list(found)}; keep one."
-        )
-    splits = {names[split]: rows for split, rows in found.items() if split in names}
-    if "train" not in splits:
-        raise ValueError(f"{name} has no train split, found {list(found)}; name a folder or file train.")
-    empty = [split for split, rows in splits.items() if not len(rows)]
-    if empty:
-        raise ValueError(f"split {empty[0]!r} of {name} is empty; add images or remove it.")
+    splits = choose_splits(name, found)
     return path.resolve().stem if path.exists() else name, {"train": splits.pop("train"), **splits}
+
+
+def find_columns(
+    splits: dict[str, Dataset], arguments: ImageDataArguments, names: tuple[str, ...] = (), is_labelled: bool = True
+) -> tuple[str, Any]:
+    """Find the columns of images and labels, where they are not given.
+
+    Args:
+        splits: As [`read_image_splits`] gives them.
+        arguments: May name the columns.
+        names: Of columns that may take the place of one of images.
+        is_labelled: Whether there must be labels.
+
+    Returns:
+        The columns; `None` for labels that there are none of.
+
+    Raises:
+        ValueError: A column cannot be found.
+    """
+    train = splits["train"]
+    images = [name for name, feature in train.features.items() if isinstance(feature, Image)]
+    images = images or [name for name in names if name in train.column_names]
+    if arguments.image_column is None and len(images) != 1:
+        kinds = "images or voxels" if names else "images"
+        raise ValueError(
+            f"one column must hold {kinds}, found {images} among {train.column_names}; name it by `image_column`."
+        )
+    usual = [name for name in LABEL_COLUMNS if name in train.column_names]
+    classes = [name for name, feature in train.features.items() if isinstance(feature, ClassLabel)]
+    labels = usual or (classes if len(classes) == 1 or not is_labelled else [])
+    if arguments.label_column is None and is_labelled and not labels:
+        raise ValueError(f"no column of labels found among {train.column_names}; name it by `label_column`.")
+    found = arguments.image_column or images[0], arguments.label_column or next(iter(labels), None)
+    for split_name, split in splits.items():
+        for column in filter(None, found):
+            if column not in split.column_names:
+                raise ValueError(
+                    f"column {column!r} is not in split {split_name!r}, found {split.column_names}; name the columns "
+                    "by `image_column` and `label_column`."
+                )
+    return found
+
+
+def complete_splits(
+    splits: dict[str, Dataset], arguments: ImageDataArguments, stratified_by: str | None = None
+) -> dict[str, Dataset]:
+    """Carve what is missing from train, and draw at most as many rows as asked for.
+
+    A validation split is the test split if there is no other.
+
+    Args:
+        splits: "train", and maybe "validation" and "test".
+        arguments: How much to carve and to draw.
+        stratified_by: Column of classes of which every split gets its share.
+
+    Raises:
+        ValueError: Train has too few rows.
+    """
+    splits = dict(splits)
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    for name in ("test", "validation"):
+        if name not in splits:
+            try:
+                carved = splits["train"].train_test_split(
+                    arguments.validation_fraction, stratify_by_column=stratified_by, seed=arguments.split_seed
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"train has too few images ({len(splits['train'])}) to carve a {name} split from it ({error}); add "
+                    f"images or a {name} split."
+                ) from error
+            splits["train"], splits[name] = carved["train"], carved["test"]
+    return {
+        name: draw_rows(splits[name], getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
+        for name in ("train", "validation", "test")
+    }
+
+
+def _read_digits() -> dict[str, Dataset]:
+    """Read the 1,797 handwritten digits, 8x8, that scikit-learn carries; the last 597 are the test split."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
+    whole = Dataset.from_dict(
+        {"image": [PIL.Image.fromarray(image) for image in pixels], "label": data.target.tolist()}
+    )
+    whole = whole.cast_column("image", Image()).cast_column("label", ClassLabel(names=list("0123456789")))
+    return {"train": whole.select(range(1200)), "test": whole.select(range(1200, 1797))}
 
 
 def _read_folder(path: Path) -> dict[str, Dataset]:
@@ -75,6 +204,3 @@ def _find_parquet(folder: Path) -> dict[str, list[str]]:
                 # a name may hold what a pattern means something by
                 files.setdefault(file.stem.split("-")[0], []).append(glob.escape(str(file)))
     return files
-
-
-__all__ = ["read_image_splits"]

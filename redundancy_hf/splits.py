@@ -72,24 +72,7 @@ def read_splits(
         splits = _read_hub(dataset_name, config_name)
         if config_name in GLUE_TASKS and dataset_name in ("glue", GLUE_REPOSITORY):
             name = config_name
-    found = list(splits)
-    names = name_splits(found)
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{dataset_name} has two splits for one of {sorted(set(names.values()))}, found {found}; keep one."
-        )
-    splits = {names[split]: rows for split, rows in splits.items() if split in names}
-    if "train" not in splits:
-        raise ValueError(
-            f"{dataset_name} has no train split, found {found}; a task needs one to learn from "
-            "(to evaluate only, name the file itself, with --split all)."
-        )
-    for split, rows in splits.items():
-        if not len(rows):
-            raise ValueError(
-                f"split {split!r} of {dataset_name} is empty; remove it, a missing one is carved from train."
-            )
-    return name, splits
+    return name, choose_splits(dataset_name, splits)
 
 
 def stream_splits(
@@ -206,6 +189,31 @@ def load_files(files: list[Path], builders: dict[str, str] = BUILDERS, streaming
             f"could not read {', '.join(names)} ({first_line(error.__cause__ or error)}); check that it is a "
             f"{builders[ending]} file with at least one row, and values of one type in every column."
         ) from error
+
+
+def choose_splits(dataset_name: str, found: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Give what a data set has of "train", "validation" and "test", whatever it calls them.
+
+    Raises:
+        ValueError: There is no train split, two are of one name, or one is empty.
+    """
+    names = name_splits(found)
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{dataset_name} has two splits for one of {sorted(set(names.values()))}, found {list(found)}; keep one."
+        )
+    splits = {names[split]: rows for split, rows in found.items() if split in names}
+    if "train" not in splits:
+        raise ValueError(
+            f"{dataset_name} has no train split, found {list(found)}; a task needs one to learn from "
+            "(to evaluate only, name the file itself, with --split all)."
+        )
+    for split, rows in splits.items():
+        if not len(rows):
+            raise ValueError(
+                f"split {split!r} of {dataset_name} is empty; remove it, a missing one is carved from train."
+            )
+    return splits
 
 
 def name_splits(found: Iterable[str]) -> dict[str, str]:

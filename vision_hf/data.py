@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import DatasetDict, Image
 from transformers import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from redundancy_hf.images import read_image_splits
-from redundancy_hf.splits import draw_rows
+from redundancy_hf.images import ImageDataArguments, complete_splits, find_columns, read_image_splits
+from redundancy_hf.labels import SINGLE_LABEL, encode_labels, is_labelled
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output
@@ -31,21 +31,10 @@ screen = logging.getLogger("screen")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 
 @dataclass
-class ImageTaskArguments:
-    dataset_name: str = field(
-        default="digits",
-        metadata={
-            "help": "digits (scikit-learn's, embedded), a folder of train, validation and test parquet files, a folder "
-            "of images (train/CLASS/*.png), one parquet file, or a name on the Hub."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the image; inferred if not given."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
+class ImageTaskArguments(ImageDataArguments):
     image_size: int | None = field(default=None, metadata={"help": "Height and width, in pixels; the model's if none."})
     crop_pct: float | None = field(
         default=None,
@@ -65,13 +54,20 @@ class ImageTaskArguments:
         },
     )
     crop_padding: int = field(default=4, metadata={"help": "Pixels of padding that crop_flip and crop crop from."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many images."})
-    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many images."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many images."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn images."})
+
+    def check(self):
+        super().check()
+        known = ("crop_flip", "crop", "resized_crop", "none")
+        if self.augmentation not in known:
+            raise ValueError(f"`augmentation` must be one of {known}, got {self.augmentation!r}.")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError("`image_mean` and `image_std` need three numbers each, the deviations above 0.")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"`crop_pct` must be above 0 and at most 1, got {self.crop_pct}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"`image_size` must be at least 1, got {self.image_size}.")
+        if self.crop_padding < 0:
+            raise ValueError(f"`crop_padding` must not be negative, got {self.crop_padding}.")
 
 
 @dataclass(frozen=True)
@@ -117,35 +113,29 @@ def load_task(arguments: ImageTaskArguments) -> ImageTask:
         ValueError: The data set cannot be read, has no train split or no images, a column cannot be found, a label is
             missing, or an argument is out of range.
     """
-    _check_arguments(arguments)
-    name, splits = read_splits(arguments)
+    arguments.check()
+    name, splits = read_image_splits(arguments)
+    image_column, label_column = find_columns(splits, arguments)
     train = splits["train"]
-    image_column = arguments.image_column or _find_image_column(train)
-    label_column = arguments.label_column or _find_label_column(train)
-    for split_name, split in splits.items():
-        for column in (image_column, label_column):
-            if column not in split.column_names:
-                raise ValueError(
-                    f"column {column!r} is not in split {split_name!r}, found {split.column_names}; name the columns "
-                    "by --image_column and --label_column."
-                )
-        splits[split_name] = split.select_columns([image_column, label_column]).rename_columns(
-            {column: name for column, name in ((image_column, "image"), (label_column, "labels")) if column != name}
+    if not isinstance(train.features[image_column], Image):
+        raise ValueError(
+            f"the image column must hold images, got {train.features[image_column]}; name another by `image_column`."
         )
-    label_names = _encode_labels(splits)
-    splits = _complete_splits(splits, arguments)
-    for split_name, split in splits.items():
-        splits[split_name] = draw_rows(split, getattr(arguments, f"max_{split_name}_samples"), arguments.split_seed)
+    if "test" in splits and not is_labelled(splits["test"], train, label_column):
+        logger.info("the test split has no labels and is left out")
+        del splits["test"]
+    labels = encode_labels(splits, label_column, SINGLE_LABEL)
+    splits = {
+        split_name: split.select_columns(image_column)
+        .rename_columns({image_column: "image"})
+        .add_column("labels", labels.values[split_name], feature=labels.feature)
+        for split_name, split in splits.items()
+    }
+    splits = complete_splits(splits, arguments, stratified_by="labels")
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     columns = f"images from {image_column}, labels from {label_column}"
-    screen.info(f"{name}: {columns}; {len(label_names)} classes, rows: {sizes}")
-    return ImageTask(name, DatasetDict(splits), label_names)
-
-
-def read_splits(arguments: ImageTaskArguments) -> tuple[str, dict[str, Dataset]]:
-    """Read the embedded digits or another data set of images."""
-    name = arguments.dataset_name
-    return (name, load_digits()) if name == "digits" else read_image_splits(name, arguments.dataset_config_name)
+    screen.info(f"{name}: {columns}; {len(labels.names)} classes, rows: {sizes}")
+    return ImageTask(name, DatasetDict(splits), labels.names)
 
 
 def build_image_processor(arguments: ImageTaskArguments, image_size: int) -> BaseImageProcessor:
@@ -248,107 +238,3 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     pixels = torch.stack([example["pixel_values"] for example in examples])
     labels = torch.tensor([example["labels"] for example in examples])
     return {"pixel_values": pixels.contiguous(memory_format=torch.channels_last), "labels": labels}
-
-
-def _check_arguments(arguments: ImageTaskArguments):
-    if not 0 < arguments.validation_fraction < 1:
-        raise ValueError(f"--validation_fraction must be between 0 and 1, got {arguments.validation_fraction}.")
-    known = ("crop_flip", "crop", "resized_crop", "none")
-    if arguments.augmentation not in known:
-        raise ValueError(f"--augmentation must be one of {known}, got {arguments.augmentation!r}.")
-    if len(arguments.image_mean) != 3 or len(arguments.image_std) != 3 or min(arguments.image_std) <= 0:
-        raise ValueError("--image_mean and --image_std need three numbers each, the deviations above 0.")
-    if arguments.crop_pct is not None and not 0 < arguments.crop_pct <= 1:
-        raise ValueError(f"--crop_pct must be above 0 and at most 1, got {arguments.crop_pct}.")
-    for name in ("image_size", "max_train_samples", "max_validation_samples", "max_test_samples"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
-    if arguments.crop_padding < 0:
-        raise ValueError(f"--crop_padding must not be negative, got {arguments.crop_padding}.")
-
-
-def load_digits() -> dict[str, Dataset]:
-    """Load the 1,797 handwritten digits, 8x8, that scikit-learn carries; the last 597 are the test split."""
-    from sklearn.datasets import load_digits as read_digits
-
-    data = read_digits()
-    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
-    images = [PIL.Image.fromarray(image) for image in pixels]
-    whole = Dataset.from_dict({"image": images, "labels": data.target.tolist()}).cast_column("image", Image())
-    whole = whole.cast_column("labels", ClassLabel(names=[str(digit) for digit in range(10)]))
-    return {"train": whole.select(range(1200)), "test": whole.select(range(1200, 1797))}
-
-
-def _find_image_column(train: Dataset) -> str:
-    columns = [name for name, feature in train.features.items() if isinstance(feature, Image)]
-    if len(columns) != 1:
-        raise ValueError(
-            f"one column must hold images, found {columns} among {train.column_names}; name it by --image_column."
-        )
-    return columns[0]
-
-
-def _find_label_column(train: Dataset) -> str:
-    classes = [name for name, feature in train.features.items() if isinstance(feature, ClassLabel)]
-    usual = [name for name in LABEL_COLUMNS if name in train.column_names]
-    for candidates in (usual, classes):
-        if len(candidates) == 1 or candidates == usual != []:
-            return candidates[0]
-    raise ValueError(f"no column of labels found among {train.column_names}; name it by --label_column.")
-
-
-def _encode_labels(splits: dict[str, Dataset]) -> list[str]:
-    """Make the labels ids from 0, in place; a test split without labels is left out."""
-    feature = splits["train"].features["labels"]
-    if not isinstance(splits["train"].features["image"], Image):
-        raise ValueError(
-            f"the image column must hold images, got {splits['train'].features['image']}; name another by "
-            "--image_column."
-        )
-    if isinstance(feature, ClassLabel):
-        names, known = feature.names, dict(zip(range(feature.num_classes), range(feature.num_classes), strict=True))
-    else:
-        values = sorted({value for value in splits["train"]["labels"] if value is not None}, key=str)
-        if values and all(isinstance(value, int) for value in values):
-            values = sorted(values)
-        names, known = [str(value) for value in values], {value: index for index, value in enumerate(values)}
-    for split_name, split in list(splits.items()):
-        labels = split["labels"][:]
-        if split_name == "test" and all(label in (None, -1) for label in labels):
-            logger.info("the test split has no labels and is left out")
-            del splits[split_name]
-            continue
-        unknown = [row for row, label in enumerate(labels) if label not in known]
-        if unknown:
-            raise ValueError(
-                f"split {split_name!r} has {len(unknown)} labels that train does not have or that are missing, the "
-                f"first, {labels[unknown[0]]!r}, in row {unknown[0]} (the first is 0); remove these rows."
-            )
-        if not isinstance(feature, ClassLabel):
-            ids = [known[label] for label in labels]
-            column = ClassLabel(names=names)
-            splits[split_name] = split.remove_columns("labels").add_column("labels", ids).cast_column("labels", column)
-    if len(names) < 2:
-        raise ValueError(f"a classifier needs at least two classes, found {names}.")
-    return names
-
-
-def _complete_splits(splits: dict[str, Dataset], arguments: ImageTaskArguments) -> dict[str, Dataset]:
-    """Make the validation split the test split if there is no other, and carve what is missing from train."""
-    splits = dict(splits)
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    for name in ("test", "validation"):
-        if name not in splits:
-            try:
-                carved = splits["train"].train_test_split(
-                    arguments.validation_fraction, stratify_by_column="labels", seed=arguments.split_seed
-                )
-            except ValueError as error:
-                raise ValueError(
-                    f"train has too few images ({len(splits['train'])}) to carve a {name} split with every class from "
-                    f"it ({error}); add images or a {name} split."
-                ) from error
-            splits["train"], splits[name] = carved["train"], carved["test"]
-    return {name: splits[name] for name in ("train", "validation", "test")}

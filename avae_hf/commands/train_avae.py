@@ -65,15 +65,14 @@ def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
 
 def describe_shapes(task: ShapeTask, arguments: ShapeTaskArguments) -> TaskRecord:
     """Write down how the data were read; the folder's image processor says how they were resized and normalised."""
-    name, made_by_processor = arguments.dataset_name, ("object_size", "normalize")
     return describe_task(
         "autoencoder",
         task.name,
-        {key: value for key, value in asdict(arguments).items() if key not in made_by_processor},
+        {key: value for key, value in asdict(arguments).items() if key not in ("object_size", "normalize")},
         task.label_names,
         {split: hash_arrays(images.numpy()) for split, images in task.images.items()},
         {split: labels.tolist() for split, labels in task.labels.items()},
-        is_local=name != "digits" and Path(name).expanduser().exists(),
+        is_local=arguments.is_local,
     )
 
 

@@ -306,10 +306,10 @@ BAD_DATA = {
     "path": ({"source": "./nowhere"}, "there is no file or folder ./nowhere"),
     "hub": ({"source": "nobody/nothing"}, "could not read 'nobody/nothing'"),
     "column": ({"image_column": "img"}, "column 'img' is not in split 'train'"),
-    "class": ({"classes": ["star"]}, "--classes has \\['star'\\]; the classes are \\['bar', 'dot'\\]"),
-    "augment": ({"augment": ["turn"]}, "--augment must be some of .* or none, got \\['turn'\\]"),
+    "class": ({"classes": ["star"]}, "`classes` has \\['star'\\]; the classes are \\['bar', 'dot'\\]"),
+    "augment": ({"augment": ["turn"]}, "`augment` must be some of .* or none, got \\['turn'\\]"),
     "fraction": ({"validation_fraction": 0.0}, "between 0 and 1, got 0.0"),
-    "samples": ({"max_train_samples": 0}, "--max_train_samples must be at least 1"),
+    "samples": ({"max_train_samples": 0}, "`max_train_samples` must be at least 1"),
 }
 
 

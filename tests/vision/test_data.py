@@ -158,14 +158,14 @@ def test_middle_keeps_the_shape_of_things(size):
 
 
 BAD_ARGUMENTS = {
-    "augmentation": ({"augmentation": "flip"}, "--augmentation must be one of"),
+    "augmentation": ({"augmentation": "flip"}, "`augmentation` must be one of"),
     "fraction": ({"validation_fraction": 1.5}, "between 0 and 1, got 1.5"),
     "deviation": ({"image_std": [1, 0, 1]}, "the deviations above 0"),
     "mean": ({"image_mean": [0.5]}, "need three numbers each"),
-    "crop": ({"crop_pct": 0}, "--crop_pct must be above 0"),
+    "crop": ({"crop_pct": 0}, "`crop_pct` must be above 0"),
     "padding": ({"crop_padding": -1}, "must not be negative, got -1"),
-    "size": ({"image_size": 0}, "--image_size must be at least 1"),
-    "samples": ({"max_train_samples": 0}, "--max_train_samples must be at least 1"),
+    "size": ({"image_size": 0}, "`image_size` must be at least 1"),
+    "samples": ({"max_train_samples": 0}, "`max_train_samples` must be at least 1"),
     "missing label": ({"label_column": "kind"}, "'kind' is not in split '.*', found"),
     "missing image": ({"image_column": "picture"}, "'picture' is not in split"),
     "label as image": ({"image_column": "label", "label_column": "img"}, "must hold images"),
@@ -192,12 +192,12 @@ def test_bad_data_is_one_clear_error(tmp_path, image_rows):
     (tmp_path / "one").mkdir()
     one = image_rows.remove_columns("label").add_column("label", ["dark"] * 48)
     one.to_parquet(str(tmp_path / "one" / "train.parquet"))
-    with pytest.raises(ValueError, match="at least two classes, found \\['dark'\\]"):
+    with pytest.raises(ValueError, match="classes must be at least two.*has only \\['dark'\\]"):
         load(tmp_path / "one")
     (tmp_path / "gap").mkdir()
     gap = image_rows.remove_columns("label").add_column("label", ["dark", "light"] * 23 + ["dark", None])
     gap.to_parquet(str(tmp_path / "gap" / "train.parquet"))
-    with pytest.raises(ValueError, match="1 labels that train does not have or that are missing.*in row 47"):
+    with pytest.raises(ValueError, match="misses 1 of 48 labels, the first in row 47"):
         load(tmp_path / "gap")
     with pytest.raises(ValueError, match="could not read 'someone/unreachable'"):
         load("someone/unreachable")

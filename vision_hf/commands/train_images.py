@@ -145,7 +145,6 @@ def name_of(checkpoint: str | None) -> str | None:
 
 def describe_images(task: ImageTask, arguments: ImageTaskArguments) -> TaskRecord:
     """Write down how images were read, their test split too, which nothing else has looked at."""
-    name = arguments.dataset_name
     return describe_task(
         "image-classification",
         task.name,
@@ -153,7 +152,7 @@ def describe_images(task: ImageTask, arguments: ImageTaskArguments) -> TaskRecor
         task.label_names,
         {split: hash_arrays(rows["image"]) for split, rows in task.splits.items()},
         {split: rows["labels"][:] for split, rows in task.splits.items()},
-        is_local=name != "digits" and Path(name).expanduser().exists(),
+        is_local=arguments.is_local,
     )
 
 

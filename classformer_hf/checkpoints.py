@@ -165,12 +165,12 @@ def choose_schedule(gamma: list[int] | None, eta: int) -> dict[str, Any]:
     return {} if gamma is None else {"gamma": gamma, "eta": eta}
 
 
-def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) -> ClassformerForSequenceClassification:
+def reconfigure(model: Any, **settings: Any) -> ClassformerForSequenceClassification:
     """Give a classifier's weights other settings: another schedule, a cascade, or fewer layers.
 
     Args:
-        model: Keeps its own settings; the weights are shared.
-        settings: Fields of its config.
+        model: A Classformer classifier; it keeps its own settings, and the weights are shared.
+        settings: Fields of its config; with `gamma` the model's own buckets and cascade go, unless they are given.
 
     Returns:
         A model in evaluation mode.
@@ -184,9 +184,10 @@ def reconfigure(model: ClassformerForSequenceClassification, **settings: Any) ->
     if unknown:
         raise ValueError(f"settings must be fields of ClassformerConfig, got {unknown[0]!r}; check the spelling.")
     config = copy.deepcopy(model.config)
-    config.update(settings)
+    config.update(({"length_buckets": None, "cascade": None} if "gamma" in settings else {}) | settings)
     with torch.device("meta"):
-        other = ClassformerForSequenceClassification(config)
+        # which may be that of a folder's own code
+        other = type(model)(config)
     weights = model.state_dict()
     other.load_state_dict({name: weights[name] for name in other.state_dict()}, assign=True)
     # buffers that no state dict holds

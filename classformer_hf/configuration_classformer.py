@@ -4,7 +4,10 @@ Source: Bidart 2023 (University of Waterloo), sections 5.1.1 and 5.1.2, equation
 """
 
 # transformers answers with the first folder's code where two of one name have the same configuration file
-# digest of the code that travels with this file: d26d343b16c00e1b
+# digest of the code that travels with this file: df9a1cdf1836b9e3
+
+from collections.abc import Iterator
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import RobertaConfig
@@ -18,6 +21,33 @@ AUTO_MAP = {
 
 # an int32, far above any input
 LONGEST = 2**31 - 1
+
+
+def shorten(num_tokens: Any, gamma: Any, eta: Any) -> Any:
+    """Count the positions that a layer keeps: min(eta, n) + ceil(max(n - eta, 0) / gamma).
+
+    Args:
+        num_tokens: Those that enter it, n; a number, or like the others an array.
+        gamma: Reduction factor, >= 1.
+        eta: Number of leading tokens that stay.
+    """
+    # without min and max, which know no arrays
+    rest = (num_tokens - eta) * (num_tokens > eta)
+    return num_tokens - rest - (-rest // gamma)
+
+
+def shorten_by_layers(num_tokens: Any, gamma: Any, eta: Any, cls_only: bool = False) -> Iterator[Any]:
+    """Count the positions that leave every layer, one after the other; numbers or arrays, as in [`shorten`].
+
+    Args:
+        num_tokens: Those that enter the first one.
+        gamma: Reduction factor of every layer.
+        eta: Number of leading tokens that stay.
+        cls_only: Whether the last layer computes position 0 only.
+    """
+    for layer, factor in enumerate(gamma):
+        num_tokens = shorten(num_tokens, factor, eta)
+        yield 1 * (num_tokens > 0) if cls_only and layer == len(gamma) - 1 else num_tokens
 
 
 @strict
@@ -148,15 +178,8 @@ class ClassformerConfig(RobertaConfig):
         Returns:
             One length per layer; index 0 is what leaves the first block.
         """
-        lengths = []
         gamma, eta = self.schedule_for(num_tokens)
-        for factor in gamma:
-            kept = min(eta, num_tokens) if factor > 1 else num_tokens
-            num_tokens = kept + -(-(num_tokens - kept) // factor)
-            lengths.append(num_tokens)
-        if cls_only and lengths:
-            lengths[-1] = min(lengths[-1], 1)
-        return lengths
+        return list(shorten_by_layers(num_tokens, gamma, eta, cls_only))
 
 
-__all__ = ["ClassformerConfig"]
+__all__ = ["ClassformerConfig", "shorten", "shorten_by_layers"]

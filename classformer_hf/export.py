@@ -21,7 +21,7 @@ from redundancy_hf.folders import EXPORT_INDEX, is_export
 from redundancy_hf.record import read_record
 from redundancy_hf.runtimes import CASCADE, ExportedClassifier, check_runtime, name_variant
 
-from .checkpoints import checkpoint_fingerprint
+from .checkpoints import checkpoint_fingerprint, reconfigure
 
 EXAMPLE_TOKENS = 32
 
@@ -191,16 +191,12 @@ def _forget_sources(program: Any):
                 node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
-def _with_schedule(model: PreTrainedModel, schedule: tuple[list[int], int] | None) -> PreTrainedModel:
+def _with_schedule(model: Any, schedule: tuple[list[int], int] | None) -> Any:
     """Give the same weights one schedule and no other; `None` for another architecture."""
-    single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    if schedule is not None:
-        config: Any = copy.deepcopy(model.config)
-        config.gamma, config.eta = schedule
-        config.length_buckets = config.cascade = None
-        for module in single.modules():
-            if hasattr(module, "config"):
-                module.config = config
+    if schedule is None:
+        single = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    else:
+        single = reconfigure(model, gamma=schedule[0], eta=schedule[1])
     # the exporters follow eager attention at every length
     single.set_attn_implementation("eager")
     return single.eval()

@@ -27,7 +27,7 @@ import torch
 
 from redundancy_hf.timing import _choose_clock, _ready_to_time, _time_forward, hardware_fingerprint, is_same_hardware
 
-from .configuration_classformer import ClassformerConfig
+from .configuration_classformer import ClassformerConfig, shorten
 from .modeling_classformer import ClassformerForSequenceClassification
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ class LatencyTable:
                 total = total + time_of["first"][tokens]
                 break
             factor = gamma[:, layer, None]
-            leading = np.minimum(eta, tokens)
-            left = np.where(factor == 1, tokens, leading - (leading - tokens) // factor)
+            left = shorten(tokens, factor, eta)
             total = total + np.where(factor == 1, time_of["keep"][tokens], time_of["reduce"][tokens, left])
             tokens = left
         return np.average(total, axis=1, weights=counts)

@@ -392,12 +392,14 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        schedule: tuple[list[int], int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | SequenceClassifierOutput:
         """Classify a batch; arguments as in [`ClassformerModel`].
 
         Args:
             labels: Class ids (B,), float targets (B,) for regression, or 0/1 floats (B, num_labels) for multi-label.
+            schedule: gamma and eta for all examples, instead of the config's, its buckets and its cascade.
         """
         inputs = {
             "input_ids": input_ids,
@@ -407,7 +409,9 @@ class ClassformerForSequenceClassification(ClassformerPreTrainedModel):
             "inputs_embeds": inputs_embeds,
         }
         warn_of_left_padding(attention_mask)
-        if self.config.cascade and not self.training:
+        if schedule is not None:
+            outputs = self.classify(inputs, schedule=schedule, **kwargs)
+        elif self.config.cascade and not self.training:
             outputs = self.classify_unsure_again(inputs, **kwargs)
         else:
             outputs = self.classify_by_bucket(inputs, **kwargs)

@@ -206,15 +206,11 @@ class FunnelClassformerForMaskedLM(ClassformerForMaskedLM):
             TypeError: An argument is unknown.
         """
         refuse_unknown(kwargs)
-        gamma, eta = self.config.schedule_for(input_ids.shape[1])
-        full = self.roberta.embeddings(input_ids=input_ids)  # (B, L, D)
-        encoder: Any = self.roberta.encoder
-        state = encoder.start(full, attention_mask)
-        for index, (layer, factor) in enumerate(zip(encoder.layer, gamma, strict=True)):
-            state = encoder.step(layer, state, factor, eta)
-            if index == 0 and factor == 1:
-                full = state.hidden_states
-        states = full + state.hidden_states[:, self.repeats(input_ids)]
+        encoded = self.roberta(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        # of the first layer where it leaves all positions, (B, L, D)
+        gamma, _ = self.config.schedule_for(input_ids.shape[1])
+        full = encoded.hidden_states[1 if gamma[0] == 1 else 0]
+        states = full + encoded.last_hidden_state[:, self.repeats(input_ids)]
         logits = self.lm_head(self.decoder(states, attention_mask))  # (B, L, vocab_size)
         loss = None
         if labels is not None:

@@ -77,8 +77,6 @@ def build_points(arguments: CompareArguments, model: ClassformerForSequenceClass
         ClassformerConfig(**settings)
         if len(settings["gamma"]) > model.config.num_hidden_layers:
             raise ValueError(f"the model has {model.config.num_hidden_layers} layers, got --schedules {key}.")
-
-        settings |= {"length_buckets": None, "cascade": None}
         return lambda model: reconfigure(model, **settings)
 
     points: dict[tuple[str, str], Builder] = {("full", ""): lambda model: model}

@@ -24,9 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.architectures import build_stock
+from classformer_hf.checkpoints import reconfigure
 from classformer_hf.roofline import list_products, measure, run_all
 from classformer_hf.search import Schedule
-from classformer_hf.search.supernet import ScheduledModel
 from redundancy_hf.command import parse_arguments, run_command, write_record
 from redundancy_hf.timing import hardware_fingerprint
 
@@ -87,10 +87,10 @@ def compare_with_bounds(arguments: RooflineArguments, model: Any, machine: dict[
     products, lengths_of = {}, {}
     for key in arguments.schedules:
         schedule = Schedule.from_key(key)
-        scheduled = ScheduledModel(model, schedule)
+        scheduled = reconfigure(model, **schedule.config)
         for n in arguments.lengths:
             inputs = make_inputs(model, n)
-            lengths = layer_lengths(model, schedule, n)
+            lengths = scheduled.config.layer_lengths(n, cls_only=scheduled.config.last_layer_cls_only)
             lengths_of[key, n], products[key, n] = lengths, list_products(model, n, lengths)
             calls[key, n] = lambda scheduled=scheduled, inputs=inputs: scheduled(**inputs)
             calls[key, n, "products"] = run_all(products[key, n])
@@ -128,11 +128,6 @@ def compare_with_bounds(arguments: RooflineArguments, model: Any, machine: dict[
 def summarise(values: np.ndarray) -> list[float]:
     """Median and quartiles."""
     return [float(value) for value in np.percentile(values, [50, 25, 75])]
-
-
-def layer_lengths(model: Any, schedule: Schedule, num_tokens: int) -> list[int]:
-    config = type(model.config)(num_hidden_layers=model.config.num_hidden_layers, **schedule.config)
-    return config.layer_lengths(num_tokens, cls_only=model.config.last_layer_cls_only)
 
 
 def make_inputs(model: Any, num_tokens: int) -> dict[str, torch.Tensor]:
@@ -182,8 +177,7 @@ def main():
     torch.set_num_threads(1)
     model: Any = load_from_encoder(arguments.model_name_or_path, ClassformerForSequenceClassification, num_labels=2)
     model.eval()
-    for key in arguments.schedules:
-        layer_lengths(model, Schedule.from_key(key), max(arguments.lengths))
+    scheduled = {key: reconfigure(model, **Schedule.from_key(key).config) for key in arguments.schedules}
     stock = build_stock(model)
     machine = measure_machine(model, arguments.rounds)
     print(f"peak {machine['peak_gflops']:.0f} GFLOP/s, reading {machine['bandwidth_gb_per_s']:.1f} GB/s")
@@ -196,8 +190,7 @@ def main():
         )
     inputs = make_inputs(model, sorted(arguments.lengths)[len(arguments.lengths) // 2])
     profiles = {"plain RoBERTa": profile(stock, inputs)}
-    for key in arguments.schedules:
-        profiles[key] = profile(ScheduledModel(model, Schedule.from_key(key)), inputs)
+    profiles.update({key: profile(one, inputs) for key, one in scheduled.items()})
     write_record(
         arguments.results_file,
         model=Path(arguments.model_name_or_path).name,

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from classformer_hf import ClassformerForSequenceClassification
+from classformer_hf.checkpoints import reconfigure
 from classformer_hf.search import Schedule
-from classformer_hf.search.supernet import ScheduledModel
 from redundancy_hf.command import parse_arguments, run_command, write_record
 from redundancy_hf.timing import hardware_fingerprint, measure_latency
 
@@ -65,7 +65,7 @@ def measure_on(target: dict[str, Any], model: Any, winners: dict[str, Schedule],
     """Time all winners on one target; returns their `Latency` by name."""
     model = model.to(target["device"], getattr(torch, target["dtype"]))
     full = Schedule((1,) * model.config.num_hidden_layers)
-    models = {name: ScheduledModel(model, schedule) for name, schedule in {"full": full, **winners}.items()}
+    models = {name: reconfigure(model, **schedule.config) for name, schedule in {"full": full, **winners}.items()}
     inputs = [torch.full((1, length), 5) for length in target["lengths"]]
     inputs = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in inputs]
     torch.set_num_threads(target["threads"])

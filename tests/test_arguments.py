@@ -20,8 +20,6 @@ from classformer_hf.export import export
 from classformer_hf.multitask import MultitaskClassformer
 from classformer_hf.pretraining import build_objective
 from classformer_hf.search.figures import picture
-from classformer_hf.search.space import Schedule
-from classformer_hf.search.supernet import ScheduledModel
 from redundancy_hf.cards import complete_card
 from redundancy_hf.isolation import run_elsewhere
 from redundancy_hf.metrics import TaskMetric
@@ -108,10 +106,6 @@ FORWARDS = {
     "classformer_hf/pretraining:DistilledClassformerForMaskedLM": lambda: (
         build_objective("distillation", tiny_language_model()),
         IDS,
-    ),
-    "classformer_hf/search/supernet:ScheduledModel": lambda: (
-        ScheduledModel(tiny_classifier(), Schedule((1, 1))),
-        {"input_ids": IDS},
     ),
     "redundancy_hf/runtimes:ExportedClassifier": lambda: (tiny_export(), IDS),
     "vision_hf/modeling_shared_conv:SharedConvModel": lambda: (

@@ -140,7 +140,7 @@ class Chooser:
         row: dict[str, Any] = {"required_performance": required, **self.choose(required)}
         split, name = self.task.splits["test"], self.task.metric_name
         references = np.asarray(split["labels"])
-        models = {"full": reconfigure(self.model, **self.schedules[0].config, cascade=None)}
+        models = {"full": reconfigure(self.model, **self.schedules[0].config)}
         full = predict(models["full"], split, self.tokenizer).argmax(-1)
         row["full"] = {"test_score": compute_score(name, full, references)}
         for kind in ("single", "cascade"):
@@ -170,7 +170,7 @@ class Chooser:
 
     def share_classified_twice(self, cascade: Any, split: Any) -> float:
         first = {name: cascade.config.cascade[name] for name in ("gamma", "eta")}
-        margins = margins_of(predict(reconfigure(self.model, **first, cascade=None), split, self.tokenizer))
+        margins = margins_of(predict(reconfigure(self.model, **first), split, self.tokenizer))
         return float((margins < cascade.config.cascade["margin"]).mean())
 
     def save(self, model: Any, required: float):

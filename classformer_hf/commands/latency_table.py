@@ -25,10 +25,10 @@ from redundancy_hf.task import TaskArguments
 from redundancy_hf.timing import busy_machine, hardware_fingerprint, measure_latency, sample_inputs
 
 from .. import ClassformerForSequenceClassification
-from ..checkpoints import load_from_encoder
+from ..checkpoints import load_from_encoder, reconfigure
 from ..latency import LatencyTable, build_latency_table, compare_latencies, count_steps
 from ..search.space import Schedule, SearchSpace
-from ..search.supernet import FlopsUniformSampler, ScheduledModel, mean_flops
+from ..search.supernet import FlopsUniformSampler, mean_flops
 
 NUM_INPUTS = 16
 SHORTEST_TOKENS = 8
@@ -101,7 +101,7 @@ def measure_twice(arguments: TableArguments, model: Any, schedules: list[Schedul
     """
     model = model.to(arguments.device, getattr(torch, arguments.dtype))
     full = Schedule((1,) * model.config.num_hidden_layers)
-    models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
+    models = {schedule.key: reconfigure(model, **schedule.config) for schedule in [full, *schedules]}
     rounds = arguments.check_rounds // NUM_BLOCKS
     ratios = np.zeros((NUM_BLOCKS, len(schedules)))
     with tqdm(total=NUM_BLOCKS * rounds + 1, desc="direct", unit="round") as progress:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..configuration_classformer import shorten, shorten_by_layers
+
 
 @dataclass(frozen=True, order=True)
 class Schedule:
@@ -77,13 +79,9 @@ def layer_lengths(
     Yields:
         What leaves each layer, (S, N).
     """
-    gamma = np.array([schedule.gamma for schedule in schedules])
+    gamma = np.array([schedule.gamma for schedule in schedules]).T[:, :, None]  # (layers, S, 1)
     eta = np.array([schedule.eta for schedule in schedules])[:, None]
-    num_tokens = np.broadcast_to(np.asarray(lengths), (len(schedules), len(lengths)))
-    for layer in range(gamma.shape[1]):
-        rest = np.maximum(num_tokens - eta, 0)
-        num_tokens = num_tokens - rest + -(-rest // gamma[:, layer : layer + 1])
-        yield np.minimum(num_tokens, 1) if cls_only and layer == gamma.shape[1] - 1 else num_tokens
+    return shorten_by_layers(np.asarray(lengths), gamma, eta, cls_only)
 
 
 class SearchSpace:
@@ -165,8 +163,7 @@ class SearchSpace:
                 factor = 1
             elif factor >= rest:
                 factor = min((option for option in self.gamma_options if option >= rest), default=factor)
-            if factor > 1:
-                num_tokens = num_tokens - rest + -(-rest // factor)
+            num_tokens = shorten(num_tokens, factor, schedule.eta)
             gamma.append(factor)
         return Schedule(tuple(gamma), schedule.eta if any(factor > 1 for factor in gamma) else 0)
 
@@ -174,15 +171,9 @@ class SearchSpace:
         """Whether a schedule keeps enough positions for `max_reduction`."""
         if self.max_reduction is None:
             return True
-        num_tokens = self.max_tokens
-        for factor in schedule.gamma[:-1] if self.cls_only else schedule.gamma:
-            num_tokens = self._tokens_left(num_tokens, factor, schedule.eta)
+        factors = schedule.gamma[: self.num_layers - self.cls_only]
+        *_, num_tokens = self.max_tokens, *shorten_by_layers(self.max_tokens, factors, schedule.eta)
         return num_tokens * self.max_reduction >= self.max_tokens
-
-    @staticmethod
-    def _tokens_left(num_tokens: int, factor: int, eta: int) -> int:
-        rest = max(num_tokens - eta, 0)
-        return num_tokens - rest + -(-rest // factor)
 
     def enumerate(self, limit: int = 200_000) -> list[Schedule]:
         """List every canonical schedule that `max_reduction` allows, in order.
@@ -203,7 +194,7 @@ class SearchSpace:
                 return
             is_last = self.cls_only and len(gamma) == self.num_layers - 1
             for factor in [1] if is_last or num_tokens - eta <= 1 else self.gamma_options:
-                left = self._tokens_left(num_tokens, factor, eta)
+                left = shorten(num_tokens, factor, eta)
                 if self.max_reduction is None or left * self.max_reduction >= self.max_tokens:
                     extend((*gamma, factor), left, eta)
 

@@ -8,13 +8,11 @@ Each step trains the full model, the smallest schedule and a few random ones (th
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -87,36 +85,6 @@ class FlopsUniformSampler:
         return self.schedules[int(generator.choice(self.bins[generator.integers(len(self.bins))]))]
 
 
-def set_schedule(model: PreTrainedModel, schedule: Schedule):
-    """Make a classifier run with a schedule, and without a cascade, from now on; the weights stay."""
-    model.config.gamma, model.config.eta = list(schedule.gamma), schedule.eta
-    model.config.length_buckets, model.config.cascade = schedule.config.get("length_buckets"), None
-
-
-@contextmanager
-def use_schedule(model: PreTrainedModel, schedule: Schedule) -> Iterator[PreTrainedModel]:
-    """Run a classifier with a schedule; its own comes back on exit."""
-    before, cascade = Schedule.from_config(vars(model.config)), model.config.cascade
-    set_schedule(model, schedule)
-    try:
-        yield model
-    finally:
-        set_schedule(model, before)
-        model.config.cascade = cascade
-
-
-class ScheduledModel(nn.Module):
-    """A model that sets its schedule before every call, so that many schedules share one set of weights."""
-
-    def __init__(self, model: Any, schedule: Schedule):
-        super().__init__()
-        self.model, self.schedule = model, schedule
-
-    def forward(self, **inputs):
-        set_schedule(self.model, self.schedule)
-        return self.model(**inputs)
-
-
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, problem_type: str) -> torch.Tensor:
     """Measure how far a schedule's outputs are from the full model's.
 
@@ -152,7 +120,6 @@ class SupernetTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        core = self.accelerator.unwrap_model(model)
         # of the step, so that a resumed training draws what the uninterrupted one would have
         generator = np.random.default_rng([self.args.seed, self.state.global_step])
         drawn = [self.schedules.sample(generator) for _ in range(NUM_RANDOM)]
@@ -160,8 +127,8 @@ class SupernetTrainer(Trainer):
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True, **kwargs)
         losses = [loss]
         for schedule in [self.schedules.smallest, *drawn]:
-            with use_schedule(core, schedule):
-                loss, shortened = super().compute_loss(model, dict(inputs), return_outputs=True, **kwargs)
+            shorter = {**inputs, "schedule": (schedule.gamma, schedule.eta)}
+            loss, shortened = super().compute_loss(model, shorter, return_outputs=True, **kwargs)
             losses.append(loss + distillation_loss(shortened.logits, outputs.logits, self.problem_type))
         loss = torch.stack(losses).mean()
         return (loss, outputs) if return_outputs else loss

@@ -15,11 +15,11 @@ import numpy as np
 
 from redundancy_hf.timing import Latency, is_same_hardware, measure_latency
 
+from ..checkpoints import reconfigure
 from ..latency import LatencyTable, build_latency_table, count_steps, drift
 from .journal import Journal, Trial
 from .objective import FineTuneObjective
 from .space import Schedule, SearchSpace
-from .supernet import ScheduledModel
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,6 @@ def measure_directly(
     full = objective.full
     with objective.ready_to_time() as (build, inputs):
         model = build(full)
-        models = {schedule.key: ScheduledModel(model, schedule) for schedule in [full, *schedules]}
+        models = {schedule.key: reconfigure(model, **schedule.config) for schedule in [full, *schedules]}
         latency = measure_latency(models, inputs, full.key, rounds, warmup, on_round)
     return {schedule: latency[schedule.key] for schedule in [full, *schedules]}

@@ -6,9 +6,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
-from classformer_hf.search import Schedule
+from classformer_hf.checkpoints import reconfigure
 from classformer_hf.search.cascade import choose_cascade, margins_of
-from classformer_hf.search.supernet import use_schedule
 from redundancy_hf.metrics import compute_score
 
 FAST, FULL = {"gamma": [4, 2, 1], "eta": 0}, {"gamma": [1, 2, 1], "eta": 2}
@@ -119,8 +118,9 @@ def test_what_is_given_once_for_all_examples_stays(build, batch, settings):
 @torch.no_grad()
 def test_a_schedule_that_is_set_takes_the_place_of_a_cascade(build, batch, tmp_path):
     model = build(cascade={**FAST, "margin": 0.0})
-    with use_schedule(model, Schedule((1, 2, 1), 2)):
-        torch.testing.assert_close(model(**batch).logits, build().eval()(**batch).logits)
+    expected = build().eval()(**batch).logits
+    torch.testing.assert_close(model(**batch, schedule=([1, 2, 1], 2)).logits, expected)
+    torch.testing.assert_close(reconfigure(model, gamma=[1, 2, 1], eta=2)(**batch).logits, expected)
     torch.testing.assert_close(model(**batch).logits, build(**FAST)(**batch).logits)
     model.save_pretrained(tmp_path)
     assert load_from_encoder(tmp_path).config.cascade is not None

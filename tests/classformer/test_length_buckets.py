@@ -5,6 +5,7 @@ import torch
 from transformers import AutoTokenizer, pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, ClassformerModel, load_from_encoder
+from classformer_hf.checkpoints import reconfigure
 
 BUCKETS = [{"max_tokens": 8, "gamma": [1, 1, 1], "eta": 0}, {"max_tokens": 16, "gamma": [2, 1, 1], "eta": 1}]
 
@@ -55,6 +56,16 @@ def test_every_example_gets_the_schedule_of_its_own_length(model, texts):
         torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-5)
     other = logits_of(model, texts[3], gamma=[1, 1, 1], eta=0, length_buckets=None)
     assert (logits[3] - other).abs().max() > 1e-2, "the schedules make a difference here"
+
+
+def test_a_schedule_of_a_call_holds_for_all_lengths(model, texts):
+    with torch.inference_mode():
+        logits = model(**padded(texts), schedule=([2, 1, 2], 1)).logits
+        shared = reconfigure(model, gamma=[2, 1, 2], eta=1)(**padded(texts)).logits
+    assert torch.equal(logits, shared)
+    for row, text in enumerate(texts):
+        expected = logits_of(model, text, gamma=[2, 1, 2], eta=1, length_buckets=None)
+        torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("extra", [0, 1, 13])

@@ -176,13 +176,13 @@ def drop_last_lines(path, number):
 def test_trials_have_the_scores_of_the_supernet(build, study, space):
     model = ClassformerForSequenceClassification.from_pretrained(study / "supernet")
     objective = build(study)
-    from classformer_hf.search.supernet import use_schedule
+    from classformer_hf.checkpoints import reconfigure
     from redundancy_hf.evaluation import predict
 
     split = objective.task.splits["validation"]
     for row in rows(study / "trials.jsonl"):
-        with use_schedule(model, Schedule.from_config(row["schedule"])):
-            predictions = predict(model, split, objective.tokenizer).argmax(axis=1)
+        scheduled = reconfigure(model, **Schedule.from_config(row["schedule"]).config)
+        predictions = predict(scheduled, split, objective.tokenizer).argmax(axis=1)
         assert row["measurement"]["score"] == pytest.approx(np.mean(predictions == np.array(split["labels"])))
         np.testing.assert_array_equal(np.load(study / "predictions" / f"{row['key']}.npy"), predictions)
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf.checkpoints import reconfigure
 from classformer_hf.search import Schedule, SearchSpace
 from classformer_hf.search.supernet import (
     FlopsUniformSampler,
@@ -14,7 +15,6 @@ from classformer_hf.search.supernet import (
     mean_flops,
     predict_schedules,
     train_supernet,
-    use_schedule,
 )
 from classformer_hf.training import ClassformerTrainingArguments, build_trainer
 from redundancy_hf.data import tokenize
@@ -58,8 +58,8 @@ def test_flops_are_those_of_the_config(model):
     schedules = [Schedule((1, 1, 1)), Schedule((2, 4, 1), 2)]
     expected = []
     for schedule in schedules:
-        with use_schedule(model, schedule):
-            expected.append((count_flops(model.config, 10) * 3 + count_flops(model.config, 40)) / 4)
+        config = reconfigure(model, **schedule.config).config
+        expected.append((count_flops(config, 10) * 3 + count_flops(config, 40)) / 4)
     np.testing.assert_allclose(mean_flops(model.config, schedules, [10, 40, 10, 10]), expected)
 
 
@@ -82,13 +82,6 @@ def test_smallest_schedule_keeps_two_positions_on_average():
     assert sampler.smallest == schedules[2]
     # where none does, the longest has to do
     assert FlopsUniformSampler(schedules, flops, np.array([[0.5], [0.4], [0.3], [0.2]])).smallest == schedules[0]
-
-
-def test_own_schedule_comes_back(model):
-    with pytest.raises(RuntimeError), use_schedule(model, Schedule((4, 1, 1), 2, ((8, Schedule((1, 1, 1))),))):
-        assert model.config.gamma == [4, 1, 1] and model.config.length_buckets[0]["max_tokens"] == 8
-        raise RuntimeError
-    assert model.config.gamma == [1, 1, 1] and model.config.eta == 0 and model.config.length_buckets is None
 
 
 def test_distillation_is_forward_kl_with_a_detached_teacher():
@@ -114,13 +107,13 @@ def test_a_step_trains_the_full_the_smallest_and_random_schedules(model, tiny_ta
     batch = next(iter(trainer.get_train_dataloader()))
     seen = []
     original = model.forward
-    model.forward = lambda **inputs: seen.append((tuple(model.config.gamma), model.config.eta)) or original(**inputs)
+    model.forward = lambda **inputs: seen.append(inputs.get("schedule")) or original(**inputs)
     model.train()
     trainer.compute_loss(model, batch)
     again = len(seen)
     trainer.compute_loss(model, batch)
     assert len(seen) == 2 * again == 8
-    assert seen[0] == ((1, 1, 1), 0) and seen[1] == (drawn.smallest.gamma, drawn.smallest.eta)
+    assert seen[0] is None and seen[1] == (drawn.smallest.gamma, drawn.smallest.eta)
     assert seen[:4] == seen[4:], "the draw belongs to the step"
     trainer.state.global_step = 1
     trainer.compute_loss(model, batch)
@@ -138,8 +131,7 @@ def test_labels_are_smoothed_for_every_schedule(model, tiny_task, tiny_tokenizer
     with torch.no_grad():
         logits = []
         for schedule in schedules:
-            with use_schedule(model, schedule):
-                logits.append(model(**batch).logits)
+            logits.append(model(**batch, schedule=(schedule.gamma, schedule.eta)).logits)
         smoothed = [functional.cross_entropy(one, batch["labels"], label_smoothing=0.3) for one in logits]
         taught = [distillation_loss(one, logits[0], tiny_task.problem_type) for one in logits[1:]]
         loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
@@ -149,8 +141,8 @@ def test_labels_are_smoothed_for_every_schedule(model, tiny_task, tiny_tokenizer
 
 def test_training_improves_full_and_smallest(model, tiny_task, tiny_tokenizer, drawn, tmp_path):
     def loss(schedule):
-        with use_schedule(model, schedule):
-            logits = torch.tensor(predict(model, tiny_task.splits["train"], tiny_tokenizer))
+        scheduled = reconfigure(model, **schedule.config)
+        logits = torch.tensor(predict(scheduled, tiny_task.splits["train"], tiny_tokenizer))
         return functional.cross_entropy(logits, torch.tensor(tiny_task.splits["train"]["labels"])).item()
 
     full, smallest = Schedule((1, 1, 1)), drawn.smallest
@@ -166,8 +158,8 @@ def test_shared_evaluation_equals_one_by_one(model, space, tiny_task, tiny_token
     together = predict_schedules(model, schedules, split, tiny_tokenizer, batch_size=3)
     assert together.shape == (len(schedules), len(split), model.config.num_labels)
     for schedule, logits in zip(schedules, together, strict=True):
-        with use_schedule(model, schedule):
-            np.testing.assert_allclose(logits, predict(model, split, tiny_tokenizer), atol=1e-4)
+        alone = predict(reconfigure(model, **schedule.config), split, tiny_tokenizer)
+        np.testing.assert_allclose(logits, alone, atol=1e-4)
     assert np.abs(together[0] - together[-1]).max() > 1e-2, "schedules make a difference"
 
 
@@ -177,5 +169,5 @@ def test_supernet_of_a_space_without_the_shortcut(tiny_settings, tiny_task, tiny
     schedules = [Schedule((1, 1, 2)), Schedule((1, 2, 4), 1)]
     together = predict_schedules(model, schedules, tiny_task.splits["train"], tiny_tokenizer)
     for schedule, logits in zip(schedules, together, strict=True):
-        with use_schedule(model, schedule):
-            np.testing.assert_allclose(logits, predict(model, tiny_task.splits["train"], tiny_tokenizer), atol=1e-4)
+        alone = predict(reconfigure(model, **schedule.config), tiny_task.splits["train"], tiny_tokenizer)
+        np.testing.assert_allclose(logits, alone, atol=1e-4)

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rendering import avae, performance, pretraining, schedules, search, thesis_searches, vision
+from rendering import performance, pretraining, schedules, search, thesis_searches
 
 from redundancy_hf.command import parse_arguments, run_command
 
 BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VIEWS: dict[str, Callable[[Any], str]] = {
     name: function
-    for chapter in (avae, performance, pretraining, schedules, search, thesis_searches, vision)
+    for chapter in (performance, pretraining, schedules, search, thesis_searches)
     for name, function in inspect.getmembers(chapter, inspect.isfunction)
     if next(iter(inspect.signature(function).parameters)) in ("record", "records")
 }

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import avae_hf
+from tests.documents import load_job
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = json.dumps({"encoder_channels": [4, 4, 6, 4], "decoder_channels": [6, 4, 4]})
@@ -109,19 +110,22 @@ def test_orientations_are_drawn_of_the_digits_that_are_there(run, trained, tmp_p
 
 @pytest.mark.clock
 def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
-    record = tmp_path / "record.json"
-    flags = ["--model", trained / "vae" / "seed-42", *DATA, "--results_file", record, "--num_inputs", 4]
-    flags += ["--rounds", 2, "--transforms"]
-    for more in (["rotation"], ["rotation", "translation"], ["rotation", "--training"]):
-        code, printed, words = run("benchmark_avae", *flags, *more)
+    flags = ["--model", trained / "vae" / "seed-42", *DATA, "--num_inputs", 4, "--rounds", 2]
+    kinds = {"first": ["rotation"], "second": ["rotation", "translation"], "third": ["rotation", "--training"]}
+    records = {}
+    for name, more in kinds.items():
+        record = tmp_path / f"{name}.json"
+        code, printed, words = run("pose_search", *flags, "--results_file", record, "--transforms", *more)
         assert code == 0 and "time" in printed, words
-    records = json.loads(record.read_text())
-    assert [(one["kind"], one["name"]) for one in records] == [
+        records[name] = json.loads(record.read_text())
+    assert [(one["kind"], one["name"]) for one in records.values()] == [
         ("search", "digits, rotation"),
         ("search", "digits, rotation and translation"),
         ("training", "digits, rotation"),
     ]
-    rows = records[0]["rows"]
+    assert load_job("pose_search").search_table(records).count("| digits, rotation |") == 4
+    assert load_job("pose_search").training_table(records).count("| digits, rotation |") == 2
+    rows = records["first"]["rows"]
     assert set(rows) == {"direct", "control", "direct, folded", "fast"}
     assert rows["direct"]["time_ratio"] == 1 and rows["fast"]["time_ratio"] < 0.5
     assert rows["fast"]["worse_than_identity"] == 0 and rows["control"]["difference"] == pytest.approx(0, abs=1e-4)
@@ -131,21 +135,9 @@ def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
 @pytest.mark.parametrize("study", ["pose", "latent", "control"])
 def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
     record = tmp_path / "study.json"
-    flags = ["study_avae", "--study", study, *COMMON, "--max_steps", 2, "--output_dir", tmp_path / "models"]
-    flags += [
-        "--max_validation_samples",
-        4,
-        "--max_test_samples",
-        12,
-        "--num_curve",
-        2,
-        "--num_likelihood",
-        2,
-        "--latent_dims",
-        2,
-        "--figures_dir",
-        tmp_path,
-    ]
+    flags = ["autoencoders", "--study", study, *COMMON, "--max_steps", 2, "--output_dir", tmp_path / "models"]
+    flags += ["--max_validation_samples", 4, "--max_test_samples", 12, "--num_curve", 2, "--num_likelihood", 2]
+    flags += ["--latent_dims", 2, "--figures_dir", tmp_path]
     flags += ["--results_file", record]
     if study == "pose":
         flags += ["--variants", "turned, VAE", "turned, AVAE", "upright, VAE"]
@@ -157,7 +149,15 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
         assert set(rows[1]["orientations"]["1"]) == {"1", "6", "9"}
         assert len(rows[2]["robustness"]) == 13 and len(rows[2]["curves_searched"]["rotation"]) == 13
         assert {path.name for path in tmp_path.glob("*.png")} == {"study_turned.png", "study_upright.png"}
-    content = json.loads(record.read_text())
+    content, job = json.loads(record.read_text()), load_job("autoencoders")
+    tables = {"pose": ["pose", "disentanglement", "robustness"], "latent": [], "control": ["control"]}[study]
+    assert all("| --- |" in getattr(job, f"{name}_table")(content) for name in tables)
+    pictures = {"pose": ["angles", "epochs", "orientations"], "latent": ["sizes"], "control": ["orientations"]}[study]
+    for name in pictures:
+        ending = {"pose": "_turned_AVAE", "control": "_direct"}.get(study, "") if name == "orientations" else ""
+        path = tmp_path / f"{name}{ending}.png"
+        getattr(job, f"draw_{name}")(content, str(path))
+        assert path.stat().st_size > 5_000
     content["rows"] = content["rows"][:1]
     record.write_text(json.dumps(content))
     weights = sorted((tmp_path / "models").glob("*/model.safetensors"))

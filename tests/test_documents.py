@@ -52,6 +52,9 @@ def known_options():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 options.add(node.target.id)
+            elif isinstance(node, ast.FunctionDef):
+                # a verb's or an experiment's signature is its command line
+                options |= {argument.arg for argument in node.args.args if argument.annotation is not None}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("--"):
                 options.add(node.value[2:])
     return options

@@ -230,11 +230,11 @@ STUDIES = {
 def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study):
     record, plain = tmp_path / "study.json", trained / "plain" / "seed-42"
     own = {
-        "sharing": ["--seeds", 0],
-        "learned_sharing": ["--config_name", plain, "--seeds", 0, 1, "--figure", tmp_path / "weights.png"],
+        "sharing": ["--seeds", 1],
+        "learned_sharing": ["--config_name", plain, "--seeds", 2, "--figure", tmp_path / "weights.png"],
         "conversion": ["--models", plain],
     }[study]
-    command = [f"study_{study}", *STUDIES[study], *own, *flags, "--max_steps", 2, "--results_file", record]
+    command = [study, *STUDIES[study], *own, *flags, "--max_steps", 2, "--results_file", record]
     command += ["--output_dir", tmp_path / "models"]
     code, _, words = run(*command)
     assert code == 0, words
@@ -253,7 +253,7 @@ def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study
 @pytest.mark.slow
 def test_study_of_sharing_counts_and_times(run, flags, tmp_path):
     record = tmp_path / "study.json"
-    settings = ("study_sharing", "--study", "efficientnet", *flags, "--output_dir", tmp_path, "--results_file", record)
+    settings = ("sharing", "--study", "efficientnet", *flags, "--output_dir", tmp_path, "--results_file", record)
     code, _, words = run(*settings, "--time")
     assert code == 0, words
     costs = json.loads(record.read_text())["costs"]

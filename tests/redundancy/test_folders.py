@@ -32,6 +32,6 @@ def test_saved_folders_follow_the_umask(tiny_config, tiny_tokenizer, tmp_path, u
 
 def test_scripts_save_models_by_save_folder():
     # whose folders nobody else reads: one is deleted again, one is only weighed
-    private = {"parity.py", "study_learned_sharing.py"}
+    private = {"parity.py", "learned_sharing.py"}
     others = {path.name for path in FILES if "model.save_pretrained(" in path.read_text()}
     assert others <= private

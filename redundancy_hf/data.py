@@ -131,7 +131,7 @@ def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
         )
     # the function below is hashed for the cache with all that it refers to, which should not be the whole task
     text_columns = list(task.text_columns)
-    columns = task.splits["train"].column_names
+    columns = next(iter(task.splits.values())).column_names
     if not set(text_columns) <= set(columns):
         raise ValueError(f"text columns {text_columns} are not in the task, found {columns}; tokenize once.")
 

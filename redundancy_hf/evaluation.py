@@ -118,8 +118,7 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
         model, info = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     # what hostile settings break, in as many kinds as there are layers
     except Exception as error:
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{folder} does not load: {reason}") from error
+        raise ValueError(f"{folder} does not load: {first_line(error.__cause__ or error)}") from error
     missing = info["missing_keys"] if needs_head else []
     wrong = sorted({*missing, *(key for key, *_ in info["mismatched_keys"])})
     if wrong:
@@ -205,8 +204,9 @@ def stream_examples(
         try:
             yield from split
         except Exception as error:  # of parsers and decoders
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"cannot read an example of the split {split_name!r} of {source}: {reason}") from error
+            raise ValueError(
+                f"cannot read an example of the split {split_name!r} of {source}: {first_line(error)}"
+            ) from error
 
     def name_label(value: Any) -> str:
         if is_missing(value) or str(value) == "-1":
@@ -252,8 +252,7 @@ def _open_stream(name: str, config_name: str | None, split_name: str) -> Any:
         raise ValueError(f"the split {split_name!r} of {name} is empty: there is no example to evaluate.") from error
     # of connections, parsers and builders, in many kinds
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot stream the split {split_name!r} of {name}: {reason}") from error
+        raise ValueError(f"cannot stream the split {split_name!r} of {name}: {first_line(error)}") from error
 
 
 def evaluate_examples(
@@ -263,7 +262,6 @@ def evaluate_examples(
     batch_size: int = 32,
     device: str | None = None,
     max_length: int = 128,
-    max_examples: int | None = None,
     label_names: list[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run a saved classifier's pipeline over examples.
@@ -275,9 +273,7 @@ def evaluate_examples(
         batch_size: Examples at a time.
         device: As "cpu" or "cuda:0"; a GPU if there is one and none is named.
         max_length: Longer texts are cut to so many tokens.
-        max_examples: The first so many; all by default.
-        label_names: What the data call the model's outputs, in order; by default as the model does, whatever the case,
-            or by number where it has no names.
+        label_names: As for [`_number_labels`].
 
     Returns:
         Predictions and labels as ids, (N,) each.
@@ -285,57 +281,66 @@ def evaluate_examples(
     Raises:
         ValueError: There is no example, or one has a label that the model does not know.
     """
-    model = load_classifier(folder, kind)
+    model, processor = load_classifier(folder, kind), load_processor(folder, kind)
+    find_id = _number_labels(folder, name_outputs(model.config), label_names)
+    options: dict[str, Any] = {"truncation": True, "max_length": max_length} if kind == TEXT else {}
+    if kind == TEXT and max_length > processor.model_max_length:
+        raise ValueError(
+            f"`max_length` must be at most the tokenizer's `model_max_length` of {processor.model_max_length}, got "
+            f"{max_length}."
+        )
+    parts: dict[str, Any] = {PROCESSORS[kind]: processor}
+    classify: Any = transformers.pipeline(kind, model=model, device=device, **parts)  # type: ignore[call-overload]
+    references: list[int] = []
+
+    def inputs() -> Iterator[Any]:
+        for example, label in examples:
+            references.append(find_id(label))
+            yield example
+
+    answers = classify(inputs(), batch_size=batch_size, top_k=1, **options)
+    try:
+        best = [
+            answer[0] if isinstance(answer, list) else answer
+            for answer in tqdm(answers, desc=folder.name, unit="example", leave=False)
+        ]
+    except IndexError as error:
+        raise ValueError(
+            f"{folder} has no row for a token of its tokenizer, which is another model's or has words that the model "
+            "never got."
+        ) from error
+    if not best:
+        raise ValueError("there is no example to evaluate; check --split and --max_examples.")
+    if any(math.isnan(answer["score"]) for answer in best):
+        raise ValueError(f"{folder} gives NaN for an example; check its inputs and weights.")
     outputs = name_outputs(model.config)
+    return np.asarray([outputs.index(answer["label"]) for answer in best]), np.asarray(references)
+
+
+def _number_labels(folder: Path, outputs: list[str], label_names: list[str] | None) -> Callable[[str], int]:
+    """Give what finds the output of a label by its name.
+
+    Args:
+        folder: Of the model, for errors.
+        outputs: The model's names for them.
+        label_names: The data's names for them, in order; by default the model's, whatever the case, or the numbers.
+    """
     known = label_names or outputs
     if len(known) != len(outputs):
         raise ValueError(f"--label_order must name the outputs of {folder}, {outputs}, got {known}.")
     # names may differ in case or signs only
     normalise = normalise_name if len(set(map(normalise_name, known))) == len(known) else str
     ids = {normalise(label): index for index, label in enumerate(known)}
-    processor = load_processor(folder, kind)
-    parts: dict[str, Any] = {PROCESSORS[kind]: processor}
-    classify = transformers.pipeline(kind, model=model, device=device, **parts)  # type: ignore[call-overload]
-    options: dict[str, Any] = {}
-    if kind == TEXT:
-        if max_length > processor.model_max_length:
+
+    def find_id(label: str) -> int:
+        if normalise(label) not in ids:
             raise ValueError(
-                f"`max_length` must be at most the tokenizer's `model_max_length` of {processor.model_max_length}, got "
-                f"{max_length}."
+                f"{folder} predicts {known}, but the data have the label {label!r}; --label_order says what the data "
+                "call its outputs, in order."
             )
-        options = {"truncation": True, "max_length": max_length}
-    references: list[int] = []
+        return ids[normalise(label)]
 
-    def inputs() -> Iterator[Any]:
-        for example, label in itertools.islice(examples, max_examples):
-            index = ids.get(normalise(label))
-            if index is None:
-                raise ValueError(
-                    f"{folder} predicts {known}, but the data have the label {label!r}; --label_order says what the "
-                    "data call its outputs, in order."
-                )
-            references.append(index)
-            yield example
-
-    answers = tqdm(
-        classify(inputs(), batch_size=batch_size, top_k=1, **options),
-        desc=folder.name,
-        unit="example",
-        leave=False,
-    )
-    try:
-        best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
-    except IndexError as error:
-        raise ValueError(
-            f"{folder} has no row for a token of its tokenizer, which is another model's or has words that the model "
-            "never got."
-        ) from error
-    if any(math.isnan(answer["score"]) for answer in best):
-        raise ValueError(f"{folder} gives NaN for an example; check its inputs and weights.")
-    predictions = [outputs.index(answer["label"]) for answer in best]
-    if not predictions:
-        raise ValueError("there is no example to evaluate; check --split and --max_examples.")
-    return np.asarray(predictions), np.asarray(references)
+    return find_id
 
 
 @torch.inference_mode()
@@ -388,8 +393,7 @@ def check_device(device: str | None):
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--device must be one that torch can use here, got {device}: {reason}") from error
+        raise ValueError(f"--device must be one that torch can use here, got {device}: {first_line(error)}") from error
 
 
 def score_model(name: str, metric_names: list[str], predictions: Any, references: Any) -> dict[str, Any]:
@@ -414,17 +418,3 @@ def score_model(name: str, metric_names: list[str], predictions: Any, references
         metrics = evaluate.combine([TaskMetric(metric_name) for metric_name in others])
         row["more_metrics"] = metrics.compute(predictions=predictions, references=references)
     return row
-
-
-__all__ = [
-    "check_device",
-    "evaluate_examples",
-    "find_pipeline",
-    "load_classifier",
-    "load_processor",
-    "order_outputs",
-    "read_config",
-    "resolve_folder",
-    "score_model",
-    "stream_examples",
-]

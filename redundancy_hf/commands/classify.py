@@ -8,10 +8,11 @@ project's packages, so what loads is the code inside the folder. The last step o
     redundancy-hf classify runs/demo-avae/avae/seed-42 --align turned.png
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..command import parse_arguments
+from ..command import parse_call
 from ..folders import is_export
 from ..isolation import run_elsewhere
 from ..record import read_max_length
@@ -26,28 +27,49 @@ DEFAULT_TEXTS = (
 )
 
 
-@dataclass
-class ElsewhereArguments:
-    folder: str = field(
-        metadata={"help": "Saved model folder, with its tokenizer and code; also as first argument, without the flag."}
-    )
-    texts: list[str] = field(
-        default_factory=lambda: list(DEFAULT_TEXTS),
-        metadata={"help": "Texts to classify; two short Python functions by default."},
-    )
-    images: list[str] | None = field(default=None, metadata={"help": "Image files to classify, instead of texts."})
-    align: list[str] | None = field(
-        default=None,
-        metadata={"help": "Image files to turn upright by an autoencoder; results lie beside them as *_aligned.png."},
-    )
+def classify(
+    folder: str,
+    texts: Sequence[str] = DEFAULT_TEXTS,
+    images: Sequence[str] | None = None,
+    align: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Classify or align by a saved folder in a fresh process that has nothing but the folder.
 
+    Args:
+        folder: Saved model folder, with its tokenizer and code; also as first argument, without the flag.
+        texts: Texts to classify; two short Python functions by default.
+        images: Image files to classify, instead of texts.
+        align: Image files to turn upright by an autoencoder; results lie beside them as *_aligned.png.
 
-def find_folder(name: str) -> Path:
-    """Return the absolute path of a model folder.
+    Returns:
+        Of every input "label", the likeliest or by how much it was turned, and "score", probability or loss.
 
     Raises:
-        ValueError: It is none.
+        ValueError: A file is missing, or the folder does not load or run by itself.
     """
+    path = _find_folder(folder)
+    job, task = "classify", dict[str, Any]()
+    if align is not None:
+        job, inputs = "align", _find_images(align)
+    elif images is not None:
+        inputs, task = _find_images(images), {"pipeline": "image-classification", "options": {"top_k": 1}}
+    else:
+        # as in training, where a longer text than any there may be read worse
+        length = read_max_length(path)
+        options = {"truncation": True, **({"max_length": length} if length else {})}
+        inputs, task = list(texts), {"pipeline": "text-classification", "options": options}
+    try:
+        results = run_elsewhere(job, path, inputs=inputs, **task)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not load or run without this project's packages: {error}") from error
+    print(f"Loaded {path} in a fresh process, from an empty directory and without this project's packages:")
+    for text, result in zip(align or images or texts, results, strict=True):
+        print(f"  {result['label']:<18} {result['score']:.2f}  {' '.join(text.split())[:80]}")
+    return results
+
+
+def _find_folder(name: str) -> Path:
+    """Return the absolute path of a model folder."""
     folder = Path(name).resolve()
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a saved model folder, but {folder} does not exist; train or search one.")
@@ -58,12 +80,8 @@ def find_folder(name: str) -> Path:
     return folder
 
 
-def find_images(names: list[str]) -> list[str]:
-    """Return the absolute paths of images.
-
-    Raises:
-        ValueError: One is missing.
-    """
+def _find_images(names: Sequence[str]) -> list[str]:
+    """Return the absolute paths of images."""
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
         raise ValueError(f"--images and --align take image files, but {missing[0]} does not exist; check the path.")
@@ -71,24 +89,4 @@ def find_images(names: list[str]) -> list[str]:
 
 
 def main() -> None:
-    (arguments,) = parse_arguments((ElsewhereArguments,), __doc__, positional="folder")
-    folder = find_folder(arguments.folder)
-    job, task = "classify", {}
-    if arguments.align is not None:
-        job, inputs, shown = "align", find_images(arguments.align), arguments.align
-    elif arguments.images is not None:
-        inputs, shown = find_images(arguments.images), arguments.images
-        task = {"pipeline": "image-classification", "options": {"top_k": 1}}
-    else:
-        inputs, shown = arguments.texts, [" ".join(text.split()) for text in arguments.texts]
-        # as in training, where a longer text than any there may be read worse
-        length = read_max_length(folder)
-        options = {"truncation": True, **({"max_length": length} if length else {})}
-        task = {"pipeline": "text-classification", "options": options}
-    try:
-        results = run_elsewhere(job, folder, inputs=inputs, **task)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} does not load or run without this project's packages: {error}") from error
-    print(f"Loaded {folder} in a fresh process, from an empty directory and without this project's packages:")
-    for opening, result in zip(shown, results, strict=True):
-        print(f"  {result['label']:<18} {result['score']:.2f}  {opening[:80]}")
+    classify(**parse_call(classify, __doc__, positional="folder"))

@@ -16,11 +16,12 @@ import importlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..cards import add_results, name_dataset, write_section
 from ..certificate import REFERENCES, certify, check_request
-from ..command import describe_command, format_record, parse_arguments
+from ..command import parse_call, write_record
 from ..data import EMBEDDED, load_task, tokenize
 from ..evaluation import (
     IMAGE,
@@ -47,300 +48,145 @@ from ..evaluation import (
 )
 from ..metrics import constant_score, predictions_from_logits
 from ..readings import Evidence, ReadModel, choose_arguments, gather_evidence, open_model, record_reading
-from ..record import COLUMNS, READ, TaskRecord, hash_input, hash_texts, is_other_data, make_flags
+from ..record import COLUMNS, READ, TaskRecord, hash_input, hash_texts, is_other_data
 from ..splits import read_splits
-from ..task import Task, TaskArguments
+from ..task import TaskArguments, TaskFlags
 
-Results = list[tuple[dict, np.ndarray, np.ndarray]]
 NUM_RESAMPLES = 10_000
 
 
-@dataclass
-class EvaluationArguments:
-    models: list[str] = field(
-        metadata={"help": "Saved model folders or Hub names, all of texts or all of images; also without the flag."}
-    )
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of models on the Hub; pin one whose code you have read."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code of a model on the Hub that is not the installed packages'."}
-    )
-    split: str = field(
-        default="test",
-        metadata={
-            "help": "Split to evaluate on. One that is missing, as of a single file, is carved from train as for a "
-            "training; all: every row.",
-            "choices": ["train", "validation", "test", "all"],
-        },
-    )
-    batch_size: int = field(default=32, metadata={"help": "Examples per batch."})
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda or mps; a GPU if there is one and none is named."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the image; inferred if not given."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the split while it is evaluated, without storing it; no certificate."}
-    )
-    max_examples: int | None = field(default=None, metadata={"help": "Evaluate at most so many, the first ones."})
-    more_metrics: list[str] = field(
-        default_factory=list, metadata={"help": "Metrics beside the task's: accuracy, f1, macro_f1, ..."}
-    )
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
-    update_card: bool = field(
-        default=False, metadata={"help": "Write the score into the model card of every folder, for the Hub."}
-    )
-    required_performance: float | None = field(
-        default=None,
-        metadata={"help": "Certify that each model but the first keeps this share of the first one's score."},
-    )
-    confidence: float = field(default=0.95, metadata={"help": "Of all certificates together."})
-    unseen: bool = field(
-        default=False,
-        metadata={
-            "help": "Your word, which the certificate repeats, that models without a task.json were neither trained "
-            "nor chosen on these rows."
-        },
-    )
-    read_again: bool = field(
-        default=False,
-        metadata={"help": "Certify on rows that were read before; every earlier reading halves the risk that is left."},
-    )
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a split, and what models make of it.
 
-
-def evaluate_folder(name: str, folder: Path, task: Task, arguments: EvaluationArguments, max_length: int) -> tuple:
-    """Return a model's row, its predictions and the labels, of a task of texts."""
-    # the model first, because its files are checked
-    model = load_classifier(folder)
-    tokenizer = load_processor(folder)
-    order = order_outputs(model.config, task, name)
-    split = tokenize(task, tokenizer, max_length).splits[arguments.split]
-    device = arguments.device or torch.accelerator.current_accelerator() or "cpu"
-    logits = predict(model.to(device), split, tokenizer, arguments.batch_size)[:, order]
-    predictions = predictions_from_logits(task.problem_type, logits)
-    references = np.asarray(split["labels"])
-    metric_names = [task.metric_name, *arguments.more_metrics]
-    return score_model(name, metric_names, predictions, references), predictions, references
-
-
-def read_texts(arguments: EvaluationArguments, task_arguments: TaskArguments) -> tuple[Task, np.ndarray]:
-    """Give a task whose split is what is to be evaluated, and the hashes of its rows."""
-    task = load_task(task_arguments, is_whole=arguments.split == "all")
-    if arguments.split == "all":
-        every = concatenate_datasets(list(task.splits.values()))
-        task = replace(task, splits=DatasetDict({"train": every, "all": every}))
-    check_arguments(arguments, task)
-    split = task.splits[arguments.split]
-    if arguments.max_examples is not None:
-        split = task.splits[arguments.split] = split.select(range(min(arguments.max_examples, len(split))))
-    return task, hash_texts([split[column] for column in task.text_columns])
-
-
-def evaluate_texts(
-    models: list[ReadModel], arguments: EvaluationArguments, task_arguments: TaskArguments
-) -> tuple[dict, Results, Task, np.ndarray, Evidence | None]:
-    """Evaluate on a task of texts, of any kind of label.
-
-    Returns:
-        The record, all results, the task, the hashes of the rows that were read, and what a certificate may rest on.
+    Attributes:
+        dataset: Name of the data set.
+        rows: Hashes of what was read, (N,).
+        results: By model: its row of the record, its predictions and the labels.
+        evidence: What certificates rest on; `None` where none are wanted.
     """
-    task, rows = read_texts(arguments, task_arguments)
-    evidence = None
-    if arguments.required_performance is not None:
-        # of a published folder the splits tell what its training read, if they are the same
-        known = [model.with_rows_of(task.record) for model in models]
-        evidence = gather_evidence(known, rows, arguments.split, arguments.unseen, arguments.read_again)
-        task.splits[arguments.split], rows = task.splits[arguments.split].select(evidence.kept), rows[evidence.kept]
-    results = [
-        evaluate_folder(model.name, model.folder, task, arguments, task_arguments.max_length) for model in models
-    ]
-    labels = np.asarray(task.splits[arguments.split]["labels"])
-    facts = {"dataset": task.name, "majority_score": constant_score(task.metric_name, labels, labels)}
-    return facts, results, task, rows, evidence
+
+    dataset: str
+    rows: np.ndarray
+    results: list[tuple[dict[str, Any], np.ndarray, np.ndarray]]
+    evidence: Evidence | None = None
 
 
-def image_data() -> Any:
-    """Give the module that reads data sets of images, which this package does not know before it is asked."""
-    return importlib.import_module("vision_hf.data")
-
-
-def read_images(arguments: EvaluationArguments, task_arguments: Any) -> tuple[str, Callable]:
-    """Load a task of images; give its name, and what starts to read its pairs of image and label."""
-    task = image_data().load_task(task_arguments)
-    chosen = list(task.splits) if arguments.split == "all" else [arguments.split]
-
-    def read() -> Iterator[tuple[Any, str]]:
-        for row in itertools.chain.from_iterable(task.splits[name] for name in chosen):
-            yield row["image"], task.label_names[row["labels"]]
-
-    return task.name, read
-
-
-def evaluate_by_pipeline(
-    models: list[ReadModel],
-    arguments: EvaluationArguments,
-    task_arguments: Any,
-    kind: str,
-    label_order: list[str] | None,
-) -> tuple[dict, Results, np.ndarray]:
-    """Evaluate on images, or on anything that is streamed; give the record, all results and the rows' hashes."""
-
-    if isinstance(task_arguments, TaskArguments):
-        dataset, read = stream_examples(task_arguments, arguments.split, arguments.image_column)
-    else:
-        dataset, read = read_images(arguments, task_arguments)
-    results: Results = []
-    hashes: list[np.ndarray] = []
-
-    def note(examples: Iterable[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
-        for example, label in examples:
-            hashes.append(hash_input(example))
-            yield example, label
-
-    for model in models:
-        hashes.clear()
-        predictions, references = evaluate_examples(
-            model.folder,
-            kind,
-            note(read()),
-            arguments.batch_size,
-            arguments.device,
-            # images have no length
-            getattr(task_arguments, "max_length", 0),
-            arguments.max_examples,
-            label_order,
-        )
-        row = score_model(model.name, ["accuracy", *arguments.more_metrics], predictions, references)
-        results.append((row, predictions, references))
-    references = results[0][2]
-    facts = {"dataset": dataset, "majority_score": constant_score("accuracy", references, references)}
-    # the pipeline may have looked ahead
-    return facts, results, np.concatenate(hashes)[: len(references)]
-
-
-def certify_rows(results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence, warning: str):
-    """Add to every row but the first whether its model keeps the required share of the first one's score.
+def evaluate_classifiers(
+    models: Sequence[str],
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    split: Literal["train", "validation", "test", "all"] = "test",
+    batch_size: int = 32,
+    device: str | None = None,
+    image_column: str | None = None,
+    streaming: bool = False,
+    max_examples: int | None = None,
+    more_metrics: Sequence[str] = (),
+    results_file: str | None = None,
+    update_card: bool = False,
+    required_performance: float | None = None,
+    confidence: float = 0.95,
+    unseen: bool = False,
+    read_again: bool = False,
+    task: TaskFlags = TaskFlags(),
+) -> dict[str, Any]:
+    """Score saved classifiers on one split, print and record what they reach, and certify what they keep.
 
     Args:
-        results: Of all models, the full one first.
-        task: What was read.
-        arguments: Of the command.
-        evidence: What the certificates rest on.
-        warning: What makes them mean little, which they repeat; empty where nothing does.
+        models: Saved model folders or Hub names, all of texts or all of images; also without the flag.
+        revision: Branch, tag or commit of models on the Hub; pin one whose code you have read.
+        trust_remote_code: Run code of a model on the Hub that is not the installed packages'.
+        split: Split to evaluate on. One that is missing, as of a single file, is carved from train as for a training;
+            all: every row.
+        batch_size: Examples per batch.
+        device: cpu, cuda or mps; a GPU if there is one and none is named.
+        image_column: Column of the image; inferred if not given.
+        streaming: Read the split while it is evaluated, without storing it; no certificate.
+        max_examples: Evaluate at most so many, the first ones.
+        more_metrics: Metrics beside the task's: accuracy, f1, macro_f1, ...
+        results_file: JSON file for the results.
+        update_card: Write the score into the model card of every folder, for the Hub.
+        required_performance: Certify that each model but the first keeps this share of the first one's score.
+        confidence: Of all certificates together.
+        unseen: Your word, which the certificate repeats, that models without a task.json were neither trained nor
+            chosen on these rows.
+        read_again: Certify on rows that were read before; every earlier reading halves the risk that is left.
+        task: How the data are read, where that is not as the first model's `task.json` says.
+
+    Returns:
+        The record: "dataset", "split", "num_examples", "majority_score" and, of "models", a row each.
+
+    Raises:
+        ValueError: A model or the data cannot be read or do not fit, or no certificate can rest on these rows.
     """
-    (full_row, full_predictions, references), *others = results
-    assert arguments.required_performance is not None, "there is something to certify"
-    number = evidence.count_candidates(len(others))
-    for (row, predictions, _), name in zip(others, arguments.models[1:], strict=True):
-        certificate = certify(
-            full_row["metric_name"],
-            full_predictions,
-            predictions,
-            references,
-            arguments.required_performance,
-            arguments.confidence,
-            num_candidates=number,
-            num_resamples=count_resamples(number, arguments.confidence),
-        )
-        row["certificate"] = {
-            "sentence": certificate.sentence + evidence.sentences + (f" Warning: {warning}" if warning else ""),
-            **asdict(certificate),
-            "full_model": full_row["model"],
-            "reference": read_reference(Path(arguments.models[0])),
-            "dataset": task.name,
-            "split": arguments.split,
-            "num_examples_left_out": evidence.num_dropped,
-            "reading": evidence.reading,
-            "unseen_by_word": list(evidence.vouched),
-        }
-        print(f"{row['model']}: {row['certificate']['sentence']}")
-        if Path(name).is_dir():
-            (Path(name) / "certificate.json").write_text(json.dumps(row["certificate"], indent=2) + "\n")
+    check_device(device)
+    opened, kind = _open_models(models, revision, trust_remote_code)
+    by_pipeline = streaming or kind == IMAGE
+    if required_performance is not None:
+        _check_request(required_performance, confidence, len(models), by_pipeline)
+    if update_card and not all(model.is_here for model in opened):
+        raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
+    arguments, image_column = _choose_data(opened, kind, streaming, {**vars(task), "image_column": image_column})
+    scoring: dict[str, Any] = {"batch_size": batch_size, "device": device, "more_metrics": more_metrics}
+    if by_pipeline:
+        examples = _open_examples(arguments, split, image_column, max_examples)
+        reading = _score_examples(opened, kind, arguments, *examples, label_order=task.label_order, **scoring)
+    else:
+        gather = partial(gather_evidence, split=split, is_vouched=unseen, is_read_again=read_again)
+        certifying = gather if required_performance is not None else None
+        reading = _score_task(opened, arguments, split, max_examples, certifying, **scoring)
+    about = {"dataset": reading.dataset, "split": split, "required_performance": required_performance}
+    record_reading(opened, reading.rows, reading.evidence is not None, **about)
+    _tell_seen(opened, split, reading.rows)
+    record = _describe(reading, split)
+    write_record(results_file, **record)
+    if reading.evidence is not None and required_performance is not None:
+        _certify(opened, record, reading, reading.evidence, required_performance, confidence)
+        write_record(results_file, **record)
+    if update_card:
+        _update_cards(opened, vars(arguments), kind, record)
+    return record
 
 
-def check_arguments(arguments: EvaluationArguments, task: Task):
-    if arguments.split not in task.splits:
-        raise ValueError(f"{task.name} has no {arguments.split} split, only {sorted(task.splits)}.")
-    if arguments.required_performance is None:
-        return
-    if len(arguments.models) < 2:
+def _open_models(names: Sequence[str], revision: str | None, trust_remote_code: bool) -> tuple[list[ReadModel], str]:
+    """Open models of one kind; give them and the kind of their pipeline."""
+    folders = {name: resolve_folder(name, revision, trust_remote_code) for name in names}
+    kinds = {name: find_pipeline(folder) for name, folder in folders.items()}
+    if len(set(kinds.values())) != 1:
+        raise ValueError(f"--models must be all of texts or all of images, got {kinds}.")
+    return [open_model(name, folders[name]) for name in names], kinds[names[0]]
+
+
+def _check_request(required_performance: float, confidence: float, num_models: int, by_pipeline: bool):
+    if by_pipeline:
+        raise ValueError("--required_performance is for data sets of texts that are not streamed.")
+    if num_models < 2:
         raise ValueError(
-            f"--required_performance compares with the first of --models, got {len(arguments.models)} model; "
-            "name the full model and then at least one other."
+            f"--required_performance compares with the first of --models, got {num_models} model; name the full model "
+            "and then at least one other."
         )
-    check_request(arguments.required_performance, arguments.confidence, len(arguments.models) - 1)
+    check_request(required_performance, confidence, num_models - 1)
 
 
-def count_resamples(num_candidates: int, confidence: float) -> int:
-    """Say how many resamples tell so small a risk."""
-    return max(NUM_RESAMPLES, math.ceil(10 * num_candidates / (1 - confidence)))
+def _choose_data(models: list[ReadModel], kind: str, streaming: bool, typed: dict[str, Any]) -> tuple[Any, str | None]:
+    """Say how to read the data: as the first `task.json` has it, or as the flags say where there is none.
 
-
-def write_json(path: str | None, record: dict):
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(format_record(record) + "\n")
-
-
-def describe_certificate(certificate: dict, num_examples: int) -> str:
-    where = f"the {certificate['split']} split of {certificate['dataset']} ({num_examples} examples)"
-    full = Path(certificate["full_model"]).name
-    if certificate["reference"] is not None:
-        full += f" ({REFERENCES[certificate['reference']]})"
-    return f"Against {full}, on {where}: {certificate['sentence']}"
-
-
-def read_reference(folder: Path) -> str | None:
-    """Read which full model a search has kept in a folder, one of `REFERENCES`; `None` where none says."""
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads((folder / "search.json").read_text()).get("reference")
-        return found if found in REFERENCES else None
-    return None
-
-
-def update_cards(arguments: EvaluationArguments, task_arguments: Any, kind: str, record: dict):
-    """Write every model's score, and its certificate if one was asked for, into the card in its folder."""
-    for name, row in zip(arguments.models, record["models"], strict=True):
-        result = EvalResult(
-            task_type=kind,
-            **name_dataset(record["dataset"], vars(task_arguments)),
-            dataset_split=arguments.split,
-            metric_type=row["metric_name"],
-            metric_name=f"{row['metric_name']}, n = {record['num_examples']}",
-            metric_value=round(row["score"], 4),
-        )
-        add_results(Path(name), [result])
-        if "certificate" in row:
-            write_section(Path(name), "Certificate", describe_certificate(row["certificate"], record["num_examples"]))
-        print(f"{name}/README.md tells the score")
-
-
-def certify_models(record: dict, results: Results, task: Task, arguments: EvaluationArguments, evidence: Evidence):
-    """Say whether the others keep the required share of the first one's score, and whether that means anything."""
-    full, margin, majority = results[0][0], 2 * results[0][0]["standard_error"], record["majority_score"]
-    if full["score"] < majority + margin:
-        record["warning"] = (
-            f"the full model's {full['metric_name']} {full['score']:.4f} is not above the majority's "
-            f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
-        )
-    certify_rows(results, task, arguments, evidence, record.get("warning", ""))
-
-
-def choose_data(arguments: EvaluationArguments, flags: Any, models: list[ReadModel], kind: str) -> Any:
-    """Say how to read the data: as the first `task.json` has it, or as the flags say where there is none."""
-    is_image = kind == IMAGE and not arguments.streaming
-    typed = {**vars(flags), "image_column": arguments.image_column}
-    found = choose_arguments(image_data().ImageTaskArguments if is_image else TaskArguments, models, typed)
+    Returns:
+        The arguments, and the column of images.
+    """
+    is_image = kind == IMAGE and not streaming
+    found = choose_arguments(_image_data().ImageTaskArguments if is_image else TaskArguments, models, typed)
+    column = typed["image_column"]
     record = next((model.record for model in models if model.record is not None), None)
     if record is None:
-        return found
+        return found, column
     if is_other_data(record, typed):
-        return found if is_image or arguments.streaming else keep_columns(found, record, typed)
-    arguments.image_column = arguments.image_column or record.arguments.get("image_column")
-    return found
+        return found if is_image or streaming else _keep_columns(found, record, typed), column
+    return found, column or record.arguments.get("image_column")
 
 
-def keep_columns(found: TaskArguments, record: TaskRecord, typed: dict[str, Any]) -> TaskArguments:
+def _keep_columns(found: TaskArguments, record: TaskRecord, typed: dict[str, Any]) -> TaskArguments:
     """Take the columns of the record in other data too, if all of them are there and none is named."""
     columns = {name: record.arguments[name] for name in COLUMNS if record.arguments.get(name)}
     is_named = any(typed.get(name) for name in COLUMNS)
@@ -350,62 +196,192 @@ def keep_columns(found: TaskArguments, record: TaskRecord, typed: dict[str, Any]
     return replace(found, **columns) if set(columns.values()) <= set(there) else found
 
 
-def tell_seen(arguments: EvaluationArguments, models: list[ReadModel], rows: np.ndarray):
+def _image_data() -> Any:
+    """Give the module that reads data sets of images, which this package does not know before it is asked."""
+    return importlib.import_module("vision_hf.data")
+
+
+def _open_examples(
+    arguments: Any, split: str, image_column: str | None, max_examples: int | None
+) -> tuple[str, Callable[[], Iterator[tuple[Any, str]]]]:
+    """Open images, or what is streamed; give the name of the data, and what starts to read pairs of input and label."""
+    if isinstance(arguments, TaskArguments):
+        dataset, read = stream_examples(arguments, split, image_column)
+        return dataset, lambda: itertools.islice(read(), max_examples)
+    task = _image_data().load_task(arguments)
+    rows = task.splits.values() if split == "all" else [task.splits[split]]
+    return task.name, lambda: (
+        (row["image"], task.label_names[row["labels"]])
+        for row in itertools.islice(itertools.chain.from_iterable(rows), max_examples)
+    )
+
+
+def _score_examples(
+    models: list[ReadModel],
+    kind: str,
+    arguments: Any,
+    dataset: str,
+    read: Callable[[], Iterator[tuple[Any, str]]],
+    label_order: list[str] | None,
+    batch_size: int,
+    device: str | None,
+    more_metrics: Sequence[str],
+) -> Reading:
+    """Evaluate by pipelines, on images or on anything that is streamed."""
+    results, hashes = [], list[np.ndarray]()
+
+    def note() -> Iterator[tuple[Any, str]]:
+        for example, label in read():
+            hashes.append(hash_input(example))
+            yield example, label
+
+    for model in models:
+        hashes.clear()
+        # images have no length
+        length = getattr(arguments, "max_length", 0)
+        predictions, labels = evaluate_examples(model.folder, kind, note(), batch_size, device, length, label_order)
+        row = score_model(model.name, ["accuracy", *more_metrics], predictions, labels)
+        results.append((row, predictions, labels))
+    return Reading(dataset, np.concatenate(hashes), results)
+
+
+def _score_task(
+    models: list[ReadModel],
+    arguments: TaskArguments,
+    split: str,
+    max_examples: int | None,
+    gather: Callable[[list[ReadModel], np.ndarray], Evidence] | None,
+    batch_size: int,
+    device: str | None,
+    more_metrics: Sequence[str],
+) -> Reading:
+    """Evaluate on a task of texts, of any kind of label; with `gather`, on the rows that a certificate may rest on."""
+    task, evidence = load_task(arguments, is_whole=split == "all"), None
+    splits = {**task.splits, "all": concatenate_datasets(list(task.splits.values()))} if split == "all" else task.splits
+    if split not in splits:
+        raise ValueError(f"{task.name} has no {split} split, only {sorted(splits)}.")
+    chosen = splits[split]
+    if max_examples is not None:
+        chosen = chosen.select(range(min(max_examples, len(chosen))))
+    rows = hash_texts([chosen[column] for column in task.text_columns])
+    if gather is not None:
+        # of a published folder the splits tell what its training read, if they are the same
+        evidence = gather([model.with_rows_of(task.record) for model in models], rows)
+        chosen, rows = chosen.select(evidence.kept), rows[evidence.kept]
+    labels, results = np.asarray(chosen["labels"]), []
+    task = replace(task, splits=DatasetDict({split: chosen}))
+    for model in models:
+        # the model first, because its files are checked
+        classifier, tokenizer = load_classifier(model.folder), load_processor(model.folder)
+        order = order_outputs(classifier.config, task, model.name)
+        inputs = tokenize(task, tokenizer, arguments.max_length).splits[split]
+        classifier.to(device or torch.accelerator.current_accelerator() or "cpu")
+        logits = predict(classifier, inputs, tokenizer, batch_size)[:, order]
+        predictions = predictions_from_logits(task.problem_type, logits)
+        row = score_model(model.name, [task.metric_name, *more_metrics], predictions, labels)
+        results.append((row, predictions, labels))
+    return Reading(task.name, rows, results, evidence)
+
+
+def _tell_seen(models: list[ReadModel], split: str, rows: np.ndarray):
     """Say how many of the rows trained or chose a model, whose score they flatter."""
     for model in models:
         is_seen = model.has_seen(rows)
-        if is_seen is not None and is_seen.any() and arguments.split not in READ:
+        if is_seen is not None and is_seen.any() and split not in READ:
             print(
                 f"note: {is_seen.sum():,} of {len(rows):,} rows had been read by the training of {model.name} or by a "
                 "choice in it; they flatter its score."
             )
 
 
-def main():
-    types = (EvaluationArguments, make_flags(TaskArguments))
-    arguments, flags = parse_arguments(types, __doc__, positional="models")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    check_device(arguments.device)
-    folders = {name: resolve_folder(name, arguments.revision, arguments.trust_remote_code) for name in arguments.models}
-    kinds = {name: find_pipeline(folder) for name, folder in folders.items()}
-    kind = kinds[arguments.models[0]]
-    if set(kinds.values()) != {kind}:
-        raise ValueError(f"--models must be all of texts or all of images, got {kinds}.")
-    by_pipeline = arguments.streaming or kind == IMAGE
-    if by_pipeline and arguments.required_performance is not None:
-        raise ValueError("--required_performance is for data sets of texts that are not streamed.")
-    if arguments.update_card and not all(Path(name).is_dir() for name in arguments.models):
-        raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
-    models = [open_model(name, folders[name]) for name in arguments.models]
-    task_arguments = choose_data(arguments, flags, models, kind)
-    task = evidence = None
-    if by_pipeline:
-        facts, results, rows = evaluate_by_pipeline(models, arguments, task_arguments, kind, flags.label_order)
-    else:
-        facts, results, task, rows, evidence = evaluate_texts(models, arguments, task_arguments)
-    about = {"dataset": facts["dataset"], "split": arguments.split}
-    record_reading(models, rows, evidence is not None, **about, required_performance=arguments.required_performance)
-    tell_seen(arguments, models, rows)
-    record = {
-        "command": describe_command(),
-        "dataset": facts["dataset"],
-        "split": arguments.split,
-        "num_examples": len(results[0][2]),
-        "majority_score": facts["majority_score"],
-        "models": [row for row, _, _ in results],
-    }
-    print(
-        f"{record['dataset']} {arguments.split}: {record['num_examples']} examples, "
-        f"majority {record['majority_score']:.4f}"
-    )
-    for row in record["models"]:
+def _describe(reading: Reading, split: str) -> dict[str, Any]:
+    """Give the record, and print it."""
+    rows, (_, _, labels) = [row for row, _, _ in reading.results], reading.results[0]
+    majority = constant_score(rows[0]["metric_name"], labels, labels)
+    print(f"{reading.dataset} {split}: {len(labels)} examples, majority {majority:.4f}")
+    for row in rows:
         more = "".join(f", {name} {value:.4f}" for name, value in row.get("more_metrics", {}).items())
         low, high = row["confidence_interval"]
         print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} (95 %: {low:.4f} to {high:.4f}){more}")
-    write_json(arguments.results_file, record)
-    if evidence is not None:
-        certify_models(record, results, task, arguments, evidence)
-        write_json(arguments.results_file, record)
-    if arguments.update_card:
-        update_cards(arguments, task_arguments, kind, record)
+    about = {"dataset": reading.dataset, "split": split, "num_examples": len(labels)}
+    return {**about, "majority_score": majority, "models": rows}
+
+
+def _certify(
+    models: list[ReadModel],
+    record: dict[str, Any],
+    reading: Reading,
+    evidence: Evidence,
+    required_performance: float,
+    confidence: float,
+):
+    """Add to every row but the first whether its model keeps the required share of the first one's score.
+
+    A full model that is no better than a constant makes that mean little, which the record and the sentences say.
+    """
+    (full, full_predictions, labels), *others = reading.results
+    margin, majority, warning = 2 * full["standard_error"], record["majority_score"], ""
+    if full["score"] < majority + margin:
+        record["warning"] = (
+            f"the full model's {full['metric_name']} {full['score']:.4f} is not above the majority's "
+            f"{majority:.4f} by 2 standard errors ({margin:.4f}): to keep a share of that means little."
+        )
+        warning = f" Warning: {record['warning']}"
+    number = evidence.count_candidates(len(others))
+    # so many tell so small a risk
+    resamples = max(NUM_RESAMPLES, math.ceil(10 * number / (1 - confidence)))
+    for (row, predictions, _), model in zip(others, models[1:], strict=True):
+        certificate = certify(
+            *(full["metric_name"], full_predictions, predictions, labels),
+            *(required_performance, confidence, number, resamples),
+        )
+        row["certificate"] = {
+            "sentence": certificate.sentence + evidence.sentences + warning,
+            **asdict(certificate),
+            "full_model": full["model"],
+            "reference": _read_reference(models[0].folder),
+            "dataset": record["dataset"],
+            "split": record["split"],
+            "num_examples_left_out": evidence.num_dropped,
+            "reading": evidence.reading,
+            "unseen_by_word": list(evidence.vouched),
+        }
+        print(f"{row['model']}: {row['certificate']['sentence']}")
+        if model.is_here:
+            (model.folder / "certificate.json").write_text(json.dumps(row["certificate"], indent=2) + "\n")
+
+
+def _read_reference(folder: Path) -> str | None:
+    """Read which full model a search has kept in a folder, one of `REFERENCES`; `None` where none says."""
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / "search.json").read_text()).get("reference")
+        return found if found in REFERENCES else None
+    return None
+
+
+def _update_cards(models: list[ReadModel], arguments: dict[str, Any], kind: str, record: dict[str, Any]):
+    """Write every model's score, and its certificate if one was asked for, into the card in its folder."""
+    number = record["num_examples"]
+    for model, row in zip(models, record["models"], strict=True):
+        result = EvalResult(
+            task_type=kind,
+            **name_dataset(record["dataset"], arguments),
+            dataset_split=record["split"],
+            metric_type=row["metric_name"],
+            metric_name=f"{row['metric_name']}, n = {number}",
+            metric_value=round(row["score"], 4),
+        )
+        add_results(model.folder, [result])
+        if certificate := row.get("certificate"):
+            full, reference = Path(certificate["full_model"]).name, certificate["reference"]
+            full += f" ({REFERENCES[reference]})" if reference is not None else ""
+            where = f"the {record['split']} split of {record['dataset']} ({number} examples)"
+            write_section(model.folder, "Certificate", f"Against {full}, on {where}: {certificate['sentence']}")
+        print(f"{model.name}/README.md tells the score")
+
+
+def main():
+    call = parse_call(evaluate_classifiers, __doc__, positional="models")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    evaluate_classifiers(**call)

@@ -27,7 +27,8 @@ from transformers.utils import logging as transformers_logging
 from classformer_hf.checkpoints import read_encoder_config
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
 from classformer_hf.search.loop import summarise
-from classformer_hf.search.objective import PREDICTIONS, FineTuneObjective
+from classformer_hf.search.models import PREDICTIONS
+from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.stages import identify, prepare_supernet
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
@@ -79,8 +80,8 @@ class Study:
             max_reduction=study.max_reduction,
         )
         self.schedules = self.space.enumerate()
-        self.flops = mean_flops(self.objective.config, self.schedules, self.objective.lengths)
-        log2_lengths = self.space.log2_lengths(self.schedules, self.objective.lengths)
+        self.flops = mean_flops(self.objective.meter.config, self.schedules, self.objective.meter.lengths)
+        log2_lengths = self.space.log2_lengths(self.schedules, self.objective.meter.lengths)
         self.sampler = FlopsUniformSampler(self.schedules, self.flops, log2_lengths)
 
     def chosen(self) -> list[Schedule]:

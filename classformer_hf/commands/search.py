@@ -18,12 +18,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -37,9 +35,20 @@ from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import majority_score
 from redundancy_hf.plan import Plan, describe_stop, stoppable
 from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import Target
 
 from ..checkpoints import is_classifier, read_encoder_config
-from ..search import Journal, SearchResult, SearchSpace, Trial, check_limits, run_search
+from ..search import (
+    Hooks,
+    Journal,
+    SearchResult,
+    SearchSpace,
+    Trial,
+    TrialRunner,
+    check_limits,
+    open_workers,
+    run_search,
+)
 from ..search.objective import FineTuneObjective
 from ..search.pace import plan_fine_tuning
 from ..search.page import describe_certification
@@ -57,6 +66,7 @@ from ..search.report import (
 from ..search.stages import SupernetSettings, search_with_supernet
 from ..search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
 from ..search.target import prepare_table, retime_trials, was_timed_elsewhere
+from ..search.validation import STAGE as VALIDATION
 from ..search.winners import FULL, WINNER
 from ..training import ClassformerTrainingArguments
 
@@ -289,7 +299,7 @@ class Search:
     """One search: what it works on, and where it leaves what."""
 
     def __init__(self, search: SearchArguments, task_arguments: TaskArguments, training: ClassformerTrainingArguments):
-        self.arguments, self.training = search, training
+        self.arguments, self.training, self.is_checked = search, training, False
         self.output = Path(str(training.output_dir))
         self.task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
         self.objective = FineTuneObjective(
@@ -297,15 +307,12 @@ class Search:
             self.task,
             tokenizer,
             training,
-            search.device,
-            search.threads,
-            search.rounds,
-            getattr(torch, search.dtype),
+            Target(search.device, search.threads, search.dtype, search.rounds),  # type: ignore
         )
         flags = {"model_name_or_path": search.model_name_or_path, **asdict(task_arguments)}
         self.objective.flags = describe_flags(**flags)
         if search.target_lengths is not None:
-            self.objective.use_lengths(read_lengths(Path(search.target_lengths)))
+            self.objective.meter.use_lengths(read_lengths(Path(search.target_lengths)))
         config = read_encoder_config(checkpoint)
         longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
         self.space = SearchSpace(
@@ -315,7 +322,7 @@ class Search:
             search.eta_options,
             first_token_gamma=config.max_position_embeddings,
             max_reduction=search.max_reduction,
-            judged_tokens=max(*map(len, self.task.splits["validation"]["input_ids"]), *self.objective.lengths),
+            judged_tokens=max(*map(len, self.task.splits["validation"]["input_ids"]), *self.objective.meter.lengths),
         )
         self.is_main = training.process_index == 0
         self.about = {
@@ -330,10 +337,10 @@ class Search:
             "truncated": self.task.truncated,
             "majority_score": majority_score(self.task),
             "input_tokens": {
-                "median": sorted(self.objective.lengths)[len(self.objective.lengths) // 2],
+                "median": sorted(self.objective.meter.lengths)[len(self.objective.meter.lengths) // 2],
                 "longest": longest,
             },
-            "timed_lengths": sorted(self.objective.lengths),
+            "timed_lengths": sorted(self.objective.meter.lengths),
         }
         self.deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
 
@@ -342,27 +349,14 @@ class Search:
         (is_over,) = broadcast_object_list([self.deadline is not None and time.monotonic() > self.deadline])
         return is_over
 
-    def check_reference(self, trial: Trial):
-        floor, required = self.about["majority_score"], self.arguments.required_performance
-        check_requirement(trial, floor, required, self.arguments.force)
-
-    def check_supernet(self, trial: Trial):
-        check_learned(trial, self.about["majority_score"], self.arguments.force, is_supernet=True)
-
-    @contextmanager
-    def executors(self) -> Iterator[dict[str, Any]]:
-        """Start or reach what runs the trials, as arguments of `run_search`."""
-        from ..search.executors import LocalPool, dask_executors
-
-        if self.arguments.dask is not None:
-            executor, latency_executor, num_workers = dask_executors(self.arguments.dask)
-            with executor:
-                yield {"executor": executor, "latency_executor": latency_executor, "num_workers": num_workers}
-        elif self.arguments.workers > 1:
-            with LocalPool(self.arguments.workers) as executor:
-                yield {"executor": executor, "num_workers": self.arguments.workers}
-        else:
-            yield {}
+    def check_reference(self, stage: str, trial: Trial):
+        """Refuse to trade away accuracy that is not there; each full model is checked once."""
+        floor, is_forced = self.about["majority_score"], self.arguments.force
+        if stage == VALIDATION:
+            check_learned(trial, floor, is_forced, is_supernet=True)
+        elif not self.is_checked:
+            self.is_checked = True
+            check_requirement(trial, floor, self.arguments.required_performance, is_forced)
 
     def by_fine_tuning(self) -> SearchResult:
         """Fine-tune every trial (thesis section 5.1.2)."""
@@ -375,8 +369,8 @@ class Search:
         num_trials = search.max_trials - len(journal.trials)
         plan_fine_tuning(self.objective, self.space, TRIALS, num_trials, needs_table, search.workers)
         if has_table:
-            table = prepare_table(self.objective, self.space, path, search.latency_table)
-            known = list_known_costs(self.objective, self.space, table)
+            table = prepare_table(self.objective.meter, self.space, path, search.latency_table)
+            known = list_known_costs(self.objective.meter, self.space, table)
         sampler = build_sampler(
             search.strategy,
             self.space,
@@ -386,31 +380,32 @@ class Search:
             search.initial_designs,
             known,
         )
-        show = TrialLog(self.objective.plan, TRIALS, search.max_trials, len(journal.trials))
 
-        def on_trial(result: SearchResult):
-            show(result)
-            if self.is_main:
-                prune_models(self.output / "models", result)
-            self.write(result, self.objective)
+        def begin(*stage) -> Callable[[SearchResult], None]:
+            show = TrialLog(self.objective.plan, *stage)
 
-        hardware = self.objective.hardware
-        with self.executors() as executors:
-            if executors.get("latency_executor") is None:
-                retime_trials(journal, self.objective.measure, lambda trial: was_timed_elsewhere(trial, hardware))
+            def on_trial(result: SearchResult):
+                show(result)
+                if self.is_main:
+                    prune_models(self.objective.models.root, result)
+                self.write(result, self.objective)
+
+            return on_trial
+
+        hardware, measure = self.objective.target.hardware, self.objective.meter.measure
+        with open_workers(search.workers, search.dask) as workers:
+            if workers.latency_executor is None:
+                retime_trials(journal, measure, lambda trial: was_timed_elsewhere(trial, hardware))
             result = run_search(
                 self.space,
-                self.objective,
+                TrialRunner(self.objective, workers, measure),
                 sampler,
                 journal,
-                required_performance=search.required_performance,
-                max_trials=search.max_trials,
-                is_time_up=self.is_time_up,
-                latency_name=f"latency_{search.reward_latency}",
-                check_reference=self.check_reference,
-                on_trial=on_trial,
-                timing=self.objective.measure,
-                **executors,
+                search.required_performance,
+                search.max_trials,
+                Hooks(begin, self.check_reference, self.is_time_up),
+                TRIALS,
+                f"latency_{search.reward_latency}",
             )
         self.objective.plan.end()
         if result.interrupted:
@@ -431,17 +426,9 @@ class Search:
             length_buckets=search.length_buckets,
             reuse=None if search.reuse is None else Path(search.reuse),
         )
-        with stoppable(), self.executors() as executors:
-            found = search_with_supernet(
-                self.objective,
-                self.space,
-                settings,
-                partial(TrialLog, self.objective.plan),
-                check_reference=self.check_reference,
-                check_supernet=self.check_supernet,
-                is_time_up=self.is_time_up,
-                executors=executors,
-            )
+        hooks = Hooks(partial(TrialLog, self.objective.plan), self.check_reference, self.is_time_up)
+        with stoppable(), open_workers(search.workers, search.dask) as workers:
+            found = search_with_supernet(self.objective, self.space, settings, hooks, workers)
         self.objective.plan.end()
         self.about |= found.about
         self.write(found.result, found.winners)
@@ -453,7 +440,7 @@ class Search:
         full = self.output / "full"
         models: dict[int, Path] = {}
         for trial in (result.reference, result.best):
-            folder = objective.model_folder(trial.schedule)
+            folder = objective.models.folder(trial.schedule)
             # that of the full model may have been deleted to save space
             places = [folder, full] if trial is result.reference else [folder]
             (kept,) = broadcast_object_list([next((place for place in places if find_weights(place)), None)])

@@ -1,8 +1,9 @@
 """The search for the fastest schedule that keeps the asked performance (thesis section 5.1.2)."""
 
-from .executors import ExecutorError, LocalPool, dask_executors
+from .executors import ExecutorError, LocalPool, Workers, connect_dask, open_workers
 from .journal import Journal, JournalError, JournalLock, Trial
-from .loop import SearchResult, check_limits, pareto_front, reward, run_search
+from .loop import Hooks, SearchResult, check_limits, pareto_front, reward, run_search
+from .runner import TrialRunner
 from .samplers import BinarySearchSampler, GaussianProcessSampler
 from .space import Schedule, SearchSpace
 
@@ -10,6 +11,7 @@ __all__ = [
     "BinarySearchSampler",
     "ExecutorError",
     "GaussianProcessSampler",
+    "Hooks",
     "Journal",
     "JournalError",
     "JournalLock",
@@ -18,8 +20,11 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "Trial",
+    "TrialRunner",
+    "Workers",
     "check_limits",
-    "dask_executors",
+    "connect_dask",
+    "open_workers",
     "pareto_front",
     "reward",
     "run_search",

@@ -1,6 +1,7 @@
 """Where trials run: in this process, in a pool of local processes, or on a Dask cluster.
 
-All three are `concurrent.futures.Executor`s, and so may be any other that the search is given.
+All three are `concurrent.futures.Executor`s, and so may be any other that the search is given. Beside them a trial may
+itself run in several processes (torchrun), of which the main one writes.
 """
 
 import logging
@@ -9,10 +10,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,51 @@ CONNECT_SECONDS = 15
 
 class ExecutorError(ValueError):
     """An executor that cannot be had, or that takes no more work."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What runs the trials of a search.
+
+    Attributes:
+        executor: Of the trials; `None`: this process, one after the other.
+        num_workers: Trials at a time.
+        latency_executor: Of the latency measurements, a machine that trains nothing; `None`: this process, while
+            nothing else runs.
+
+    Raises:
+        ValueError: Fewer than one worker, or several without an executor.
+    """
+
+    executor: Executor | None = None
+    num_workers: int = 1
+    latency_executor: Executor | None = None
+
+    def __post_init__(self):
+        if self.num_workers < 1:
+            raise ValueError(f"at least 1 worker is needed, got {self.num_workers}.")
+        if self.executor is None and self.num_workers > 1:
+            raise ValueError(f"{self.num_workers} workers need an executor, such as LocalPool({self.num_workers}).")
+
+
+# this process, one trial after the other
+HERE = Workers()
+
+
+@contextmanager
+def open_workers(num_workers: int = 1, dask: str | None = None) -> Iterator[Workers]:
+    """Start so many processes, or reach the workers of a Dask cluster; they are given up on exit.
+
+    Args:
+        num_workers: Of this machine; 1 is this process.
+        dask: Address of a scheduler, whose workers are used instead.
+    """
+    if dask is None and num_workers == 1:
+        yield HERE
+        return
+    workers = Workers(LocalPool(num_workers), num_workers) if dask is None else connect_dask(dask)
+    with workers.executor or InlineExecutor():
+        yield workers
 
 
 class InlineExecutor(Executor):
@@ -108,7 +159,7 @@ def _end_with_parent():
         os._exit(1)
 
 
-def dask_executors(address: str) -> tuple[Executor, Executor | None, int]:
+def connect_dask(address: str) -> Workers:
     """Connect to a Dask cluster.
 
     A worker started with `--resources "latency=1"` is for latency alone, and the other workers of its host are left
@@ -120,10 +171,6 @@ def dask_executors(address: str) -> tuple[Executor, Executor | None, int]:
 
     Args:
         address: The scheduler's, such as `tcp://host:8786`.
-
-    Returns:
-        What runs the trials, what runs the latency measurements (`None` if no worker is for that), and the number of
-        workers for trials.
 
     Raises:
         ExecutorError: The package `distributed` is missing, no scheduler answers, or no worker is for trials.
@@ -156,10 +203,11 @@ def dask_executors(address: str) -> tuple[Executor, Executor | None, int]:
             f"least one with `dask worker {address} --nthreads 1`, on a host without a worker for latency."
         )
     if not latency_hosts:
-        return DaskExecutor(client), None, len(trainers)
+        return Workers(DaskExecutor(client), len(trainers))
     # by host, because a worker that is restarted has another address
     hosts = sorted({worker["host"] for worker in trainers})
-    return DaskExecutor(client, workers=hosts), DaskExecutor(client, resources={"latency": 1}), len(trainers)
+    timer = DaskExecutor(client, resources={"latency": 1})
+    return Workers(DaskExecutor(client, workers=hosts), len(trainers), timer)
 
 
 def _wait_for_workers(client: Any) -> tuple[list[dict], set[str]]:
@@ -222,3 +270,17 @@ def attempt(function: Callable[[Any], dict[str, Any]], argument: Any) -> tuple[d
     except Exception as exception:  # any failure of a trial is data: NaN loss, out of memory, ...
         error = f"{type(exception).__name__}: {exception}"
     return measurement, error, time.monotonic() - started
+
+
+def on_main_process(function: Callable[[], Any]) -> Any:
+    """Run something in the main process; every process goes on with what it returned or raised."""
+    result, error = None, None
+    if PartialState().is_main_process:
+        try:
+            result = function()
+        except Exception as exception:  # the other processes wait for an answer
+            error = exception
+    result, error = broadcast_object_list([result, error])
+    if error is not None:
+        raise error
+    return result

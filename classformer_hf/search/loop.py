@@ -6,8 +6,8 @@ reuses every trial.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .journal import Journal, JournalError, Trial
 from .runner import Objective, TrialRunner
@@ -128,22 +128,36 @@ def pareto_front(trials: Iterable[Trial]) -> list[Trial]:
     return front
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a search calls on its way.
+
+    Attributes:
+        begin: Told the name of a stage, its largest number of trials and that of the finished ones; gives what hears
+            of every new trial, with the result so far.
+        check_reference: Told the name of a stage and the trial of its unreduced model before anything else is tried;
+            raises to stop.
+        is_time_up: Asked before every trial but the unreduced model's; no further one starts when true.
+    """
+
+    begin: Callable[[str, int, int], Callable[[SearchResult], Any]] = lambda *_: lambda _: None
+    check_reference: Callable[[str, Trial], Any] = lambda *_: None
+    is_time_up: Callable[[], bool] = lambda: False
+
+
+SILENT = Hooks()
+
+
 def run_search(
     space: SearchSpace,
-    objective: Objective,
+    objective: Objective | TrialRunner,
     sampler: Sampler,
     journal: Journal,
     required_performance: float = 0.99,
     max_trials: int = 50,
-    is_time_up: Callable[[], bool] | None = None,
+    hooks: Hooks = SILENT,
+    stage: str = "search",
     latency_name: str = "latency_ratio",
-    check_reference: Callable[[Trial], None] | None = None,
-    on_trial: Callable[[SearchResult], None] | None = None,
-    executor: Executor | None = None,
-    num_workers: int = 1,
-    max_retries: int = 2,
-    timing: Objective | None = None,
-    latency_executor: Executor | None = None,
 ) -> SearchResult:
     """Search until the budget is used up; finished trials of the journal count.
 
@@ -151,22 +165,15 @@ def run_search(
 
     Args:
         space: The schedules to choose from.
-        objective: Evaluates a schedule; returns at least `score` and `latency_ratio`, with what `timing` adds. What it
-            raises is recorded and the search goes on.
+        objective: Evaluates a schedule; returns at least `score` and `latency_ratio`. What it raises is recorded and
+            the search goes on. A `TrialRunner` says where it runs, and what times a trial.
         sampler: Proposes schedules; a fresh one, which is told the journal's trials first.
         journal: Where every finished trial is written; trials that it holds are not repeated.
         required_performance: Share of the full model's score that the result must keep.
         max_trials: Number of trials, those in the journal included.
-        is_time_up: Asked before every trial but the unreduced model's; no further one starts when true.
+        hooks: What is called on the way.
+        stage: Name of these trials, for the hooks.
         latency_name: Entry of the measurement that is delta in equation 5.4.
-        check_reference: Called with the trial of the unreduced model before anything else is tried; raises to stop.
-        on_trial: Called after every new trial with the result so far.
-        executor: Where the objective runs; `None`: in this process, one trial after the other.
-        num_workers: Trials that the executor runs at once.
-        max_retries: How often a trial is started again whose worker died, before it counts as failed.
-        timing: Measures a schedule after the objective; its entries join the measurement.
-        latency_executor: Where `timing` runs, a machine that trains nothing; `None`: in this process, while nothing
-            else runs.
 
     Returns:
         The best trial and all others. Ctrl-C ends the search and returns what there is.
@@ -174,36 +181,35 @@ def run_search(
     Raises:
         JournalError: The unreduced model failed, the journal cannot be written, or another process drives this search.
         ExecutorError: The executor takes no more work.
-        ValueError: The requirement is not above 0 and at most 1, fewer than one trial is allowed, several workers have
-            no executor, or the sampler repeats itself.
+        ValueError: The requirement is not above 0 and at most 1, fewer than one trial is allowed, or the sampler
+            repeats itself.
     """
     check_limits(required_performance, max_trials)
-    runner = TrialRunner(objective, executor, num_workers, max_retries, timing, latency_executor)
+    runner = objective if isinstance(objective, TrialRunner) else TrialRunner(objective)
 
     def judge(interrupted: bool = False) -> SearchResult:
         return summarise(journal.trials, required_performance, latency_name, interrupted)
 
+    def tell(trial: Trial, reference: Trial):
+        sampler.tell(observe(trial, reference, required_performance, latency_name))
+
     with journal.lock():
         try:
             reference = find_reference(journal.trials)
-            is_new = reference is None
+            is_new, on_trial = reference is None, hooks.begin(stage, max_trials, len(journal.trials))
             if reference is None:
                 reference = _evaluate_reference(space, runner, journal)
-            if check_reference is not None:
-                check_reference(reference)
+            hooks.check_reference(stage, reference)
             result = judge()
-            if is_new and on_trial is not None:
+            if is_new:
                 on_trial(result)
             for trial in journal.trials:
-                observation = observe(trial, reference, required_performance, latency_name)
-                if not trial.schedule.buckets:
-                    # an earlier search may have told schedules apart that are the same one
-                    observation = replace(observation, schedule=space.canonical(trial.schedule))
-                sampler.tell(observation)
-            for trial in _try_proposals(runner, sampler, journal, max_trials, is_time_up):
-                sampler.tell(observe(trial, reference, required_performance, latency_name))
-                if on_trial is not None:
-                    on_trial(judge())
+                # an earlier search may have told schedules apart that are the same one
+                same = trial.schedule if trial.schedule.buckets else space.canonical(trial.schedule)
+                tell(replace(trial, schedule=same), reference)
+            for trial in _try_proposals(runner, sampler, journal, max_trials, hooks.is_time_up):
+                tell(trial, reference)
+                on_trial(judge())
         except KeyboardInterrupt:
             if journal.is_writer:
                 # it may have come while a line was written
@@ -219,11 +225,7 @@ def run_search(
 
 
 def _try_proposals(
-    runner: TrialRunner,
-    sampler: Sampler,
-    journal: Journal,
-    max_trials: int,
-    is_time_up: Callable[[], bool] | None,
+    runner: TrialRunner, sampler: Sampler, journal: Journal, max_trials: int, is_time_up: Callable[[], bool]
 ) -> Iterator[Trial]:
     """Keep the workers busy with what the sampler proposes; write and give the trials as they finish.
 
@@ -233,9 +235,8 @@ def _try_proposals(
     is_over = False
     while True:
         while not is_over and runner.has_room and len(journal.trials) + len(runner.schedules) < max_trials:
-            if is_time_up is not None and is_time_up():
+            if is_over := is_time_up():
                 logger.info("no time left for more than %d trials.", len(journal.trials))
-                is_over = True
                 break
             proposal = sampler.ask()
             if proposal is None:

@@ -44,9 +44,10 @@ class Pace:
         """Measure a few steps and passes."""
         model = objective.load(objective.full)
         step_seconds = time_step(model, objective.task, objective.tokenizer, objective.arguments)
-        with objective.ready_to_time() as (build, inputs):
-            middle = inputs[len(inputs) // 2]
-            latency = measure_latency({"full": build(objective.full)}, [middle], "full", rounds=3, warmup=1)
+        meter = objective.meter
+        middle = meter.inputs[len(meter.inputs) // 2]
+        with meter.target.use_threads():
+            latency = measure_latency({"full": meter.build(meter.full)}, [middle], "full", rounds=3, warmup=1)
         return cls(objective, step_seconds, latency["full"].wall_p50_ms / 1000)
 
     def fine_tuning(self, num_epochs: float | None = None) -> float:
@@ -63,12 +64,12 @@ class Pace:
 
     def timing(self, num_models: float) -> float:
         """Estimate the seconds of timing so many models side by side."""
-        passes = len(self.objective.lengths) * (self.objective.latency_rounds + WARMUP)
+        passes = len(self.objective.meter.inputs) * (self.objective.target.rounds + WARMUP)
         return self.pass_seconds * num_models * passes
 
     def table(self, space: SearchSpace) -> float:
         """Estimate the seconds of building a latency table; beside every part a whole pass is timed."""
-        longest = max(space.max_tokens, *self.objective.lengths)
+        longest = max(space.max_tokens, *self.objective.meter.lengths)
         return min(2 * self.pass_seconds * count_steps(longest, TABLE_ROUNDS), TABLE_SECONDS)
 
 

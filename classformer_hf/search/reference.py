@@ -25,7 +25,7 @@ def describe_reference(measurement: dict[str, Any]) -> str:
 
 
 def choose_reference(objective: "FineTuneObjective", original: "FineTuneObjective") -> dict[str, Any]:
-    """Choose the full model and keep it as `model_folder` of the full schedule.
+    """Choose the full model and keep it among the trained models.
 
     A checkpoint that is a classifier of this task already is what its owner wants to keep a share of. Otherwise it is
     the better one of two: as it is, where its head was trained, and after the fine-tuning that schedules get.
@@ -40,16 +40,16 @@ def choose_reference(objective: "FineTuneObjective", original: "FineTuneObjectiv
     """
     full = objective.full
     if original.has_head:
-        measured = objective.keep(full, *_validate(original))
+        measured = objective.models.keep(full, *_validate(original))
         if is_above_floor(measured["score"], measured["standard_error"], majority_score(objective.task)):
             between = {} if original is objective else {"supernet_score": _validate(objective)[1].score}
             return {**measured, **between, "reference": GIVEN}
     untuned = _validate(objective) if objective.has_head else None
-    score_as_is = objective.keep(full, *untuned)["score"] if untuned is not None else None
+    score_as_is = objective.models.keep(full, *untuned)["score"] if untuned is not None else None
     tuned = objective.fine_tune(full)
     if untuned is None or score_as_is <= tuned["score"]:
         return {**tuned, "reference": TUNED}
-    kept = objective.keep(full, *untuned)
+    kept = objective.models.keep(full, *untuned)
     return {**kept, "train_seconds": tuned["train_seconds"], "reference": UNTUNED}
 
 

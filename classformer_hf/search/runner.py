@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from .executors import ExecutorError, InlineExecutor, attempt, is_worker_lost
+from .executors import HERE, ExecutorError, InlineExecutor, Workers, attempt, is_worker_lost
 from .journal import Trial
 from .space import Schedule
 
@@ -54,33 +54,27 @@ class TrialRunner:
 
     Args:
         objective: Evaluates a schedule.
-        executor: Where it runs; `None`: in this process.
-        num_workers: Objectives that run at once.
-        max_retries: How often a trial is started again whose worker died.
-        timing: Measures a schedule after the objective, where that succeeded.
-        latency_executor: Where `timing` runs; `None`: in this process, while nothing runs on the executor.
+        workers: Where it runs.
+        timing: Measures a schedule after the objective, where that succeeded; its entries join the measurement.
+        max_retries: How often a trial is started again whose worker died, before it counts as failed.
 
     Raises:
-        ValueError: Fewer than one worker, several without an executor, or negative retries.
+        ValueError: Negative retries.
     """
 
     def __init__(
         self,
         objective: Objective,
-        executor: Executor | None = None,
-        num_workers: int = 1,
-        max_retries: int = 2,
+        workers: Workers = HERE,
         timing: Objective | None = None,
-        latency_executor: Executor | None = None,
+        max_retries: int = 2,
     ):
-        if num_workers < 1 or max_retries < 0:
-            raise ValueError(f"at least 1 worker and 0 retries are needed, got {num_workers} and {max_retries}.")
-        if executor is None and num_workers > 1:
-            raise ValueError(f"{num_workers} workers need an executor, such as LocalPool({num_workers}).")
-        self.steps: list[tuple[Objective, Executor | None]] = [(objective, executor or InlineExecutor())]
+        if max_retries < 0:
+            raise ValueError(f"`max_retries` must not be negative, got {max_retries}.")
+        self.steps: list[tuple[Objective, Executor | None]] = [(objective, workers.executor or InlineExecutor())]
         if timing is not None:
-            self.steps.append((timing, latency_executor))
-        self.num_workers, self.max_retries = num_workers, max_retries
+            self.steps.append((timing, workers.latency_executor))
+        self.num_workers, self.max_retries = workers.num_workers, max_retries
         self.running: dict[Future, Run] = {}
         self.untimed: list[Run] = []  # wait until nothing runs
 

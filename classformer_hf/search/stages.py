@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,13 +30,15 @@ from redundancy_hf.folders import follow_umask
 from redundancy_hf.plan import describe_lost_training, describe_stop
 
 from ..latency import LatencyTable
-from .journal import Journal, JournalLock, Trial, check_identity
-from .loop import SearchResult, run_search
-from .objective import FineTuneObjective, on_main_process
+from .executors import HERE, Workers, on_main_process
+from .journal import Journal, JournalLock, check_identity
+from .loop import SILENT, Hooks, SearchResult, run_search
+from .objective import FineTuneObjective
 from .pace import plan_supernet_search
 from .policy import find_policy
 from .reference import check_given
 from .report import prune_models
+from .runner import TrialRunner
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_supernet
@@ -45,9 +47,9 @@ from .target import DIRECT, NUM_REMEASURED, prepare_table, remeasure
 from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
 from .validation import STAGE as VALIDATION
 from .winners import (
+    FULL,
     WINNER,
     Judged,
-    StartProgress,
     adopt_reference,
     answer,
     choose_candidates,
@@ -109,26 +111,12 @@ class SupernetResult:
     about: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the stages call and where trials run: the arguments of that name of `search_with_supernet`."""
-
-    start_progress: StartProgress
-    check_reference: Callable[[Trial], None] | None = None
-    check_supernet: Callable[[Trial], None] | None = None
-    is_time_up: Callable[[], bool] | None = None
-    executors: Mapping[str, Any] | None = None
-
-
 def search_with_supernet(
     objective: FineTuneObjective,
     space: SearchSpace,
     settings: SupernetSettings,
-    start_progress: StartProgress,
-    check_reference: Callable[[Trial], None] | None = None,
-    check_supernet: Callable[[Trial], None] | None = None,
-    is_time_up: Callable[[], bool] | None = None,
-    executors: Mapping[str, Any] | None = None,
+    hooks: Hooks = SILENT,
+    workers: Workers = HERE,
 ) -> SupernetResult:
     """Run all stages; what an earlier call has finished is taken from its files.
 
@@ -136,12 +124,10 @@ def search_with_supernet(
         objective: Fine-tunes and times; its output folder is the study's.
         space: The schedules to choose from.
         settings: What is asked.
-        start_progress: Called with the name of a stage, its largest number of trials and that of the finished ones;
-            gives what is called after every trial.
-        check_reference: As in `run_search`, of the full model that winners are a share of.
-        check_supernet: The same of the full model with the supernet's weights.
-        is_time_up: As in `run_search`, for the trials with the supernet; then one winner is fine-tuned at most.
-        executors: Arguments of `run_search` that say where these trials run.
+        hooks: What is called on the way. The reference of the stage `VALIDATION` is the full model with the supernet's
+            weights, that of `FULL` and `WINNER` the one that winners are a share of; a classifier that was given is
+            checked before the supernet is trained, too. When time is up, one winner is fine-tuned at most.
+        workers: What validates schedules.
 
     Returns:
         The result of the last stage. Its best trial is the full model where no candidate kept the requirement.
@@ -151,8 +137,7 @@ def search_with_supernet(
         JournalError: The folder belongs to another study, another process searches there, or a file cannot be written.
     """
     with only_driver(objective.output):
-        hooks = Hooks(start_progress, check_reference, check_supernet, is_time_up, executors)
-        return _run_stages(objective, space, settings, hooks)
+        return _run_stages(objective, space, settings, hooks, workers)
 
 
 @contextmanager
@@ -176,29 +161,27 @@ def only_driver(output: Path) -> Iterator[None]:
 
 
 def _run_stages(
-    objective: FineTuneObjective, space: SearchSpace, settings: SupernetSettings, hooks: Hooks
+    objective: FineTuneObjective, space: SearchSpace, settings: SupernetSettings, hooks: Hooks, workers: Workers
 ) -> SupernetResult:
     """Run the stages of `search_with_supernet`."""
     output, reuse = objective.output, settings.reuse
     output.mkdir(parents=True, exist_ok=True)
     # damage, or another study's trials, is better said before hours of training than behind them
     Journal(output / "trials.jsonl", identify(objective, space), is_writer=False)
-    plan_supernet_search(objective, space, settings, (hooks.executors or {}).get("num_workers", 1))
+    plan_supernet_search(objective, space, settings, workers.num_workers)
     if reuse is None:
         (is_trained,) = broadcast_object_list([(output / "supernet" / "supernet.json").exists()])
-        check = hooks.check_reference
-        if check is not None and not is_trained and check_given(objective, check):
-            hooks = replace(hooks, check_reference=None)
+        if not is_trained:
+            check_given(objective, partial(hooks.check_reference, FULL))
         folder = prepare_supernet(objective, space)
     else:
         check_study(reuse, objective)
         folder = reuse / "supernet"
     path = output / "latency_table.json"
-    table = on_main_process(lambda: prepare_table(objective, space, path, settings.latency_table))
-    is_here = table.describes_this_machine(objective.device, objective.dtype, objective.latency_threads)
-    if not is_here:
+    table = on_main_process(lambda: prepare_table(objective.meter, space, path, settings.latency_table))
+    stage = SupernetStage(objective, space, settings, hooks, workers, folder, table)
+    if not stage.is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
-    stage = SupernetStage(objective, space, settings, hooks, folder, table, is_here)
     # damaged weights would pass for those of another study
     on_main_process(stage.supernet.check)
     winners = prepare_winners(objective, folder, settings.winner_epochs)
@@ -211,37 +194,30 @@ def _run_stages(
 
 def _judge_winners(stage: "SupernetStage", winners: FineTuneObjective) -> tuple[SearchResult, dict[str, Any]]:
     """Search and fine-tune the fastest candidate in turns, until it is one that kept the requirement already."""
-    settings, hooks, output = stage.settings, stage.hooks, stage.objective.output
+    settings, hooks, objective = stage.settings, stage.hooks, stage.objective
     question, num_left = settings.question, None
-    foreign_table = None if stage.is_here else stage.table
-
-    def judge_one(candidate: Schedule | None) -> SearchResult:
-        check_reference = hooks.check_reference if candidate is None else None
-        return judge(winners, stage.space, candidate, question, hooks.start_progress, check_reference, foreign_table)
-
+    judge_one = partial(judge, winners, stage.space, question, hooks, None if stage.is_here else stage.table)
     verdict = judge_one(None)
     while True:
-        judged = on_main_process(lambda: read_judged(output, question))
+        judged = on_main_process(lambda: read_judged(objective.output, question))
         num_left = settings.num_winners - judged.num_asked if num_left is None else num_left - 1
         queue, about = stage.search(judged, is_last=num_left <= 0)
         candidate = queue[0] if queue and queue[0] not in judged.kept else None
-        if candidate is not None and not _may_judge(candidate, judged, num_left, hooks.is_time_up):
-            candidate = None
-        if candidate is None:
+        if candidate is None or not _may_judge(candidate, judged, num_left, hooks.is_time_up):
             result = answer(verdict.trials, question)
             # what is best under another question stays, too
             judged_all = replace(result, trials=verdict.trials)
-            on_main_process(partial(prune_models, winners.output / "models", judged_all))
+            on_main_process(partial(prune_models, winners.models.root, judged_all))
             return result, about
         verdict = judge_one(candidate)
         if stage.is_here:
-            warn_of_drift(verdict.trials[-1], output / "direct_latency.json")
-        stage.objective.plan.repeat({VALIDATION: EXTRA_TRIALS, DIRECT: stage.objective.latency_rounds, WINNER: 1})
+            warn_of_drift(verdict.trials[-1], objective.output / "direct_latency.json")
+        objective.plan.repeat({VALIDATION: EXTRA_TRIALS, DIRECT: objective.target.rounds, WINNER: 1})
 
 
-def _may_judge(candidate: Schedule, judged: Judged, num_left: int, is_time_up: Callable[[], bool] | None) -> bool:
+def _may_judge(candidate: Schedule, judged: Judged, num_left: int, is_time_up: Callable[[], bool]) -> bool:
     """Say whether another winner may be fine-tuned; the first one may whatever the time."""
-    is_late = is_time_up is not None and is_time_up() and bool(judged.kept or judged.refuted)
+    is_late = is_time_up() and bool(judged.kept or judged.refuted)
     if num_left > 0 and not is_late:
         return True
     logger.info(
@@ -259,9 +235,12 @@ class SupernetStage:
         objective: As in `search_with_supernet`.
         space: The schedules to choose from.
         settings: What is asked.
-        hooks: What is called and where trials run.
+        hooks: What is called on the way.
+        workers: What validates schedules.
         folder: The supernet.
         table: Latency of the target.
+
+    Attributes:
         is_here: Whether the table is of this machine, so that candidates can be timed directly.
     """
 
@@ -271,29 +250,20 @@ class SupernetStage:
         space: SearchSpace,
         settings: SupernetSettings,
         hooks: Hooks,
+        workers: Workers,
         folder: Path,
         table: LatencyTable,
-        is_here: bool,
     ):
         started = time.monotonic()
-        self.objective, self.space, self.settings, self.hooks = objective, space, settings, hooks
-        self.table, self.is_here = table, is_here
-        self.known = list_known_costs(objective, space, table)
+        self.objective, self.space, self.settings, self.hooks, self.workers = objective, space, settings, hooks, workers
+        self.table, self.is_here = table, objective.meter.owns(table)
+        self.known = list_known_costs(objective.meter, space, table)
         # with those of an earlier search that told more schedules apart
         studies = [objective.output] if settings.reuse is None else [objective.output, settings.reuse]
         journals = [Journal(study / "trials.jsonl", {}, is_writer=False) for study in studies]
         schedules = [trial.schedule for journal in journals for trial in journal.trials]
-        milliseconds = dict(zip(schedules, table.predict_many(schedules, objective.lengths), strict=True))
-        self.supernet = SupernetObjective(
-            folder,
-            objective.task,
-            objective.tokenizer,
-            {**milliseconds, **self.known.latency},
-            space.full,
-            objective.output,
-            str(objective.arguments.device),
-            objective.dtype,
-        )
+        milliseconds = dict(zip(schedules, table.predict_many(schedules, objective.meter.lengths), strict=True))
+        self.supernet = SupernetObjective(folder, objective, {**milliseconds, **self.known.latency})
         self.seconds = time.monotonic() - started
 
     def search(self, judged: Judged, is_last: bool) -> tuple[list[Schedule], dict[str, Any]]:
@@ -336,7 +306,6 @@ class SupernetStage:
             KeyboardInterrupt: Stopped by hand.
         """
         started, reuse, max_trials = time.monotonic(), self.settings.reuse, self.settings.max_trials
-        is_time_up = self.hooks.is_time_up
         identity, is_writer = identify(self.objective, self.space), PartialState().is_main_process
         journal = Journal(self.objective.output / "trials.jsonl", identity, is_writer)
         # the table may be another one than when they were tried
@@ -356,20 +325,18 @@ class SupernetStage:
             # one clock for all processes
             is_late = reuse is not None and time.monotonic() > started + REUSE_SECONDS
             (is_late,) = broadcast_object_list([is_late])
-            return is_late or (is_time_up is not None and is_time_up())
+            return is_late or self.hooks.is_time_up()
 
         seed = self.objective.arguments.seed
         result = run_search(
             self.space,
-            self.supernet,
+            TrialRunner(self.supernet, self.workers),
             build_sampler(self.settings.strategy, self.space, asked, max_trials, seed, known=self.known),
             journal,
             asked,
             max_trials,
-            is_over,
-            check_reference=self.hooks.check_supernet,
-            on_trial=self.hooks.start_progress(VALIDATION, max_trials, len(journal.trials)),
-            **(self.hooks.executors or {}),
+            replace(self.hooks, is_time_up=is_over),
+            VALIDATION,
         )
         if result.interrupted:
             raise KeyboardInterrupt(describe_stop("the trial that was running"))
@@ -388,12 +355,13 @@ class SupernetStage:
             if policy is not None and policy not in judged.refuted:
                 queue.append(policy)
         queue = list(dict.fromkeys([*queue, *judged.kept]))
-        lengths, about = self.objective.lengths, {}
-        ratios = {one: predicted_timing(self.table, one, self.space.full, lengths)["latency_ratio"] for one in queue}
+        meter, about = self.objective.meter, {}
+        predict = partial(predicted_timing, self.table, full=meter.full, lengths=meter.lengths)
+        ratios = {one: predict(one)["latency_ratio"] for one in queue}
         if self.is_here and set(queue) > set(judged.kept):
             path = self.objective.output / "direct_latency.json"
             seconds = None if self.settings.reuse is None else REUSE_SECONDS
-            record = on_main_process(lambda: remeasure(self.objective, self.table, queue, path, seconds))
+            record = on_main_process(lambda: remeasure(meter, self.table, queue, path, seconds))
             about["drift"] = record["drift"]
             ratios = {one: record["latency"][one.key]["ratio"] for one in queue}
         return sorted(queue, key=lambda one: ratios[one]), about
@@ -423,8 +391,9 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
         return folder
     schedules = space.enumerate()
     model: Any = objective.load(space.full)
-    flops = mean_flops(model.config, schedules, objective.lengths)
-    sampler = FlopsUniformSampler(schedules, flops, space.log2_lengths(schedules, objective.lengths))
+    lengths = objective.meter.lengths
+    flops = mean_flops(model.config, schedules, lengths)
+    sampler = FlopsUniformSampler(schedules, flops, space.log2_lengths(schedules, lengths))
     arguments = copy.copy(objective.arguments)
     arguments.output_dir = str(objective.output / "supernet_checkpoints")
     logger.info(

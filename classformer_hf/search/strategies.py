@@ -2,7 +2,6 @@
 
 from ..latency import LatencyTable
 from .constrained import ConstrainedSampler, KnownCosts
-from .objective import FineTuneObjective
 from .samplers import (
     BinarySearchSampler,
     EvolutionSampler,
@@ -13,6 +12,7 @@ from .samplers import (
 )
 from .space import SearchSpace
 from .supernet import mean_flops
+from .target import LatencyMeter
 
 STRATEGIES = ("constrained", "thesis", "tpe", "gp", "random", "evolution", "binary")
 # these come from the thesis, whose every trial is a fine-tuning
@@ -59,10 +59,10 @@ def build_sampler(
     raise ValueError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
 
 
-def list_known_costs(objective: FineTuneObjective, space: SearchSpace, table: LatencyTable) -> KnownCosts:
-    """Predict for every schedule of a space, on the objective's input lengths, what needs no evaluation."""
-    schedules, lengths = space.enumerate(), objective.lengths
-    flops = mean_flops(objective.config, schedules, lengths)
+def list_known_costs(meter: LatencyMeter, space: SearchSpace, table: LatencyTable) -> KnownCosts:
+    """Predict for every schedule of a space, on the meter's input lengths, what needs no evaluation."""
+    schedules, lengths = space.enumerate(), meter.lengths
+    flops = mean_flops(meter.config, schedules, lengths)
     return KnownCosts(
         dict(zip(schedules, table.predict_many(schedules, lengths), strict=True)),
         dict(zip(schedules, space.log2_lengths(schedules, lengths), strict=True)),

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import DatasetDict
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
 
 from redundancy_hf.command import FLAGS, describe_changes
 from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
-from redundancy_hf.task import Task
 
 from ..modeling_classformer import ClassformerForSequenceClassification
+from .executors import on_main_process
 from .journal import Journal, JournalError, Trial
-from .objective import FineTuneObjective, on_main_process
+from .objective import FineTuneObjective
 from .space import Schedule
 from .supernet import predict_schedules
 
@@ -42,30 +40,16 @@ class SupernetObjective:
 
     Args:
         folder: The supernet.
-        task: Tokenised task; "validation" is used.
-        tokenizer: Pads the batches.
+        search: Has task, tokenizer and device, the number format that the result will run in, and the output folder,
+            where predictions are kept.
         milliseconds: Predicted latency of every schedule that may come.
-        full: The unreduced schedule.
-        output: Predictions are kept in its folder `predictions`.
-        device: Where validation runs.
-        dtype: Of the weights while validating: what the result will run in.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        milliseconds: Mapping[Schedule, float],
-        full: Schedule,
-        output: Path,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.folder, self.task, self.tokenizer, self.full = folder, task, tokenizer, full
+    def __init__(self, folder: Path, search: FineTuneObjective, milliseconds: Mapping[Schedule, float]):
+        self.folder, self.task, self.tokenizer, self.full = folder, search.task, search.tokenizer, search.full
         self.milliseconds = dict(milliseconds)
-        self.predictions = output / "predictions"
-        self.device, self.dtype = device, dtype
+        self.predictions = search.output / "predictions"
+        self.device, self.dtype = str(search.arguments.device), search.target.torch_dtype
         self.model: Any = None
         self.is_limited = False
 

@@ -3,8 +3,8 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ from redundancy_hf.plan import describe_stop
 
 from ..latency import LatencyTable
 from .journal import Journal, Trial
-from .loop import SearchResult, find_reference, run_search, summarise
+from .loop import SILENT, Hooks, SearchResult, find_reference, run_search, summarise
 from .objective import FineTuneObjective
 from .policy import predict_policy
+from .runner import TrialRunner
 from .samplers import Sampler
 from .space import Schedule, SearchSpace
 from .target import retime_trials, was_timed_elsewhere
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 # stages of a search, as the screen calls them
 FULL, WINNER = "fine-tune the full model", "fine-tune a winner"
 DRIFT = 0.05  # between two measurements of one latency ratio that is worth a word
-
-# told the name of a stage, its largest number of trials and that of the finished ones; gives what hears of every trial
-StartProgress = Callable[[str, int, int], Callable[[SearchResult], Any]]
 
 
 def choose_candidates(result: SearchResult, number: int, refuted: Collection[Schedule] = ()) -> list[Trial]:
@@ -74,7 +72,7 @@ def adopt_reference(winners: FineTuneObjective, study: Path):
         return
     journal = Journal(path, {}, is_writer=False)
     found = {**journal.found_identity, "latency": journal.found_identity["latency"]["dtype"], FLAGS: wanted[FLAGS]}
-    model, reference = study / "winners" / "models" / winners.full.key, find_reference(journal.trials)
+    model, reference = path.parent / "models" / winners.full.key, find_reference(journal.trials)
     if found != {**wanted, "latency": wanted["latency"]["dtype"]} or reference is None or not model.exists():
         return
     if "reference" not in reference.measurement:
@@ -197,51 +195,48 @@ def required_promise(verdicts: Sequence[Verdict], required: float) -> float:
 def judge(
     winners: FineTuneObjective,
     space: SearchSpace,
-    candidate: Schedule | None,
     question: Mapping[str, Any],
-    start_progress: StartProgress,
-    check_reference: Callable[[Trial], None] | None = None,
-    foreign_table: LatencyTable | None = None,
+    hooks: Hooks,
+    foreign_table: LatencyTable | None,
+    candidate: Schedule | None,
 ) -> SearchResult:
     """Fine-tune a candidate shortly from the supernet, and before the first one choose the full model.
 
     Args:
         winners: Fine-tunes.
         space: What was searched.
-        candidate: A schedule that was not judged yet; `None`: the full model alone.
         question: What is asked; noted beside each winner.
-        start_progress: As in `search_with_supernet`.
-        check_reference: As in `run_search`.
+        hooks: As in `search_with_supernet`.
         foreign_table: The latency table where nothing can be timed here.
+        candidate: A schedule that was not judged yet; `None`: the full model alone.
     """
-
-    hardware, required = winners.hardware, question["required_performance"]
-    timing: Callable[[Schedule], dict[str, Any]] = winners.measure
+    hardware, measure = winners.target.hardware, winners.meter.measure
     if foreign_table is not None:
-        timing = partial(predicted_timing, foreign_table, full=winners.full, lengths=winners.lengths)
+        measure = partial(predicted_timing, foreign_table, full=winners.full, lengths=winners.meter.lengths)
 
     def is_stale(trial: Trial) -> bool:
         if foreign_table is not None:
-            return trial.latency_ratio != timing(trial.schedule)["latency_ratio"]
+            return trial.latency_ratio != measure(trial.schedule)["latency_ratio"]
         return was_timed_elsewhere(trial, hardware)
 
+    def timing(schedule: Schedule) -> dict[str, Any]:
+        return {**measure(schedule), "question": dict(question)}
+
     journal = Journal(winners.output / "trials.jsonl", winners.identity(), is_writer=PartialState().is_main_process)
-    retime_trials(journal, timing, is_stale)
+    retime_trials(journal, measure, is_stale)
     max_trials = max(len(journal.trials), 1) + (candidate is not None)
-    on_trial = None
-    if max_trials > len(journal.trials):
-        name = FULL if candidate is None else WINNER
-        on_trial = start_progress(name, max_trials, len(journal.trials))
+    if max_trials == len(journal.trials):
+        # nothing is to come
+        hooks = replace(hooks, begin=SILENT.begin)
     result = run_search(
         space,
-        winners,
+        TrialRunner(winners, timing=timing),
         OneProposal(space, candidate),
         journal,
-        required,
+        question["required_performance"],
         max_trials,
-        check_reference=check_reference,
-        on_trial=on_trial,
-        timing=lambda schedule: {**timing(schedule), "question": dict(question)},
+        hooks,
+        FULL if candidate is None else WINNER,
     )
     if result.interrupted:
         raise KeyboardInterrupt(describe_stop("the fine-tuning that was running"))
@@ -249,7 +244,7 @@ def judge(
 
 
 def predicted_timing(table: LatencyTable, schedule: Schedule, full: Schedule, lengths: Sequence[int]) -> dict[str, Any]:
-    """Give the latency of a schedule on the table's machine, as `FineTuneObjective.measure` would."""
+    """Give the latency of a schedule on the table's machine, as `LatencyMeter.measure` would."""
     time_of, full_time = predict_policy(table, schedule, lengths), table.predict(full, lengths)
     return {
         "latency_ratio": time_of / full_time,

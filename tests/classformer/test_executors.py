@@ -20,17 +20,19 @@ import pytest
 
 from classformer_hf.search import (
     ExecutorError,
+    Hooks,
     Journal,
     JournalError,
     JournalLock,
     LocalPool,
     Schedule,
     SearchSpace,
-    dask_executors,
+    TrialRunner,
+    Workers,
+    connect_dask,
     executors,
     run_search,
 )
-from classformer_hf.search.runner import TrialRunner
 from classformer_hf.search.samplers import GaussianProcessSampler, Sampler
 
 IDENTITY = {"dataset": "formula"}
@@ -84,9 +86,9 @@ def timing(schedule: Schedule) -> dict:
     return {"timed_by": os.getpid()}
 
 
-def search(path: Path, objective=formula, max_trials=100, **kwargs):
-    sampler = kwargs.pop("sampler", None) or ShuffledSampler(SPACE)
-    return run_search(SPACE, objective, sampler, Journal(path, IDENTITY), 0.95, max_trials, **kwargs)
+def search(path: Path, objective=formula, max_trials=100, sampler=None, timing=None, hooks=None, **workers):
+    runner, sampler = TrialRunner(objective, Workers(**workers), timing), sampler or ShuffledSampler(SPACE)
+    return run_search(SPACE, runner, sampler, Journal(path, IDENTITY), 0.95, max_trials, hooks or Hooks())
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +252,7 @@ def test_abandoned_runs_hand_back_what_is_finished():
         return formula(schedule)
 
     with ThreadPoolExecutor(2) as pool:
-        runner = TrialRunner(objective, pool, 2)
+        runner = TrialRunner(objective, Workers(pool, 2))
         runner.start(first, "random")
         runner.start(second, "random")
         while not any(future.done() for future in runner.running):
@@ -263,7 +265,9 @@ def test_abandoned_runs_hand_back_what_is_finished():
 def test_time_budget_finishes_what_runs(tmp_path):
     answers = iter([False, False, True])
     with ThreadPoolExecutor(2) as pool:
-        result = search(tmp_path / "trials.jsonl", executor=pool, num_workers=2, is_time_up=lambda: next(answers))
+        result = search(
+            tmp_path / "trials.jsonl", executor=pool, num_workers=2, hooks=Hooks(is_time_up=lambda: next(answers))
+        )
     assert len(result.trials) == 3
 
 
@@ -302,9 +306,8 @@ def drive(path: Path, num_workers: int, told: int, dies_at: int | None):
         os.write(told, f"{result.trials[-1].schedule.key}\n".encode())
 
     with ThreadPoolExecutor(num_workers) as pool:
-        run_search(
-            SPACE, slow, ShuffledSampler(SPACE), journal, 0.95, on_trial=tell, executor=pool, num_workers=num_workers
-        )
+        runner = TrialRunner(slow, Workers(pool, num_workers))
+        run_search(SPACE, runner, ShuffledSampler(SPACE), journal, 0.95, hooks=Hooks(lambda *_: tell))
 
 
 def kill_at_random(folder: Path, everything, num_kills: int):
@@ -360,7 +363,7 @@ def test_killed_process_model_proposes_what_an_uninterrupted_one_does(tmp_path):
     whole, path = run(tmp_path / "whole.jsonl"), tmp_path / "killed.jsonl"
     assert sum(trial.origin == "model" for trial in whole.trials) > 5
     kills = 0
-    while os.WIFSIGNALED(os.waitpid(fork(lambda: run(path, on_trial=die)), 0)[1]):
+    while os.WIFSIGNALED(os.waitpid(fork(lambda: run(path, hooks=Hooks(lambda *_: die))), 0)[1]):
         kills += 1
     assert kills == 4
     result = run(path)
@@ -394,7 +397,9 @@ def test_workers_end_with_a_killed_driver(tmp_path):
                     Dying(Path({str(tmp_path)!r}), {{}}, seconds=1),
                     executor=pool,
                     num_workers=2,
-                    on_trial=lambda result: print(result.trials[-1].measurement["pid"], flush=True),
+                    hooks=Hooks(
+                        lambda *_: lambda result: print(result.trials[-1].measurement["pid"], flush=True)
+                    ),
                 )
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
@@ -451,14 +456,14 @@ def test_driver_of_another_host_is_refused(tmp_path):
 def test_missing_dask_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ExecutorError, match=r"pip install 'redundancy-hf\[cluster\]'"):
-        dask_executors("tcp://127.0.0.1:1")
+        connect_dask("tcp://127.0.0.1:1")
 
 
 def test_unreachable_scheduler_is_one_sentence(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr(executors, "CONNECT_SECONDS", 0.2)
     with pytest.raises(ExecutorError, match="no Dask scheduler answers at tcp://127.0.0.1:1 "):
-        dask_executors("tcp://127.0.0.1:1")
+        connect_dask("tcp://127.0.0.1:1")
 
 
 def test_workers_that_come_late_are_waited_for(monkeypatch):
@@ -467,12 +472,12 @@ def test_workers_that_come_late_are_waited_for(monkeypatch):
     settings = {"processes": False, "dashboard_address": None, "protocol": "tcp://", "threads_per_worker": 1}
     with distributed.LocalCluster(n_workers=0, **settings) as cluster:
         with pytest.raises(ExecutorError, match="none of the workers at .* is for trials .* start at least one"):
-            dask_executors(cluster.scheduler_address)
+            connect_dask(cluster.scheduler_address)
         monkeypatch.setattr(executors, "CONNECT_SECONDS", 30)
         threading.Timer(0.5, cluster.scale, [1]).start()
-        executor, latency_executor, num_workers = dask_executors(cluster.scheduler_address)
-        assert (latency_executor, num_workers) == (None, 1)
-        executor.client.close()
+        workers = connect_dask(cluster.scheduler_address)
+        assert (workers.latency_executor, workers.num_workers) == (None, 1)
+        workers.executor.client.close()
 
 
 def test_lost_scheduler_is_one_sentence(tmp_path):
@@ -526,16 +531,14 @@ def dask_cluster(tmp_path):
 
 @pytest.mark.slow
 def test_dask_cluster_loses_a_worker(tmp_path, everything, dask_cluster):
-    executor, latency_executor, num_workers = dask_executors(dask_cluster)
-    assert num_workers == 2
+    workers = connect_dask(dask_cluster)
+    assert workers.num_workers == 2
     once = everything.trials[7].schedule
     result = search(
         tmp_path / "trials.jsonl",
         Dying(tmp_path, {once: 1}, seconds=0.05),
-        executor=executor,
-        num_workers=num_workers,
         timing=timing,
-        latency_executor=latency_executor,
+        **vars(workers),
     )
     check_complete(result, everything)
     assert all(trial.is_ok for trial in result.trials)

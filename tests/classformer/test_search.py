@@ -16,6 +16,7 @@ import pytest
 from classformer_hf.search import (
     BinarySearchSampler,
     GaussianProcessSampler,
+    Hooks,
     Journal,
     JournalError,
     Schedule,
@@ -47,9 +48,9 @@ def space() -> SearchSpace:
     return SearchSpace(4, 64, (1, 2, 4), (0, 2))
 
 
-def search(space, path, max_trials=8, objective=formula, required=0.95, **kwargs):
-    sampler = kwargs.pop("sampler", None) or GaussianProcessSampler(space, 8, seed=1)
-    return run_search(space, objective, sampler, Journal(path, IDENTITY), required, max_trials, **kwargs)
+def search(space, path, max_trials=8, objective=formula, required=0.95, sampler=None, **hooks):
+    sampler = sampler or GaussianProcessSampler(space, 8, seed=1)
+    return run_search(space, objective, sampler, Journal(path, IDENTITY), required, max_trials, Hooks(**hooks))
 
 
 def test_reward_is_equation_5_4():
@@ -210,7 +211,7 @@ def test_failed_trial_is_never_better_than_a_finished_one(space, tmp_path):
 
 
 def test_reference_check_can_stop_the_search(space, tmp_path):
-    def check(trial):
+    def check(stage, trial):
         raise ValueError("not above the majority")
 
     with pytest.raises(ValueError, match="not above the majority"):

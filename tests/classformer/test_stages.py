@@ -14,14 +14,14 @@ import torch
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.latency import LatencyTable
-from classformer_hf.search import Journal, JournalError, Schedule, SearchSpace, target
+from classformer_hf.search import Hooks, Journal, JournalError, Schedule, SearchSpace, Workers, target
 from classformer_hf.search import objective as objective_module
 from classformer_hf.search import reference as reference_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.stages import EXTRA_TRIALS, SupernetSettings, only_driver, search_with_supernet
 from classformer_hf.search.supernet import STAGE as SUPERNET
-from classformer_hf.search.target import DIRECT, TABLE, measure_directly
+from classformer_hf.search.target import DIRECT, TABLE, LatencyMeter
 from classformer_hf.search.validation import STAGE as VALIDATION
 from classformer_hf.search.validation import SupernetObjective
 from classformer_hf.search.winners import FULL, WINNER, Verdict, prepare_winners, required_promise, warn_of_drift
@@ -29,10 +29,10 @@ from classformer_hf.training import ClassformerTrainingArguments, FineTuned
 from redundancy_hf.data import tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.plan import Plan
-from redundancy_hf.timing import Latency
+from redundancy_hf.timing import Latency, Target
 
 REQUIRED = 0.6
-HOOKS = ("executors", "is_time_up", "check_reference")
+HOOKS = ("is_time_up", "check_reference")
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def build(tiny_roberta_folder, tiny_text_file, tiny_task):
         )
         tokenizer = load_tokenizer(str(tiny_roberta_folder))
         task = tokenize((task or tiny_task).without_test(), tokenizer, 64)
-        return FineTuneObjective(str(checkpoint), task, tokenizer, arguments, latency_rounds=2, **settings)
+        return FineTuneObjective(str(checkpoint), task, tokenizer, arguments, Target(rounds=2, **settings))
 
     return make
 
@@ -73,13 +73,14 @@ def search(objective, space, **settings):
     settings = {"strategy": "random", "required_performance": REQUIRED, "max_trials": 5, "num_winners": 1, **settings}
     stages = []
 
-    def start_progress(name, max_trials, num_before):
+    def begin(name, max_trials, num_before):
         stages.append((name, num_before))
         objective.plan.begin(name, max_trials, num_before)
         return lambda result: None
 
-    hooks = {name: settings.pop(name) for name in HOOKS if name in settings}
-    found = search_with_supernet(objective, space, SupernetSettings(**settings), start_progress, **hooks)
+    hooks = Hooks(begin, **{name: settings.pop(name) for name in HOOKS if name in settings})
+    workers = settings.pop("workers", Workers())
+    found = search_with_supernet(objective, space, SupernetSettings(**settings), hooks, workers)
     return found, stages
 
 
@@ -148,7 +149,7 @@ def test_stopped_supernet_says_that_the_same_command_goes_on(build, space, tmp_p
     [
         ("classformer_hf.search.target.build_latency_table", "what was timed of it"),
         ("classformer_hf.search.validation.predict_schedules", "the trial that was running"),
-        ("classformer_hf.search.target.measure_directly", "this timing"),
+        ("classformer_hf.search.target.LatencyMeter.compare", "this timing"),
         ("classformer_hf.search.objective.FineTuneObjective.fine_tune", "the fine-tuning that was running"),
     ],
 )
@@ -237,14 +238,14 @@ def test_damaged_timing_is_repeated(build, study, space, tmp_path):
 
 def test_other_lengths_in_the_same_folder_are_refused(build, study, space):
     objective = build(study)
-    objective.use_lengths([40] * 8)
+    objective.meter.use_lengths([40] * 8)
     with pytest.raises(JournalError, match=r"the mean length of the timed texts in tokens \(--target_lengths\) \("):
         search(objective, space)
 
 
 def latencies_by(table_file, objective, trials):
     table = LatencyTable.load(table_file)
-    return list(table.predict_ratios([trial.schedule for trial in trials], objective.lengths))
+    return list(table.predict_ratios([trial.schedule for trial in trials], objective.meter.lengths))
 
 
 def test_another_table_in_the_same_folder_tells_the_latencies(build, study, space, tmp_path):
@@ -273,8 +274,10 @@ def taskset(monkeypatch):
 def untimed(monkeypatch):
     """Everything takes half of the full model's time."""
     half = Latency(0.5, 0.5, 0.5, 1.0, 1.0, None, "wall", 1)
-    monkeypatch.setattr(target, "measure_directly", lambda objective, some, *_: dict.fromkeys(some, half))
-    monkeypatch.setattr(FineTuneObjective, "measure", lambda self, _: {"latency_ratio": 0.5, "hardware": self.hardware})
+    monkeypatch.setattr(LatencyMeter, "compare", lambda self, some, *_: dict.fromkeys(some, half))
+    monkeypatch.setattr(
+        LatencyMeter, "measure", lambda self, _: {"latency_ratio": 0.5, "hardware": self.target.hardware}
+    )
 
 
 def test_machine_that_changes_has_a_table_of_its_own(build, study, space, taskset, untimed, monkeypatch):
@@ -302,7 +305,7 @@ def test_another_study_is_refused_before_anything_is_timed(build, study, space, 
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
     taskset(77)
     objective = build(study)
-    objective.use_lengths([40] * 8)
+    objective.meter.use_lengths([40] * 8)
     with pytest.raises(JournalError, match=r"the mean length of the timed texts in tokens \(--target_lengths\) \("):
         search(objective, space)
     assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
@@ -338,7 +341,7 @@ def test_study_whose_identity_holds_a_measured_number_resumes(build, study, spac
 def test_workers_share_the_supernet(build, study, space, tmp_path):
     shutil.copytree(study / "supernet", tmp_path / "other" / "supernet")
     with ThreadPoolExecutor(2) as executor:
-        search(build(tmp_path / "other"), space, executors={"executor": executor, "num_workers": 2}, max_trials=7)
+        search(build(tmp_path / "other"), space, workers=Workers(executor, 2), max_trials=7)
     trials = rows(tmp_path / "other" / "trials.jsonl")
     assert len({trial["key"] for trial in trials}) == 7
     assert {trial["status"] for trial in trials} == {"ok"}
@@ -348,7 +351,7 @@ def test_reuse_trains_only_the_winners_and_keeps_the_old_study(build, study, spa
     monkeypatch.setattr("classformer_hf.search.stages.train_supernet", lambda *_: pytest.fail("trained"))
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
     objective = build(tmp_path / "new")
-    objective.use_lengths([40] * 8)
+    objective.meter.use_lengths([40] * 8)
     search(objective, space, reuse=study, required_performance=0.3)
     assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
     old, new = rows(study / "trials.jsonl"), rows(tmp_path / "new" / "trials.jsonl")
@@ -369,7 +372,7 @@ def test_reuse_takes_the_full_models_fine_tuning_over(build, study, space, tmp_p
 
     monkeypatch.setattr(objective_module, "fine_tune", note)
     objective = build(tmp_path / "new")
-    objective.use_lengths([40] * 8)
+    objective.meter.use_lengths([40] * 8)
     found, _ = search(objective, space, reuse=study, required_performance=0.01)
     (old, *_), (new, *others) = (rows(path / "winners" / "trials.jsonl") for path in (study, tmp_path / "new"))
     assert len(others) == 1
@@ -416,7 +419,7 @@ def test_winner_that_was_timed_otherwise_than_its_candidate_is_named(study, capl
 
 
 def test_reuse_under_another_dtype_validates_again(build, study, space, tmp_path):
-    search(build(tmp_path / "bf16", dtype=torch.bfloat16), space, reuse=study, required_performance=0.3)
+    search(build(tmp_path / "bf16", dtype="bfloat16"), space, reuse=study, required_performance=0.3)
     new = rows(tmp_path / "bf16" / "trials.jsonl")
     assert 1 <= len(new) <= 4
     model = ClassformerForSequenceClassification.from_pretrained(
@@ -431,7 +434,7 @@ def test_table_of_another_machine_is_answered_without_timing_here(build, study, 
     table = LatencyTable.load(study / "latency_table.json")
     foreign = dataclasses.replace(table, hardware={**table.hardware, "cpu": "another", "device_name": "another"})
     foreign.save(tmp_path / "foreign.json")
-    monkeypatch.setattr(FineTuneObjective, "measure", lambda *_: pytest.fail("timed here"))
+    monkeypatch.setattr(LatencyMeter, "measure", lambda *_: pytest.fail("timed here"))
     objective = build(tmp_path / "new")
     found, _ = search(objective, space, reuse=study, latency_table=str(tmp_path / "foreign.json"))
     assert found.result.best.measurement["latency_source"] == "table"
@@ -439,11 +442,10 @@ def test_table_of_another_machine_is_answered_without_timing_here(build, study, 
 
 
 def test_interrupted_validation_goes_on_with_the_same_examples(build, study, space, tmp_path, monkeypatch):
-    objective = build(tmp_path / "new", dtype=torch.bfloat16)
-    task, tokenizer, full = objective.task, objective.tokenizer, objective.full
-    other = Schedule((2, 1, 1))
-    supernet = SupernetObjective(study / "supernet", task, tokenizer, {full: 1.0, other: 0.5}, full, tmp_path)
-    supernet.predictions.mkdir()
+    objective = build(tmp_path / "new", dtype="bfloat16")
+    full, other = objective.full, Schedule((2, 1, 1))
+    supernet = SupernetObjective(study / "supernet", objective, {full: 1.0, other: 0.5})
+    supernet.predictions.mkdir(parents=True)
     np.save(supernet.predictions / f"{full.key}.npy", np.zeros(5, int))
     supernet.limit_examples([full, other], 1e9)
     supernet.predict([full, other])
@@ -486,12 +488,12 @@ def test_length_buckets_that_are_added_later_reach_the_model(build, study, space
     policy = Schedule((4, 4, 1), 0, ((18, Schedule((2, 4, 1))),))
     monkeypatch.setattr("classformer_hf.search.policy.choose_policy", lambda *_: policy)
 
-    def measure(objective, schedules, *_):
-        ratios = {one: 0.01 if one.buckets else 0.5 for one in schedules} | {objective.full: 1.0}
+    def compare(meter, schedules, *_):
+        ratios = {one: 0.01 if one.buckets else 0.5 for one in schedules} | {meter.full: 1.0}
         return {one: Latency(ratio, ratio, ratio, 1.0, 1.0, None, "wall", 1) for one, ratio in ratios.items()}
 
-    monkeypatch.setattr("classformer_hf.search.target.measure_directly", measure)
-    monkeypatch.setattr(FineTuneObjective, "measure", lambda self, one: {"latency_ratio": 0.01 if one.buckets else 0.5})
+    monkeypatch.setattr(LatencyMeter, "compare", compare)
+    monkeypatch.setattr(LatencyMeter, "measure", lambda self, one: {"latency_ratio": 0.01 if one.buckets else 0.5})
     settings = {"required_performance": 0.3, "num_winners": 1}
     found, _ = search(build(study), space, length_buckets=(18,), **settings)
     assert found.result.best.schedule == policy
@@ -506,8 +508,7 @@ def test_length_buckets_that_are_added_later_reach_the_model(build, study, space
 def test_objectives_can_be_sent_to_workers(build, study):
     objective = pickle.loads(pickle.dumps(build(study)))
     assert objective.task.fingerprint == build(study).task.fingerprint
-    tokenizer, task = objective.tokenizer, objective.task
-    supernet = SupernetObjective(study / "supernet", task, tokenizer, {objective.full: 1.0}, objective.full, study)
+    supernet = SupernetObjective(study / "supernet", objective, {objective.full: 1.0})
     supernet.load()
     assert pickle.loads(pickle.dumps(supernet))(objective.full) == supernet(objective.full)
 
@@ -515,7 +516,7 @@ def test_objectives_can_be_sent_to_workers(build, study):
 def test_direct_measurement_runs_every_schedule_on_one_model(build, tmp_path):
     objective = build(tmp_path)
     short = Schedule((4, 4, 1))
-    latency = measure_directly(objective, [short], rounds=2)
+    latency = objective.meter.compare([short], rounds=2)
     assert set(latency) == {objective.full, short}
     assert latency[objective.full].ratio == 1
 
@@ -573,7 +574,7 @@ def world(build, study, space, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(SupernetObjective, "__call__", validate)
     monkeypatch.setattr(SupernetObjective, "look_up", lambda self, schedule: time(schedule))
-    monkeypatch.setattr(FineTuneObjective, "measure", lambda self, schedule: time(schedule))
+    monkeypatch.setattr(LatencyMeter, "measure", lambda self, schedule: time(schedule))
     monkeypatch.setattr("classformer_hf.search.stages.remeasure", remeasure)
     monkeypatch.setattr("classformer_hf.search.stages.EXTRA_TRIALS", 3)
     monkeypatch.setattr("classformer_hf.search.stages.prune_models", lambda *_: None)
@@ -690,9 +691,9 @@ def scored(build, tmp_path, tiny_roberta_two_labels, monkeypatch):
         monkeypatch.setattr(FineTuneObjective, "load", load)
         monkeypatch.setattr(objective_module, "fine_tune", fine_tune)
         monkeypatch.setattr(reference_module, "fine_tune", fine_tune)
-        monkeypatch.setattr(objective_module, "standard_error", lambda *_: 0.02)
+        monkeypatch.setattr("classformer_hf.search.models.standard_error", lambda *_: 0.02)
         measured = winners(winners.full)
-        model = ClassformerForSequenceClassification.from_pretrained(winners.model_folder(winners.full))
+        model = ClassformerForSequenceClassification.from_pretrained(winners.models.folder(winners.full))
         assert float(model.classifier.out_proj.bias[0].detach()) == pytest.approx(measured["score"]), "that very model"
         return measured
 
@@ -728,7 +729,7 @@ def test_given_classifier_is_checked_before_anything_is_trained(
     def train_supernet(*_):
         raise Begun
 
-    def check(trial):
+    def check(stage, trial):
         raise ValueError(f"asked too little of {trial.score}")
 
     result = FineTuned(score, None, np.zeros(12, int), 1.0, 0)

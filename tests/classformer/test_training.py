@@ -17,6 +17,7 @@ from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.evaluation import predict
 from redundancy_hf.labels import MULTI_LABEL, REGRESSION
 from redundancy_hf.task import TaskArguments
+from redundancy_hf.timing import Target
 from redundancy_hf.training import SaveCodeCallback, find_checkpoint
 
 
@@ -165,10 +166,10 @@ def test_mixed_precision_does_not_change_the_measured_latency(tiny_roberta_folde
         output_dir=str(tmp_path), use_cpu=True, bf16=True, num_train_epochs=1, disable_tqdm=True
     )
     objective = FineTuneObjective(
-        str(tiny_roberta_folder), task.without_test(), tiny_tokenizer, arguments, latency_rounds=40
+        str(tiny_roberta_folder), task.without_test(), tiny_tokenizer, arguments, Target(rounds=40)
     )
     objective(Schedule((1, 1, 1)))
-    measurement = objective.measure(Schedule((1, 1, 1)))
+    measurement = objective.meter.measure(Schedule((1, 1, 1)))
     assert measurement["latency_ratio"] == pytest.approx(1, abs=0.12)
     saved = ClassformerForSequenceClassification.from_pretrained(tmp_path / "models" / "1-1-1_eta0")
     assert saved.dtype == torch.float32

@@ -87,6 +87,11 @@ def test_readme_is_short_and_begins_with_code():
     assert any(line.startswith("```") for line in lines[:15]), "the first code block begins after line 15"
 
 
+def test_readme_links_to_nothing_that_only_a_clone_has():
+    # a package index shows it without the files beside it
+    assert re.findall(r"\]\((?!https://|#)[^)]*", (ROOT / "README.md").read_text()) == []
+
+
 def test_makefile_documents_every_target():
     text = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE).group(1).split())

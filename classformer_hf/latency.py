@@ -5,8 +5,8 @@ schedule, as the look-up tables of Wang et al. 2020 ("HAT", section 3.2) do for 
 
 - every layer of the stack runs on the same input and the time is divided by their number, so that no layer finds its
   weights in a cache where the whole model would not;
-- grid points take turns in random order, each between two passes of one anchor (the full model on a middle length), and
-  the median over rounds of time relative to the anchor is kept: other work on the machine slows both;
+- every grid point takes turns with one anchor (the full model on a middle length), and the median over rounds of time
+  relative to the anchor is kept: other work on the machine slows both;
 - what is no layer (embedding, head, the Python around them) is timed as a pass of a model without layers.
 """
 
@@ -15,7 +15,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from redundancy_hf.timing import _choose_clock, _ready_to_time, _time_forward, hardware_fingerprint, is_same_hardware
+from redundancy_hf.timing import Target, Times, is_same_hardware, ready_to_time, time_in_turns
 
 from .configuration_classformer import ClassformerConfig, shorten
 from .modeling_classformer import ClassformerForSequenceClassification
@@ -44,6 +43,7 @@ SHAPE_FIELDS = (
 )
 # in a round: these layers are in nearly every schedule, and the full model, which all are compared with, has no others
 KEEP_TIMINGS = 2
+ANCHOR = "anchor"
 LARGEST_MEAN_DRIFT = 0.05
 SMALLEST_GAP = 0.05
 FORMAT_VERSION = 2
@@ -193,12 +193,9 @@ class LatencyTable:
                 f"the latency table ends at {self.max_tokens} tokens, inputs have up to {max_tokens}; build another."
             )
 
-    def describes_this_machine(
-        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, threads: int = 1
-    ) -> bool:
-        """Whether the table was built on hardware and with libraries like those that run now."""
-        now = hardware_fingerprint(device, dtype) | {"threads": threads}
-        return is_same_hardware(self.hardware, now)
+    def describes_this_machine(self, target: Target = Target()) -> bool:
+        """Whether the table was built for a target, on hardware and with libraries like those that run now."""
+        return is_same_hardware(self.hardware, target.hardware)
 
     def save(self, path: str | Path):
         """Write the table as JSON, one entry a line."""
@@ -248,69 +245,55 @@ def choose_grid(max_tokens: int) -> list[int]:
     return [tokens for tokens in GRID_TOKENS if tokens < max_tokens] + [max_tokens]
 
 
-def count_steps(max_tokens: int, rounds: int) -> int:
-    """Count the calls of `on_step` that `build_latency_table` makes at most."""
+def count_passes(max_tokens: int, rounds: int) -> int:
+    """Count the passes, of a model or as long as one, that `build_latency_table` makes at most."""
     num_lengths = len(choose_grid(max_tokens))
-    return (1 + rounds) * (num_lengths * (num_lengths + 1) // 2 + (2 + KEEP_TIMINGS) * num_lengths + 1)
+    return 2 * (1 + rounds) * (num_lengths * (num_lengths + 1) // 2 + (2 + KEEP_TIMINGS) * num_lengths + 1)
 
 
 def build_latency_table(
     config: ClassformerConfig,
     max_tokens: int,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    threads: int = 1,
-    rounds: int = 30,
+    target: Target = Target(rounds=30),
     max_seconds: float = 150.0,
-    on_step: Callable[[], Any] | None = None,
+    on_round: Callable[[], Any] | None = None,
 ) -> LatencyTable:
     """Time the parts of a model with random weights: their values make no difference.
 
     Args:
         config: Gives the shape of the model; its own schedule is ignored.
         max_tokens: Longest input that shall be predicted.
-        device: Where the model runs.
-        dtype: Precision of its weights.
-        threads: CPU threads; above 1 the clock is wall time, which other processes disturb.
-        rounds: Timed passes over the grid.
+        target: What is timed on; its rounds are timed passes over the grid.
         max_seconds: No round starts that would probably end later.
-        on_step: Called after every timed part, outside the clocks (a progress bar's `update`).
+        on_round: Called after every pass over the grid, one before the timed ones included.
 
     Raises:
-        ValueError: A number is below 1, or the model cannot read `max_tokens`.
+        ValueError: `max_tokens` is below 1, or more than the model can read.
     """
-    if min(max_tokens, threads, rounds) < 1:
-        raise ValueError(
-            f"`max_tokens`, `threads` and `rounds` must be >= 1, got {max_tokens}, {threads} and {rounds}."
-        )
     longest = config.max_position_embeddings - (config.pad_token_id or 0) - 1
-    if max_tokens > longest:
-        raise ValueError(f"the model reads at most {longest} tokens, got `max_tokens` = {max_tokens}.")
-    started, threads_before = time.monotonic(), torch.get_num_threads()
-    config = copy.deepcopy(config)
+    if not 1 <= max_tokens <= longest:
+        raise ValueError(f"the model reads 1 to {longest} tokens, got `max_tokens` = {max_tokens}.")
+    started, config = time.monotonic(), copy.deepcopy(config)
     config.gamma, config.eta = [1] * config.num_hidden_layers, 0
-    device = torch.device(device)
-    model: Any = ClassformerForSequenceClassification(config)
-    model.to(device=device, dtype=dtype)
-    torch.set_num_threads(threads)
-    try:
-        with _ready_to_time({"": model}, device):
-            timings = _Timings(_list_jobs(model, choose_grid(max_tokens)), _make_pass(model, max(max_tokens // 4, 1)))
-            clock, deadline = _choose_clock(device), started + max_seconds
-            done = timings.run(lambda job: _time_forward(job, {}, clock, device)[1], rounds, deadline, on_step)
-        hardware = hardware_fingerprint(device, dtype)
-    finally:
-        torch.set_num_threads(threads_before)
+    model: Any = target.place(ClassformerForSequenceClassification(config))
+    anchor_tokens = max(max_tokens // 4, 1)
+    anchor = _make_pass(model, anchor_tokens)
+    with target.use_threads(), ready_to_time({"": model}, model.device):
+        jobs = _list_jobs(model, choose_grid(max_tokens))
+        jobs += [job for job in jobs if job.part == "keep"] * (KEEP_TIMINGS - 1)
+        groups = [{ANCHOR: anchor, "part": job.call} for job in jobs]
+        deadline = started + max_seconds
+        times = time_in_turns(groups, target.rounds, 1, device=model.device, on_round=on_round, deadline=deadline)
     return LatencyTable(
         shape=describe_shape(model.config),
-        hardware=hardware,
-        clock=clock,
-        anchor_tokens=max(max_tokens // 4, 1),
-        anchor_ms=float(np.median(timings.anchor_ms)),
-        rounds=done,
+        hardware=target.hardware,
+        clock=times.clock,
+        anchor_tokens=anchor_tokens,
+        anchor_ms=float(np.median(times.ticks[ANCHOR])),
+        rounds=len(times.ticks[ANCHOR]),
         build_seconds=round(time.monotonic() - started, 1),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        entries=tuple(timings.summarise()),
+        entries=tuple(_summarise(jobs, times)),
     )
 
 
@@ -369,46 +352,13 @@ def _without_layers(model: Any) -> Any:
     return outside.eval()
 
 
-class _Timings:
-    """Times of jobs relative to an anchor that runs before and after each."""
-
-    def __init__(self, jobs: Sequence[_Job], anchor: Callable[[], Any]):
-        self.jobs, self.anchor = jobs, anchor
-        self.anchor_ms: list[float] = []
-        self.ratios: list[list[float]] = [[] for _ in jobs]
-
-    def run(
-        self,
-        measure_ms: Callable[[Callable[[], Any]], float],
-        rounds: int,
-        deadline: float,
-        on_step: Callable[[], Any] | None,
-    ) -> int:
-        """Make one untimed round, then as many as are asked or fit; returns their number, at least 1."""
-        order = [index for index, job in enumerate(self.jobs) for _ in range(KEEP_TIMINGS if job.part == "keep" else 1)]
-        generator = random.Random(0)
-        for round_index in range(-1, rounds):
-            round_started = time.monotonic()
-            generator.shuffle(order)
-            before = measure_ms(self.anchor)
-            for index in order:
-                job_ms, after = measure_ms(self.jobs[index].call), measure_ms(self.anchor)
-                if round_index >= 0:
-                    self.anchor_ms.append(after)
-                    self.ratios[index].append(2 * job_ms / (before + after))
-                before = after
-                if on_step is not None:
-                    on_step()
-            now = time.monotonic()
-            if round_index >= 0 and now + (now - round_started) > deadline:
-                return round_index + 1
-        return rounds
-
-    def summarise(self) -> Iterator[Entry]:
-        """Give median and quartiles in milliseconds of the median anchor."""
-        for job, ratios in zip(self.jobs, self.ratios, strict=True):
-            low, middle, high = np.median(self.anchor_ms) * np.percentile(ratios, [25, 50, 75]) / job.repeats
-            yield Entry(job.part, job.tokens_in, job.tokens_out, float(middle), float(low), float(high))
+def _summarise(jobs: Sequence[_Job], times: Times) -> Iterator[Entry]:
+    """Give median and quartiles in milliseconds of the median anchor, which ran beside every job."""
+    ratios = times.ticks["part"] / times.ticks[ANCHOR]  # (rounds, jobs)
+    for job in dict.fromkeys(jobs):
+        own = ratios[:, [index for index, other in enumerate(jobs) if other == job]]
+        low, middle, high = (np.median(times.ticks[ANCHOR]) * np.percentile(own, [25, 50, 75]) / job.repeats).tolist()
+        yield Entry(job.part, job.tokens_in, job.tokens_out, middle, low, high)
 
 
 def compare_latencies(predicted: np.ndarray, direct: np.ndarray) -> dict[str, Any]:
@@ -476,7 +426,7 @@ __all__ = [
     "build_latency_table",
     "choose_grid",
     "compare_latencies",
-    "count_steps",
+    "count_passes",
     "describe_shape",
     "drift",
 ]

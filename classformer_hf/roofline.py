@@ -1,7 +1,5 @@
 """The matrix products of a model alone, and interleaved timing of anything: what a pass could take at best."""
 
-import random
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from redundancy_hf.timing import time_in_turns
 
 
 def list_products(model: Any, tokens_in: int, lengths: list[int]) -> list[tuple]:
@@ -58,17 +58,9 @@ def run_all(products: list[tuple]) -> Callable[[], None]:
 
 def measure(calls: dict[Any, Callable[[], Any]], rounds: int, what: str) -> dict[Any, np.ndarray]:
     """Give the processor time of every call in every round, in milliseconds, (rounds,)."""
-    found: dict[Any, list[float]] = {name: [] for name in calls}
-    generator = random.Random(0)
     with torch.inference_mode(), tqdm(total=rounds + 2, desc=what, unit="round") as bar:
-        for index in range(-2, rounds):
-            for name in generator.sample(list(calls), len(calls)):
-                started = time.thread_time()
-                calls[name]()
-                if index >= 0:
-                    found[name].append(1000 * (time.thread_time() - started))
-            bar.update()
-    return {name: np.array(times) for name, times in found.items()}
+        times = time_in_turns([calls], rounds, clock="thread_cpu", on_round=bar.update)
+    return {name: ticks[:, 0] for name, ticks in times.ticks.items()}
 
 
 __all__ = ["list_products", "measure", "run_all"]

@@ -11,8 +11,6 @@ With --training, steps of training are timed instead, relative to a plain autoen
 """
 
 import copy
-import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +23,7 @@ from avae_hf import AVAEModel
 from avae_hf.data import ShapeTaskArguments, load_processor, load_task
 from avae_hf.pose_search_avae import PoseObjective, search_pose
 from redundancy_hf.command import parse_call, run_command, write_record
-from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.timing import hardware_fingerprint, time_in_turns
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -66,20 +64,17 @@ def build_steps(model: Any, images: torch.Tensor) -> Calls:
     return {name: lambda model=model: step(model) for name, model in models.items()}
 
 
-def time_in_turns(calls: Calls, reference: str, rounds: int) -> tuple[dict[str, dict], dict[str, list]]:
+def time_calls(calls: Calls, reference: str, rounds: int) -> tuple[dict[str, dict], dict[str, list]]:
     """Let functions take turns in an order drawn anew.
 
     Returns:
         Median, smallest and largest ratio of processor time to the reference's of the same round, and what all gave.
     """
-    order = random.Random(0)
-    times, results = ({name: [] for name in calls} for _ in range(2))
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name in order.sample(list(calls), len(calls)):
-            started = time.process_time()
-            results[name].append(calls[name]())
-            times[name].append(time.process_time() - started)
-    ratios = {name: np.array(values) / times[reference] for name, values in times.items()}
+    results: dict[str, list] = {name: [] for name in calls}
+    noted = {name: lambda name=name: results[name].append(calls[name]()) for name in calls}
+    with tqdm(total=rounds, desc="rounds") as bar:
+        ticks = time_in_turns([noted], rounds, 0, "process_cpu", on_round=bar.update).ticks
+    ratios = {name: values / ticks[reference] for name, values in ticks.items()}
     rows = {
         name: {"time_ratio": float(np.median(of)), "low": float(of.min()), "high": float(of.max())}
         for name, of in ratios.items()
@@ -95,7 +90,7 @@ def losses_at(model: Any, images: torch.Tensor, alpha: torch.Tensor | None) -> n
 
 def compare_searches(model: Any, images: torch.Tensor, rounds: int) -> dict:
     """Time searches of the images' poses, and compare the losses at what they find."""
-    rows, poses = time_in_turns(build_searches(model, images), "direct", rounds)
+    rows, poses = time_calls(build_searches(model, images), "direct", rounds)
     losses = {name: np.mean([losses_at(model, images, alpha) for alpha in found], 0) for name, found in poses.items()}
     unmoved = losses_at(model, images, None)
     for name, row in rows.items():
@@ -138,7 +133,7 @@ def run(
     number = min(num_inputs, len(posed))
     images = posed.collate([posed[row] for row in range(number)])["pixel_values"]
     if training:
-        rows, _ = time_in_turns(build_steps(loaded, images), "plain", rounds)
+        rows, _ = time_calls(build_steps(loaded, images), "plain", rounds)
         found = {"kind": "training", "rows": rows}
     else:
         found = compare_searches(loaded, images, rounds)

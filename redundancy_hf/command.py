@@ -82,7 +82,8 @@ def parse_call(
     """Parse flags into the arguments of a function: its signature is the command line, its docstring the help.
 
     Args:
-        function: Each parameter is a flag; one that is annotated with a dataclass brings the flags of its fields.
+        function: Each parameter is a flag; one that is annotated with a dataclass brings the flags of its fields,
+            which have the defaults of the parameter's, if it has one.
             `Literal`, or `Annotated[str, {"choices": [...]}]`, gives choices.
         description: As for [`parse_arguments`], like the others.
         arguments: The command line; `sys.argv` by default.
@@ -93,9 +94,11 @@ def parse_call(
     """
     _, helps, _ = parse_google_format_docstring(inspect.cleandoc(function.__doc__ or ""))
     own, groups = [], {}
+    defaults: dict[str, Any] = {}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
+            defaults |= {} if parameter.default is parameter.empty else vars(parameter.default)
         else:
             own.append(_describe_flag(parameter, helps[name] if helps else ""))
     first, *others = parse_arguments(
@@ -103,6 +106,7 @@ def parse_call(
         description,
         arguments,
         positional,
+        defaults,
     )
     return {**vars(first), **dict(zip(groups, others, strict=True))}
 
@@ -137,6 +141,7 @@ def parse_arguments(
     description: str,
     arguments: list[str] | None = None,
     positional: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple:
     """Parse flags into dataclasses; a first argument `recipe.json` sets defaults that flags override.
 
@@ -145,6 +150,7 @@ def parse_arguments(
         description: Shown by `--help`.
         arguments: The command line; `sys.argv` by default.
         positional: The argument whose values may also stand first, without its flag.
+        defaults: Of flags, instead of the dataclasses'.
 
     Returns:
         One instance per dataclass.
@@ -155,6 +161,7 @@ def parse_arguments(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
+    parser.set_defaults(**(defaults or {}))
     KNOWN_FLAGS.clear()
     KNOWN_FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
     # without the usage of a hundred flags

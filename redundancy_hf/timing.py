@@ -6,6 +6,8 @@ within one round.
 """
 
 import ctypes
+import functools
+import math
 import multiprocessing
 import os
 import platform
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 
 INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 PASSING_FIELDS = ("load_average", "python")  # of the hardware, what may differ between timings on one machine
-# instruction sets that decide how fast a matrix product is, x86 first
+CLOCKS = ("thread_cpu", "process_cpu", "wall", "cuda_event")
 # busy processes end by themselves if this one is killed
 LONGEST_BUSY_SECONDS = 600
+# instruction sets that decide how fast a matrix product is, x86 first
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 
 
@@ -138,6 +141,85 @@ class Latency:
     rounds: int
 
 
+@dataclass(frozen=True)
+class Times:
+    """What [`time_in_turns`] measured, in milliseconds.
+
+    Attributes:
+        wall: Wall time of every call by name, (rounds, groups).
+        ticks: Likewise by `clock`.
+        clock: "thread_cpu", "process_cpu", "wall" or "cuda_event".
+    """
+
+    wall: dict[Any, np.ndarray]
+    ticks: dict[Any, np.ndarray]
+    clock: str
+
+    def compare(self, reference: Any) -> dict[Any, Latency]:
+        """Divide the mean over groups by the reference's in the same round."""
+        base, is_cpu = self.ticks[reference].mean(axis=1), self.clock in ("thread_cpu", "process_cpu")
+        latencies = {}
+        for name, ticks in self.ticks.items():
+            low, middle, high = np.percentile(ticks.mean(axis=1) / base, [25, 50, 75]).tolist()
+            p50, p90 = np.percentile(self.wall[name], [50, 90]).tolist()
+            cpu = float(np.median(ticks)) if is_cpu else None
+            latencies[name] = Latency(middle, low, high, p50, p90, cpu, self.clock, len(ticks))
+        return latencies
+
+
+def time_in_turns(
+    groups: Sequence[Mapping[Any, Callable[[], Any]]],
+    rounds: int,
+    warmup: int = 2,
+    clock: str | None = None,
+    device: str | torch.device = "cpu",
+    on_round: Callable[[], Any] | None = None,
+    seconds_per_turn: float = 0.0,
+    deadline: float = math.inf,
+) -> Times:
+    """Time calls against each other: in every round all of a group take a turn, in an order drawn anew.
+
+    Args:
+        groups: Calls by the same names, one group after the other.
+        rounds: Timed passes over all groups.
+        warmup: Untimed ones before them.
+        clock: By default the thread's processor time with one thread on a CPU, which other processes hardly disturb;
+            wall time with several, whose work it would miss; a pair of events on a CUDA device. "process_cpu" is for
+            runtimes that work in threads of their own.
+        device: Where the calls work.
+        on_round: Called after every round, untimed ones included, outside the clocks (a progress bar's `update`).
+        seconds_per_turn: A call is repeated within its turn until about so long is up.
+        deadline: By `time.monotonic()`; after the first, no timed round starts that would probably end later.
+
+    Raises:
+        ValueError: `rounds` is below 1, `warmup` negative or the clock unknown.
+    """
+    if clock not in (None, *CLOCKS):
+        raise ValueError(f"`clock` must be one of {', '.join(CLOCKS)}, got {clock!r}.")
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"`rounds` must be >= 1 and `warmup` >= 0, got {rounds} and {warmup}.")
+    device = torch.device(device)
+    clock, names, generator = clock or _choose_clock(device), list(groups[0]), random.Random(0)
+    repeats = {name: _count_repeats(groups[0][name], seconds_per_turn, device) for name in names}
+    found = np.zeros((rounds, len(groups), len(names), 2))
+    for index in range(-warmup, rounds):
+        started = time.monotonic()
+        for number, group in enumerate(groups):
+            # a fixed order would give every call the caches that the same predecessor leaves
+            for place in generator.sample(range(len(names)), len(names)):
+                elapsed = _time_call(group[names[place]], repeats[names[place]], clock, device)
+                if index >= 0:
+                    found[index, number, place] = elapsed
+        if on_round is not None:
+            on_round()
+        now = time.monotonic()
+        if index >= 0 and 2 * now - started > deadline:
+            found = found[: index + 1]
+            break
+    wall, ticks = ({name: found[:, :, place, kind] for place, name in enumerate(names)} for kind in (0, 1))
+    return Times(wall, ticks, clock)
+
+
 def measure_latency(
     models: Mapping[str, nn.Module],
     inputs: Sequence[Mapping[str, torch.Tensor]],
@@ -147,11 +229,7 @@ def measure_latency(
     on_round: Callable[[], Any] | None = None,
     clock: str | None = None,
 ) -> dict[str, Latency]:
-    """Measure models against each other, all of them on every input in every round.
-
-    With one thread on a CPU the clock is the thread's processor time, which other processes hardly disturb. With
-    several threads it would miss what the others do, so the clock is wall time; on a CUDA device it is a pair of
-    events.
+    """Measure models against each other, all of them on every input in every round; see [`time_in_turns`].
 
     Args:
         models: Models by name, all on one device; they are called in eval mode and get their mode back.
@@ -159,8 +237,8 @@ def measure_latency(
         reference: Name of the model that the others are divided by.
         rounds: Timed passes over all inputs.
         warmup: Untimed passes over all inputs before them.
-        on_round: Called after every pass, untimed ones included, outside the clocks (a progress bar's `update`).
-        clock: "process_cpu" for runtimes that work in threads of their own; by default as above.
+        on_round: Called after every pass, untimed ones included, outside the clocks.
+        clock: As of [`time_in_turns`].
 
     Returns:
         A `Latency` per model, the reference included (its ratio is 1).
@@ -173,28 +251,11 @@ def measure_latency(
         raise ValueError(f"`reference` must name one of the models {list(models)}, got {reference!r}.")
     if len(inputs) == 0:
         raise ValueError("`inputs` is empty: a latency needs at least one input.")
-    if clock not in (None, "thread_cpu", "process_cpu", "wall", "cuda_event"):
-        raise ValueError(f"`clock` must be thread_cpu, process_cpu, wall or cuda_event, got {clock!r}.")
-    if rounds < 1 or warmup < 0:
-        raise ValueError(f"`rounds` must be >= 1 and `warmup` >= 0, got {rounds} and {warmup}.")
     device = _common_device(models)
-    clock = clock or _choose_clock(device)
     moved = [{name: tensor.to(device) for name, tensor in single.items()} for single in inputs]
-    wall = {name: np.zeros((rounds, len(inputs))) for name in models}
-    ticks = {name: np.zeros((rounds, len(inputs))) for name in models}
-    # a fixed order would give every model the caches that the same predecessor leaves
-    generator = random.Random(0)
-    with _ready_to_time(models, device):
-        for round_index in range(-warmup, rounds):
-            for input_index, single in enumerate(moved):
-                for name in generator.sample(list(models), len(models)):
-                    wall_ms, clock_ms = _time_forward(models[name], single, clock, device)
-                    if round_index >= 0:
-                        wall[name][round_index, input_index] = wall_ms
-                        ticks[name][round_index, input_index] = clock_ms
-            if on_round is not None:
-                on_round()
-    return {name: _summarise(wall[name], ticks[name], ticks[reference], clock) for name in models}
+    groups = [{name: functools.partial(model, **single) for name, model in models.items()} for single in moved]
+    with ready_to_time(models, device):
+        return time_in_turns(groups, rounds, warmup, clock, device, on_round).compare(reference)
 
 
 def measure_pass_memory(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int | None:
@@ -212,7 +273,7 @@ def measure_pass_memory(model: nn.Module, inputs: Mapping[str, torch.Tensor]) ->
     """
     device = _common_device({"model": model})
     moved = {name: tensor.to(device) for name, tensor in inputs.items()}
-    with _ready_to_time({"model": model}, device):
+    with ready_to_time({"model": model}, device):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
@@ -299,7 +360,7 @@ def _choose_clock(device: torch.device) -> str:
 
 
 @contextmanager
-def _ready_to_time(models: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
+def ready_to_time(models: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
     """Put the models in eval mode, record no gradients and make `device` current; undo all of it on exit."""
     was_training = {name: model.training for name, model in models.items()}
     try:
@@ -312,40 +373,31 @@ def _ready_to_time(models: Mapping[str, nn.Module], device: torch.device) -> Ite
             model.train(was_training[name])
 
 
-def _time_forward(
-    model: Callable[..., Any], single: Mapping[str, torch.Tensor], clock: str, device: torch.device
-) -> tuple[float, float]:
-    """Return the wall time and the time by `clock` of one call, in milliseconds."""
-    if clock == "cuda_event":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        wall_start = time.perf_counter()
-        start.record()
-        model(**single)
-        end.record()
-        end.synchronize()
-        return 1000 * (time.perf_counter() - wall_start), start.elapsed_time(end)
+def _time_call(call: Callable[[], Any], repeats: int, clock: str, device: torch.device) -> tuple[float, float]:
+    """Return the wall time and the time by `clock` of one of so many calls, in milliseconds."""
     read_cpu = time.process_time if clock == "process_cpu" else time.thread_time
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if clock == "cuda_event" else []
     wall_start, cpu_start = time.perf_counter(), read_cpu()
-    model(**single)
-    if device.type != "cpu":
+    for event in events[:1]:
+        event.record()
+    for _ in range(repeats):
+        call()
+    for event in events[1:]:
+        event.record()
+        event.synchronize()
+    if device.type != "cpu" and not events:
         torch.accelerator.synchronize(device)
     cpu_ms, wall_ms = 1000 * (read_cpu() - cpu_start), 1000 * (time.perf_counter() - wall_start)
-    return wall_ms, wall_ms if clock == "wall" else cpu_ms
+    clock_ms = events[0].elapsed_time(events[1]) if events else wall_ms if clock == "wall" else cpu_ms
+    return wall_ms / repeats, clock_ms / repeats
 
 
-def _summarise(wall: np.ndarray, ticks: np.ndarray, reference_ticks: np.ndarray, clock: str) -> Latency:
-    """Reduce times in milliseconds, each (rounds, inputs), to a `Latency`."""
-    ratio_low, ratio, ratio_high = np.percentile(ticks.mean(axis=1) / reference_ticks.mean(axis=1), [25, 50, 75])
-    return Latency(
-        ratio=float(ratio),
-        ratio_low=float(ratio_low),
-        ratio_high=float(ratio_high),
-        wall_p50_ms=float(np.percentile(wall, 50)),
-        wall_p90_ms=float(np.percentile(wall, 90)),
-        cpu_p50_ms=float(np.percentile(ticks, 50)) if clock in ("thread_cpu", "process_cpu") else None,
-        clock=clock,
-        rounds=len(wall),
-    )
+def _count_repeats(call: Callable[[], Any], seconds: float, device: torch.device) -> int:
+    """Say how often a call fits into so many seconds, at least once."""
+    if not seconds:
+        return 1
+    call()
+    return max(1, round(1000 * seconds / max(_time_call(call, 1, "wall", device)[0], 1e-3)))
 
 
 def keep_busy(ready, stop) -> None:
@@ -384,9 +436,12 @@ def busy_machine(num_processes: int) -> Iterator[None]:
 __all__ = [
     "Latency",
     "Target",
+    "Times",
     "busy_machine",
     "hardware_fingerprint",
     "measure_latency",
     "measure_pass_memory",
+    "ready_to_time",
     "sample_inputs",
+    "time_in_turns",
 ]

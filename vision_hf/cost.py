@@ -1,15 +1,14 @@
 """What shared convolutions cost: forward and training time against the plain convolutions that they stand for."""
 
-import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from redundancy_hf.timing import time_in_turns
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,9 @@ def measure_ratios(
         rounds: Number of ratios behind the median.
         seconds_per_call: A function is repeated within its turn until about so long is up.
     """
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        started = time.process_time()
-        call()
-        seconds = max(time.process_time() - started, 1e-6)
-        repeats[name] = max(1, round(seconds_per_call / seconds))
-    generator = random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name in generator.sample(list(calls), len(calls)):
-            call = calls[name]
-            started = time.process_time()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.process_time() - started) / repeats[name])
-    base = np.array(times[reference])
-    quartiles = {name: np.percentile(np.array(values) / base, [25, 50, 75]) for name, values in times.items()}
-    return {name: TimeRatio(float(middle), float(low), float(high)) for name, (low, middle, high) in quartiles.items()}
+    times = time_in_turns([calls], rounds, 1, "process_cpu", seconds_per_turn=seconds_per_call)
+    found = times.compare(reference)
+    return {name: TimeRatio(one.ratio, one.ratio_low, one.ratio_high) for name, one in found.items()}
 
 
 def forward_call(layer: nn.Module, images: torch.Tensor) -> Callable[[], Any]:

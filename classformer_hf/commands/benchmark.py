@@ -10,15 +10,18 @@ models take turns on every input.
     redundancy-hf benchmark runs/full --peers bert distilbert funnel-small --lengths 128 512
     redundancy-hf benchmark runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --update_card
 
+Texts have random token ids, a length at a time; with --dataset_name they are those of a data set, at evenly spaced
+quantiles of its lengths, tokenised by the first model's tokenizer and cut as in its training.
 Peers are architectures of transformers with random weights and the sizes of their configurations: what they cost does
 not depend on the weights. `--peer_config` gives them other sizes, as those of your model.
 With one thread (the default) the ratio is made of processor time, so other work on the machine hardly changes it. Wall
 times of single texts stand beside it; those do depend on the machine's load, which the output records.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,7 +29,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.cards import add_results, find_task, latency_results
-from redundancy_hf.command import parse_arguments, write_record
+from redundancy_hf.command import parse_call, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.evaluation import (
     IMAGE,
@@ -40,93 +43,118 @@ from redundancy_hf.evaluation import (
 from redundancy_hf.isolation import make_inputs
 from redundancy_hf.record import read_max_length
 from redundancy_hf.runtimes import ExportedClassifier
-from redundancy_hf.task import TaskArguments
-from redundancy_hf.timing import hardware_fingerprint, measure_latency, measure_pass_memory, sample_inputs
+from redundancy_hf.task import TaskArguments, TaskFlags
+from redundancy_hf.timing import Target, measure_latency, measure_pass_memory, sample_inputs
 
-from ..architectures import PEERS, build_peers, count_executed_flops
+from ..architectures import build_peers, count_executed_flops
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
 WARMUP = 5
 
 
-@dataclass
-class BenchmarkArguments:
-    """What to compare, on which inputs, and how."""
+def compare_latency(
+    models: Sequence[str] = (),
+    peers: Sequence[str] = (),
+    peer_config: str = "{}",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    lengths: Sequence[int] | None = None,
+    batch_size: int = 1,
+    num_inputs: int = 16,
+    results_file: str | None = None,
+    figure: str | None = None,
+    update_card: bool = False,
+    task: TaskFlags = TaskFlags(),
+    target: Target = Target(),
+) -> dict[str, Any]:
+    """Time saved classifiers and other architectures side by side.
 
-    models: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Saved model folders or Hub names, also without the flag; the others are compared with the first "
-            "one, or with the first peer."
-        },
-    )
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of models on the Hub; pin one whose code you have read."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code of a model on the Hub that is not the installed packages'."}
-    )
-    peers: list[str] = field(
-        default_factory=list, metadata={"help": f"Architectures with random weights: {', '.join(PEERS)}."}
-    )
-    peer_config: str = field(
-        default="{}", metadata={"help": "Settings of every peer, as JSON: '{\"num_hidden_layers\": 6}'."}
-    )
-    batch_size: int = field(default=1, metadata={"help": "Inputs of a pass, all of one length."})
-    lengths: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Input lengths in tokens; each is measured by itself on random token ids. By default those of "
-            f"{' '.join(map(str, DEFAULT_LENGTHS))} that every model can read."
-        },
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Measure on this dataset's own token lengths instead: a GLUE task (mrpc), a Hub name, a folder or "
-            "one file (parquet, csv, json). Its texts are tokenised by the first model's tokenizer."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the texts; inferred by default."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second texts, if any."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; inferred by default."})
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longer texts of the dataset are cut to so many tokens. Default: as in the training of the first "
-            "model, if its task.json says so, else 128."
-        },
-    )
-    num_inputs: int = field(
-        default=16, metadata={"help": "Texts of the dataset, at evenly spaced quantiles of its lengths."}
-    )
-    rounds: int = field(default=20, metadata={"help": "Timed rounds; more rounds, narrower quartiles."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; above 1 the ratio is made of wall time."})
-    device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, mps ..."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Number format of all models."}
-    )
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for numbers, hardware and command."})
-    figure: str | None = field(default=None, metadata={"help": "PNG of time against length (thesis figure 5.13)."})
-    update_card: bool = field(
-        default=False, metadata={"help": "Write p50 and p90 into the model card of every folder, for the Hub."}
-    )
+    Args:
+        models: Saved model folders or Hub names, also without the flag; the others are compared with the first one, or
+            with the first peer.
+        peers: Architectures with random weights: bert, roberta, distilbert, deberta-v3, funnel-small ...
+        peer_config: Settings of every peer, as JSON: '{"num_hidden_layers": 6}'.
+        revision: Branch, tag or commit of models on the Hub; pin one whose code you have read.
+        trust_remote_code: Run code of a model on the Hub that is not the installed packages'.
+        lengths: Input lengths in tokens; each is measured by itself on random token ids. By default those of 16, 32,
+            64, 128 and 256 that every model can read.
+        batch_size: Inputs of a pass, all of one length.
+        num_inputs: Texts of the data set, at evenly spaced quantiles of its lengths.
+        results_file: JSON file for numbers, hardware and command.
+        figure: PNG of time against length (thesis figure 5.13).
+        update_card: Write p50 and p90 into the model card of every folder, for the Hub.
+        task: The data set to take texts from; of its splits the validation split is read.
+        target: Where the models run.
+
+    Returns:
+        The hardware, and a measurement per model and group of inputs.
+
+    Raises:
+        ValueError: There is nothing to measure, or the models and the inputs do not fit each other.
+    """
+    check_choices(models, peers, lengths, batch_size, num_inputs, update_card, task.dataset_name)
+    check_device(target.device)
+    with target.use_threads():
+        loaded, kind = load_models(models, peers, peer_config, revision, trust_remote_code, target)
+        if kind == IMAGE:
+            if lengths or task.dataset_name or figure:
+                raise ValueError(
+                    "--lengths, --dataset_name and --figure are for models of texts; images are random pixels."
+                )
+            source, groups = "random pixels", make_random_images(loaded, batch_size, target.torch_dtype)
+        elif task.dataset_name is None:
+            source, groups = "random ids", make_random_texts(loaded, lengths, batch_size)
+        else:
+            source, folder = Path(task.dataset_name).name, resolve_folder(models[0], revision, trust_remote_code)
+            groups = [make_dataset_inputs(loaded, folder, task, num_inputs)]
+        hardware, records = target.hardware, measure(loaded, groups, source, batch_size, target)
+    write_record(results_file, hardware=hardware, measurements=records)
+    if figure is not None:
+        Path(figure).parent.mkdir(parents=True, exist_ok=True)
+        draw_lengths(records, hardware, Path(figure))
+    if update_card:
+        update_cards(models, kind, records, hardware)
+    return {"hardware": hardware, "measurements": records}
 
 
-def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedModel], str]:
+def check_choices(models, peers, lengths, batch_size: int, num_inputs: int, update_card: bool, dataset: str | None):
+    """Refuse what does not go together; arguments as of [`compare_latency`].
+
+    Raises:
+        ValueError: Says why.
+    """
+    if not models and not peers:
+        raise ValueError("there is nothing to measure: name model folders, or --peers.")
+    for name, given in (("models", models), ("peers", peers)):
+        if len(set(given)) < len(given):
+            raise ValueError(f"`{name}` must name every one once, got {' '.join(given)}.")
+    for name, number in (("num_inputs", num_inputs), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"`{name}` must be >= 1, got {number}.")
+    if dataset is not None and not models:
+        raise ValueError("--dataset_name needs the tokenizer of a model; peers have none.")
+    if dataset is not None and batch_size > 1:
+        raise ValueError("--batch_size is for --lengths; texts of a data set are measured one at a time.")
+    if dataset is not None and lengths is not None:
+        raise ValueError("--lengths and --dataset_name are two ways to choose inputs; give one of them.")
+    if update_card and not all(Path(name).is_dir() for name in models):
+        raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
+    if min(lengths or [1]) < 1:
+        raise ValueError(f"--lengths counts tokens, each must be >= 1, got {lengths}.")
+
+
+def load_models(
+    names: Sequence[str], peers: Sequence[str], peer_config: str, revision: str | None, trust: bool, target: Target
+) -> tuple[dict[str, PreTrainedModel], str]:
     """Load classifiers with the code in their folders, and build the peers; names that clash keep their path.
 
     Returns:
         Models by label, those of folders first, and the kind of their pipeline.
     """
-    names, peers, dtype = arguments.models, arguments.peers, getattr(torch, arguments.dtype)
-    folders = [resolve_folder(name, arguments.revision, arguments.trust_remote_code) for name in names]
+    dtype = target.torch_dtype
+    folders = {name: resolve_folder(name, revision, trust) for name in names}
     # a base checkpoint has another head, or none, and costs as much with a classifier's
-    kinds = {
-        name: IMAGE if find_task(read_config(folder)) == IMAGE else TEXT
-        for name, folder in zip(names, folders, strict=True)
-    }
+    kinds = {name: IMAGE if find_task(read_config(folder)) == IMAGE else TEXT for name, folder in folders.items()}
     kind = kinds[names[0]] if names else TEXT
     if set(kinds.values()) | ({TEXT} if peers else set()) != {kind}:
         raise ValueError(f"--models must be all of texts, as peers are, or all of images, got {kinds}.")
@@ -135,15 +163,14 @@ def load_models(arguments: BenchmarkArguments) -> tuple[dict[str, PreTrainedMode
     clashing = set(labels) & set(peers)
     if clashing:
         raise ValueError(f"a model and a peer are both called {clashing.pop()}; rename the folder.")
-    models = {
-        label: load_classifier(folder, kind, needs_head=False) for label, folder in zip(labels, folders, strict=True)
-    }
-    for label, model in models.items():
-        if not isinstance(model, ExportedClassifier):
-            model.to(dtype)
-        elif arguments.device != "cpu" or dtype != torch.float32:
+    models = {}
+    for label, folder in zip(labels, folders.values(), strict=True):
+        models[label] = load_classifier(folder, kind, needs_head=False)
+        if not isinstance(models[label], ExportedClassifier):
+            models[label].to(dtype)
+        elif target.device != "cpu" or dtype != torch.float32:
             raise ValueError(f"{label} is an export, which has its own number format and runs on the CPU.")
-    return models | build_peers(peers, arguments.peer_config, dtype), kind
+    return models | build_peers(list(peers), peer_config, dtype), kind
 
 
 def find_obstacle(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> str | None:
@@ -157,7 +184,7 @@ def find_obstacle(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> st
 
 
 def make_random_texts(
-    models: dict[str, PreTrainedModel], lengths: list[int] | None, batch_size: int = 1
+    models: dict[str, PreTrainedModel], lengths: Sequence[int] | None, batch_size: int
 ) -> list[list[dict]]:
     """Return a group of one batch per length, without those default lengths that a model cannot read."""
     vocab_size = min(model.config.vocab_size for model in models.values())
@@ -186,72 +213,72 @@ def make_random_images(models: dict[str, PreTrainedModel], batch_size: int, dtyp
     return [[{"pixel_values": images}]]
 
 
-def make_dataset_inputs(models: dict[str, PreTrainedModel], arguments: BenchmarkArguments) -> list[dict]:
-    """Return batch-1 inputs that stand for the lengths of a dataset's validation split."""
+def make_dataset_inputs(models: dict[str, PreTrainedModel], folder: Path, task: Any, num_inputs: int) -> list[dict]:
+    """Return batch-1 inputs that stand for the lengths of a data set's validation split.
+
+    Args:
+        models: All of one vocabulary.
+        folder: Of the first model, whose tokenizer and whose training's longest text count.
+        task: Flags of the data set.
+        num_inputs: Number of texts.
+    """
     if len({model.config.vocab_size for model in models.values()}) > 1:
         raise ValueError("--dataset_name needs models with one vocabulary, these differ; use --lengths for them.")
-    columns = ("dataset_name", "dataset_config_name", "text_column", "text_pair_column", "label_column")
-    task = load_task(TaskArguments(**{name: getattr(arguments, name) for name in columns})).without_test()
-    folder = resolve_folder(arguments.models[0], arguments.revision, arguments.trust_remote_code)
-    tokenizer = load_processor(folder)
-    max_length = arguments.max_length or read_max_length(folder) or TaskArguments.max_length
-    inputs = sample_inputs(tokenize(task, tokenizer, max_length).splits["validation"], arguments.num_inputs)
+    given = {name: value for name, value in vars(task).items() if value is not None}
+    arguments = TaskArguments(**{"max_length": read_max_length(folder) or TaskArguments.max_length} | given)
+    task, tokenizer = load_task(arguments).without_test(), load_processor(folder)
+    inputs = sample_inputs(tokenize(task, tokenizer, arguments.max_length).splits["validation"], num_inputs)
     for name, model in models.items():
         obstacle = find_obstacle(model, inputs[-1])
         if obstacle:
             raise ValueError(
                 f"{name} cannot read what the first model's tokenizer makes of {task.name}: {obstacle}; compare models "
-                f"that share a tokenizer, or lower --max_length from {max_length}."
+                f"that share a tokenizer, or lower --max_length from {arguments.max_length}."
             )
     return inputs
 
 
 def measure(
-    models: dict[str, PreTrainedModel], groups: list[list[dict]], source: str, arguments: BenchmarkArguments
+    models: dict[str, PreTrainedModel], groups: list[list[dict]], source: str, batch_size: int, target: Target
 ) -> list[dict]:
     """Return one record per group of inputs and model."""
-    first, device = next(iter(models)), torch.device(arguments.device)
     # before the models move: the counter needs no accelerator
-    flops = [
-        {
-            name: None
-            if isinstance(model, ExportedClassifier)
-            else sum(count_executed_flops(model, _first_row(x)) for x in inputs) / len(inputs)
-            for name, model in models.items()
-        }
-        for inputs in groups
-    ]
+    flops = [{name: count_mean_flops(model, inputs) for name, model in models.items()} for inputs in groups]
     for model in models.values():
-        model.to(device)  # type: ignore[arg-type]
+        model.to(torch.device(target.device))  # type: ignore[arg-type]
     # other runtimes work in threads of their own
     are_exports = any(isinstance(model, ExportedClassifier) for model in models.values())
-    clock = "process_cpu" if are_exports and arguments.threads == 1 else None
+    clock = "process_cpu" if are_exports and target.threads == 1 else None
     records = []
-    with tqdm(total=len(groups) * (WARMUP + arguments.rounds), unit="round") as progress:
+    with tqdm(total=len(groups) * (WARMUP + target.rounds), unit="round") as bar:
         for inputs, counts in zip(groups, flops, strict=True):
             is_text = "input_ids" in inputs[0]
             tokens = sum(single["input_ids"].shape[1] for single in inputs) / len(inputs) if is_text else None
-            progress.set_description(source if tokens is None else f"{source}, {tokens:.0f} tokens")
-            latencies = measure_latency(models, inputs, first, arguments.rounds, WARMUP, progress.update, clock)
-            for name, latency in latencies.items():
-                records.append(
-                    {
-                        "input": source,
-                        "tokens": tokens,
-                        "model": name,
-                        "batch_size": arguments.batch_size,
-                        "flops_per_input": counts[name],
-                        "weights_bytes": models[name].get_memory_footprint(),
-                        "pass_bytes": measure_pass_memory(models[name], inputs[-1]),
-                        "inputs_per_second": arguments.batch_size / latency.wall_p50_ms * 1000,
-                        **asdict(latency),
-                    }
-                )
+            bar.set_description(source if tokens is None else f"{source}, {tokens:.0f} tokens")
+            times = measure_latency(models, inputs, next(iter(models)), target.rounds, WARMUP, bar.update, clock)
+            records += [
+                {
+                    "input": source,
+                    "tokens": tokens,
+                    "model": name,
+                    "batch_size": batch_size,
+                    "flops_per_input": counts[name],
+                    "weights_bytes": models[name].get_memory_footprint(),
+                    "pass_bytes": measure_pass_memory(models[name], inputs[-1]),
+                    "inputs_per_second": batch_size / latency.wall_p50_ms * 1000,
+                    **asdict(latency),
+                }
+                for name, latency in times.items()
+            ]
     return records
 
 
-def _first_row(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: values[:1] for name, values in batch.items()}
+def count_mean_flops(model: PreTrainedModel, inputs: list[dict]) -> float | None:
+    """Count the operations of a pass for the first of each batch; of an export they are unknown."""
+    if isinstance(model, ExportedClassifier):
+        return None
+    firsts = [{name: values[:1] for name, values in batch.items()} for batch in inputs]
+    return sum(count_executed_flops(model, first) for first in firsts) / len(firsts)
 
 
 def print_table(records: list[dict]):
@@ -309,68 +336,19 @@ def draw_lengths(records: list[dict], hardware: dict, path: Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def update_cards(arguments: BenchmarkArguments, kind: str, records: list[dict], hardware: dict):
+def update_cards(folders: Sequence[str], kind: str, records: list[dict], hardware: dict):
     """Write p50 and p90 into the cards of the folders, with what they were measured on."""
     labels = dict.fromkeys(record["model"] for record in records)
-    for label, folder in zip(labels, arguments.models, strict=False):
+    for label, folder in zip(labels, folders, strict=False):
         for record in (record for record in records if record["model"] == label):
-            dataset = (
-                record["input"] if record["tokens"] is None else f"{record['input']}, {record['tokens']:.0f} tokens"
-            )
+            length = "" if record["tokens"] is None else f", {record['tokens']:.0f} tokens"
             found = {quantile: record[f"wall_{quantile}_ms"] for quantile in ("p50", "p90")}
-            add_results(Path(folder), latency_results(kind, dataset, found, hardware, arguments.batch_size))
+            results = latency_results(kind, record["input"] + length, found, hardware, record["batch_size"])
+            add_results(Path(folder), results)
         print(f"{folder}/README.md tells the latency")
 
 
-def check_arguments(arguments: BenchmarkArguments):
-    if not arguments.models and not arguments.peers:
-        raise ValueError("there is nothing to measure: name model folders, or --peers.")
-    for name in ("models", "peers"):
-        if len(set(getattr(arguments, name))) < len(getattr(arguments, name)):
-            raise ValueError(f"--{name} must name every one once, got {' '.join(getattr(arguments, name))}.")
-    if arguments.dataset_name is not None and not arguments.models:
-        raise ValueError("--dataset_name needs the tokenizer of a model; peers have none.")
-    if arguments.batch_size > 1 and arguments.dataset_name is not None:
-        raise ValueError("--batch_size is for --lengths; texts of a data set are measured one at a time.")
-    if arguments.update_card and not all(Path(name).is_dir() for name in arguments.models):
-        raise ValueError("--update_card changes folders; download the model first, or leave the flag out.")
-    if arguments.lengths is not None and arguments.dataset_name is not None:
-        raise ValueError("--lengths and --dataset_name are two ways to choose inputs; give one of them.")
-    if min(arguments.lengths or [1]) < 1:
-        raise ValueError(f"--lengths counts tokens, each must be >= 1, got {arguments.lengths}.")
-    for name in ("threads", "rounds", "num_inputs", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be >= 1, got {getattr(arguments, name)}.")
-    check_device(arguments.device)
-
-
-def make_groups(models: dict[str, PreTrainedModel], kind: str, arguments: BenchmarkArguments) -> tuple[str, list]:
-    """Say what the inputs are, and give them in groups that are measured apart."""
-    if kind == IMAGE:
-        if arguments.lengths or arguments.dataset_name or arguments.figure:
-            raise ValueError(
-                "--lengths, --dataset_name and --figure are for models of texts; images are random pixels."
-            )
-        return "random pixels", make_random_images(models, arguments.batch_size, getattr(torch, arguments.dtype))
-    if arguments.dataset_name is None:
-        return "random ids", make_random_texts(models, arguments.lengths, arguments.batch_size)
-    return Path(arguments.dataset_name).name, [make_dataset_inputs(models, arguments)]
-
-
 def main():
-    (arguments,) = parse_arguments((BenchmarkArguments,), __doc__, positional="models")
-    check_arguments(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
-    models, kind = load_models(arguments)
-    source, groups = make_groups(models, kind, arguments)
-    hardware = hardware_fingerprint(arguments.device, getattr(torch, arguments.dtype))
-    records = measure(models, groups, source, arguments)
-    print_table(records)
-    write_record(arguments.results_file, hardware=hardware, measurements=records)
-    if arguments.figure is not None:
-        Path(arguments.figure).parent.mkdir(parents=True, exist_ok=True)
-        draw_lengths(records, hardware, Path(arguments.figure))
-    if arguments.update_card:
-        update_cards(arguments, kind, records, hardware)
+    print_table(compare_latency(**parse_call(compare_latency, __doc__, positional="models"))["measurements"])

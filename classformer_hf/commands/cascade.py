@@ -32,10 +32,10 @@ from redundancy_hf.metrics import compute_score
 from redundancy_hf.readings import Evidence, choose_arguments, gather_evidence, open_model, record_reading
 from redundancy_hf.record import make_flags
 from redundancy_hf.task import Task, TaskArguments
-from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
+from redundancy_hf.timing import Target, hardware_fingerprint, measure_latency, sample_inputs
 
 from ..checkpoints import load_from_encoder, reconfigure
-from ..latency import LatencyTable, build_latency_table, count_steps
+from ..latency import LatencyTable, build_latency_table
 from ..search import Schedule, SearchSpace
 from ..search.cascade import choose_cascade, margins_of
 from ..search.supernet import mean_flops, predict_schedules
@@ -83,8 +83,8 @@ def prepare_table(arguments: CascadeArguments, config: Any, longest: int) -> Lat
     path = Path(arguments.latency_table or Path(arguments.output_dir) / "latency_table.json")
     is_ours = path.exists() and LatencyTable.load(path).describes_this_machine()
     if arguments.latency_table is None and not is_ours:
-        with tqdm(total=count_steps(longest, TABLE_ROUNDS), desc="latency table") as bar:
-            build_latency_table(config, longest, rounds=TABLE_ROUNDS, on_step=bar.update).save(path)
+        with tqdm(total=1 + TABLE_ROUNDS, desc="latency table") as bar:
+            build_latency_table(config, longest, Target(rounds=TABLE_ROUNDS), on_round=bar.update).save(path)
     table = LatencyTable.load(path)
     table.check_fits(config, longest)
     return table

@@ -11,22 +11,21 @@ that multiply matrices without pause:
 """
 
 import os
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from redundancy_hf.command import parse_arguments, write_record
+from redundancy_hf.command import parse_call, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.task import TaskArguments
-from redundancy_hf.timing import busy_machine, hardware_fingerprint, measure_latency, sample_inputs
+from redundancy_hf.timing import Target, busy_machine, measure_latency, sample_inputs
 
 from .. import ClassformerForSequenceClassification
 from ..checkpoints import load_from_encoder, reconfigure
-from ..latency import LatencyTable, build_latency_table, compare_latencies, count_steps
+from ..latency import LatencyTable, build_latency_table, compare_latencies
 from ..search.space import Schedule, SearchSpace
 from ..search.supernet import FlopsUniformSampler, mean_flops
 
@@ -41,38 +40,73 @@ NOTE = (
 )
 
 
-@dataclass
-class TableArguments:
-    model_name_or_path: str = field(metadata={"help": "Encoder or Classformer whose shape is timed."})
-    latency_table: str = field(default="latency_table.json", metadata={"help": "JSON file for the table."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; above 1 the clock is wall time."})
-    device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, mps ..."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Number format."})
-    rounds: int = field(default=30, metadata={"help": "Timed rounds over the grid."})
-    max_seconds: float = field(default=150.0, metadata={"help": "No further round starts after about so long."})
-    check: int = field(default=0, metadata={"help": "Schedules to measure directly as well."})
-    check_rounds: int = field(default=12, metadata={"help": "Timed rounds over them, in two measurements together."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the comparison."})
-    busy: int = field(default=0, metadata={"help": "Processes that multiply matrices meanwhile."})
-    seed: int = field(default=0, metadata={"help": "Draws the schedules that are measured."})
+def write_latency_table(
+    model_name_or_path: str,
+    latency_table: str = "latency_table.json",
+    max_seconds: float = 150.0,
+    check: int = 0,
+    check_rounds: int = 12,
+    results_file: str | None = None,
+    busy: int = 0,
+    seed: int = 0,
+    target: Target = Target(rounds=30),
+    task: TaskArguments = TaskArguments(),
+) -> LatencyTable:
+    """Time the layers of a model, and compare what they predict with direct measurements.
 
-    def __post_init__(self):
-        if min(self.threads, self.rounds) < 1 or min(self.check, self.busy) < 0:
-            raise ValueError(
-                "`--threads` and `--rounds` must be >= 1, `--check` and `--busy` >= 0, got "
-                f"{self.threads}, {self.rounds}, {self.check} and {self.busy}."
-            )
-        if self.check_rounds < NUM_BLOCKS:
-            raise ValueError(f"`--check_rounds` must be >= {NUM_BLOCKS}, got {self.check_rounds}.")
+    Args:
+        model_name_or_path: Encoder or Classformer whose shape is timed.
+        latency_table: JSON file for the table.
+        max_seconds: No further round starts after about so long.
+        check: Schedules to measure directly as well.
+        check_rounds: Timed rounds over them, in two measurements together.
+        results_file: JSON file for the comparison.
+        busy: Processes that multiply matrices meanwhile.
+        seed: Draws the schedules that are measured.
+        target: What is timed on; its rounds go over the grid of lengths.
+        task: Its `max_length` is the longest text that the table knows; a data set's lengths are those of the check.
+
+    Raises:
+        ValueError: A number is out of range, or the model cannot read so long texts.
+    """
+    if min(check, busy) < 0 or check_rounds < NUM_BLOCKS:
+        raise ValueError(
+            f"`check` and `busy` must be >= 0 and `check_rounds` >= {NUM_BLOCKS}, got {check}, {busy} and "
+            f"{check_rounds}."
+        )
+    model: Any = load_from_encoder(model_name_or_path)
+    inputs = make_inputs(model_name_or_path, task) if check else []
+    load_before = [round(load, 2) for load in os.getloadavg()]
+    with tqdm(total=1 + target.rounds, desc="table") as bar, busy_machine(busy):
+        table = build_latency_table(model.config, task.max_length, target, max_seconds, bar.update)
+    table.save(latency_table)
+    print(f"{latency_table}: {table.rounds} rounds in {table.build_seconds:.0f} s")
+    if check:
+        lengths = [single["input_ids"].shape[1] for single in inputs]
+        schedules = draw_schedules(model, lengths, check, seed)
+        direct = measure_twice(model, schedules, inputs, check_rounds, busy, target)
+        record = compare_with_table(table, schedules, lengths, direct)
+        print_check(record)
+        write_record(
+            results_file,
+            note=NOTE,
+            hardware=target.hardware,
+            load_average_before=load_before,
+            busy_processes=busy,
+            check_rounds=check_rounds,
+            table={"rounds": table.rounds, "build_seconds": table.build_seconds, "shape": table.shape},
+            **record,
+        )
+    return table
 
 
-def make_inputs(arguments: TableArguments, task_arguments: TaskArguments) -> list[dict[str, torch.Tensor]]:
+def make_inputs(model_name_or_path: str, arguments: TaskArguments) -> list[dict[str, torch.Tensor]]:
     """Take the lengths of a data set's validation split, or evenly spaced ones where none is named."""
-    if task_arguments.dataset_name is not None:
-        task = load_task(task_arguments).without_test()
-        tokenizer = load_tokenizer(arguments.model_name_or_path)
-        return sample_inputs(tokenize(task, tokenizer, task_arguments.max_length).splits["validation"], NUM_INPUTS)
-    longest = task_arguments.max_length
+    if arguments.dataset_name is not None:
+        task = load_task(arguments).without_test()
+        tokenizer = load_tokenizer(model_name_or_path)
+        return sample_inputs(tokenize(task, tokenizer, arguments.max_length).splits["validation"], NUM_INPUTS)
+    longest = arguments.max_length
     lengths = np.linspace(min(SHORTEST_TOKENS, longest), longest, NUM_INPUTS).round().astype(int)
     inputs = [torch.full((1, int(length)), 5) for length in lengths]
     return [{"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)} for input_ids in inputs]
@@ -93,50 +127,43 @@ def draw_schedules(model: ClassformerForSequenceClassification, lengths: list[in
     return sorted(drawn, reverse=True)
 
 
-def measure_twice(arguments: TableArguments, model: Any, schedules: list[Schedule], inputs: list) -> np.ndarray:
+def measure_twice(
+    model: Any, schedules: list[Schedule], inputs: list, rounds: int, busy: int, target: Target
+) -> np.ndarray:
     """Measure schedules relative to the full model in blocks of rounds; every other one is the second measurement.
 
     Returns:
         Ratios, (2, S).
     """
-    model = model.to(arguments.device, getattr(torch, arguments.dtype))
-    full = Schedule((1,) * model.config.num_hidden_layers)
+    model, full = target.place(model), Schedule((1,) * model.config.num_hidden_layers)
     models = {schedule.key: reconfigure(model, **schedule.config) for schedule in [full, *schedules]}
-    rounds = arguments.check_rounds // NUM_BLOCKS
     ratios = np.zeros((NUM_BLOCKS, len(schedules)))
-    with tqdm(total=NUM_BLOCKS * rounds + 1, desc="direct", unit="round") as progress:
+    with target.use_threads(), tqdm(total=rounds // NUM_BLOCKS * NUM_BLOCKS + 1, desc="direct", unit="round") as bar:
         for block in range(NUM_BLOCKS):
-            with busy_machine(arguments.busy):
-                latencies = measure_latency(models, inputs, full.key, rounds, int(block == 0), progress.update)
+            with busy_machine(busy):
+                latencies = measure_latency(models, inputs, full.key, rounds // NUM_BLOCKS, int(block == 0), bar.update)
             ratios[block] = [latencies[schedule.key].ratio for schedule in schedules]
     return np.stack([ratios[0::2].mean(axis=0), ratios[1::2].mean(axis=0)])
 
 
-def check_table(arguments: TableArguments, table: LatencyTable, model: Any, inputs: list) -> dict[str, Any]:
-    """Compare the table with direct measurements, and these with each other; returns a record for JSON."""
-    lengths = [single["input_ids"].shape[1] for single in inputs]
-    schedules = draw_schedules(model, lengths, arguments.check, arguments.seed)
-    direct = measure_twice(arguments, model, schedules, inputs)
-    predicted = table.predict_ratios(schedules, lengths)
-    rows = [
-        {
-            "schedule": schedule.key,
-            "predicted": round(float(predicted[i]), 4),
-            "direct": round(float(direct[:, i].mean()), 4),
-            "direct_first": round(float(direct[0, i]), 4),
-            "direct_second": round(float(direct[1, i]), 4),
-        }
-        for i, schedule in enumerate(schedules)
-    ]
-    table_agreement = compare_latencies(predicted, direct.mean(axis=0))
+def compare_with_table(
+    table: LatencyTable, schedules: list[Schedule], lengths: list[int], direct: np.ndarray
+) -> dict[str, Any]:
+    """Compare the table with direct measurements, (2, S), and these with each other; returns a record for JSON."""
+    predicted, mean = table.predict_ratios(schedules, lengths), direct.mean(axis=0)
+    columns = {"predicted": predicted, "direct": mean, "direct_first": direct[0], "direct_second": direct[1]}
+    agreement = compare_latencies(predicted, mean)
     return {
         "lengths_tokens": lengths,
         "goals": GOALS,
-        "table_against_direct": table_agreement,
+        "table_against_direct": agreement,
         "direct_against_direct": compare_latencies(direct[1], direct[0]),
-        "is_goal_met": table_agreement["mean_relative_error"] <= GOALS["mean_relative_error"]
-        and (table_agreement["kendall_tau"] or 0) >= GOALS["kendall_tau"],
-        "schedules": rows,
+        "is_goal_met": agreement["mean_relative_error"] <= GOALS["mean_relative_error"]
+        and (agreement["kendall_tau"] or 0) >= GOALS["kendall_tau"],
+        "schedules": [
+            {"schedule": schedule.key, **{name: round(float(values[i]), 4) for name, values in columns.items()}}
+            for i, schedule in enumerate(schedules)
+        ],
     }
 
 
@@ -157,37 +184,4 @@ def print_check(record: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments, task_arguments = parse_arguments((TableArguments, TaskArguments), __doc__)
-    model: Any = load_from_encoder(arguments.model_name_or_path)
-    max_tokens = task_arguments.max_length
-    inputs = make_inputs(arguments, task_arguments) if arguments.check else []
-    dtype, load_before = getattr(torch, arguments.dtype), os.getloadavg()
-    torch.set_num_threads(arguments.threads)
-    steps = count_steps(max_tokens, arguments.rounds)
-    with tqdm(total=steps, desc="table") as progress, busy_machine(arguments.busy):
-        table = build_latency_table(
-            model.config,
-            max_tokens,
-            arguments.device,
-            dtype,
-            arguments.threads,
-            arguments.rounds,
-            arguments.max_seconds,
-            on_step=progress.update,
-        )
-    table.save(arguments.latency_table)
-    print(f"{arguments.latency_table}: {table.rounds} rounds in {table.build_seconds:.0f} s")
-    if not arguments.check:
-        return
-    record = check_table(arguments, table, model, inputs)
-    print_check(record)
-    write_record(
-        arguments.results_file,
-        note=NOTE,
-        hardware=hardware_fingerprint(arguments.device, dtype),
-        load_average_before=[round(load, 2) for load in load_before],
-        busy_processes=arguments.busy,
-        check_rounds=arguments.check_rounds,
-        table={"rounds": table.rounds, "build_seconds": table.build_seconds, "shape": table.shape},
-        **record,
-    )
+    write_latency_table(**parse_call(write_latency_table, __doc__))

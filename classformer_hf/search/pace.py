@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from redundancy_hf.plan import describe_seconds
 from redundancy_hf.timing import measure_latency
 
-from ..latency import count_steps
+from ..latency import count_passes
 from ..training import count_training_steps, time_step
 from .journal import Journal
 from .objective import FineTuneObjective
@@ -70,7 +70,7 @@ class Pace:
     def table(self, space: SearchSpace) -> float:
         """Estimate the seconds of building a latency table; beside every part a whole pass is timed."""
         longest = max(space.max_tokens, *self.objective.meter.lengths)
-        return min(2 * self.pass_seconds * count_steps(longest, TABLE_ROUNDS), TABLE_SECONDS)
+        return min(self.pass_seconds * count_passes(longest, TABLE_ROUNDS), TABLE_SECONDS)
 
 
 def plan_fine_tuning(

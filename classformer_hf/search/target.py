@@ -1,9 +1,9 @@
 """Latency on the target of a search: the table, the trials, and the best candidates timed side by side."""
 
 import copy
+import dataclasses
 import datetime
 import hashlib
-import itertools
 import json
 import logging
 import time
@@ -22,7 +22,7 @@ from redundancy_hf.timing import Latency, Target, is_same_hardware, measure_late
 
 from ..checkpoints import reconfigure
 from ..flops import count_flops
-from ..latency import LatencyTable, build_latency_table, count_steps, drift
+from ..latency import LatencyTable, build_latency_table, drift
 from ..modeling_classformer import ClassformerForSequenceClassification
 from .executors import on_main_process
 from .journal import Journal, Trial
@@ -129,7 +129,7 @@ class LatencyMeter:
 
     def owns(self, table: LatencyTable) -> bool:
         """Whether a latency table is of this target on this machine."""
-        return table.describes_this_machine(self.target.device, self.target.torch_dtype, self.target.threads)
+        return table.describes_this_machine(self.target)
 
 
 def prepare_table(meter: LatencyMeter, space: SearchSpace, path: Path, given: str | None = None) -> LatencyTable:
@@ -159,20 +159,9 @@ def prepare_table(meter: LatencyMeter, space: SearchSpace, path: Path, given: st
             _put_table(table, path)
             return table
         logger.info("%s is of another machine, dtype, number of threads or length.", earlier)
-    plan, total, started = meter.plan, count_steps(longest, TABLE_ROUNDS), time.monotonic()
-    steps = itertools.count(1)
-    with plan.stage(TABLE, lost="what was timed of it"):
-        table = build_latency_table(
-            meter.config,
-            longest,
-            meter.target.device,
-            meter.target.torch_dtype,
-            meter.target.threads,
-            TABLE_ROUNDS,
-            TABLE_SECONDS,
-            # fewer rounds are made where they take too long
-            lambda: plan.report(max(next(steps) / total, (time.monotonic() - started) / TABLE_SECONDS)),
-        )
+    with meter.plan.stage(TABLE, 1 + TABLE_ROUNDS, lost="what was timed of it"):
+        target = dataclasses.replace(meter.target, rounds=TABLE_ROUNDS)
+        table = build_latency_table(meter.config, longest, target, TABLE_SECONDS, meter.plan.update)
     _put_table(table, path)
     return table
 

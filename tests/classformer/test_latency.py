@@ -19,13 +19,12 @@ from classformer_hf.latency import (
     build_latency_table,
     choose_grid,
     compare_latencies,
-    count_steps,
     describe_shape,
     drift,
 )
 from classformer_hf.modeling_classformer import ClassformerEncoder
 from classformer_hf.search.space import Schedule, SearchSpace
-from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.timing import Target, hardware_fingerprint
 
 SETTINGS = {
     "vocab_size": 50,
@@ -216,8 +215,8 @@ def test_table_fits_only_its_shape_and_its_lengths(table):
 
 def test_table_knows_its_machine(table):
     assert table.describes_this_machine()
-    assert not table.describes_this_machine(dtype=torch.bfloat16)
-    assert not table.describes_this_machine(threads=2)
+    assert not table.describes_this_machine(Target(dtype="bfloat16"))
+    assert not table.describes_this_machine(Target(threads=2))
     assert not make_table(hardware=table.hardware | {"cpu": "another"}).describes_this_machine()
     assert make_table(hardware=table.hardware | {"load_average": [9, 9, 9]}).describes_this_machine()
 
@@ -253,9 +252,9 @@ def test_grid_ends_at_the_longest_input():
 def test_built_table_is_sane():
     config = ClassformerConfig(**SETTINGS, gamma=[1, 2, 1])
     threads, steps = torch.get_num_threads(), []
-    table = build_latency_table(config, 12, rounds=2, on_step=lambda: steps.append(1))
+    table = build_latency_table(config, 12, Target(rounds=2), on_round=lambda: steps.append(1))
     assert torch.get_num_threads() == threads and config.gamma == [1, 2, 1]
-    assert table.rounds == 2 and len(steps) == count_steps(12, 2)
+    assert table.rounds == 2 and len(steps) == 3
     pairs = {(entry.tokens_in, entry.tokens_out) for entry in table.entries if entry.part == "reduce"}
     assert pairs == {(n, m) for n in choose_grid(12) for m in choose_grid(12) if m <= n}
     assert all(entry.ms_low <= entry.ms <= entry.ms_high for entry in table.entries)
@@ -297,35 +296,27 @@ def test_jobs_run_what_their_entries_say(monkeypatch):
 
 
 def test_build_stops_in_time():
-    assert 1 <= build_latency_table(ClassformerConfig(**SETTINGS), 2, rounds=60, max_seconds=0.2).rounds < 60
+    assert 1 <= build_latency_table(ClassformerConfig(**SETTINGS), 2, Target(rounds=60), max_seconds=0.2).rounds < 60
 
 
 def test_two_threads_are_timed_by_the_wall_clock():
     before = torch.get_num_threads()
-    table = build_latency_table(ClassformerConfig(**SETTINGS), 1, threads=2, rounds=1)
+    table = build_latency_table(ClassformerConfig(**SETTINGS), 1, Target(threads=2, rounds=1))
     assert torch.get_num_threads() == before
-    assert table.clock == "wall" and table.hardware["threads"] == 2 and table.describes_this_machine(threads=2)
+    assert table.clock == "wall" and table.hardware["threads"] == 2 and table.describes_this_machine(Target(threads=2))
 
 
 def test_build_keeps_the_attention_of_the_config():
     config = ClassformerConfig(**SETTINGS, attn_implementation="eager")
-    table = build_latency_table(config, 1, rounds=1)
+    table = build_latency_table(config, 1, Target(rounds=1))
     assert table.shape["attn_implementation"] == "eager"
     table.check_fits(config, 1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_tokens": 0}, "must be >= 1, got 0, 1 and 30"),
-        ({"max_tokens": 8, "rounds": 0}, "must be >= 1, got 8, 1 and 0"),
-        ({"max_tokens": 80}, "reads at most 78 tokens, got `max_tokens` = 80"),
-    ],
-    ids=["no tokens", "no rounds", "too long"],
-)
-def test_build_refuses(settings, message):
-    with pytest.raises(ValueError, match=message):
-        build_latency_table(ClassformerConfig(**SETTINGS), **settings)
+@pytest.mark.parametrize("max_tokens", [0, 80], ids=["no tokens", "too long"])
+def test_build_refuses(max_tokens):
+    with pytest.raises(ValueError, match=f"reads 1 to 78 tokens, got `max_tokens` = {max_tokens}"):
+        build_latency_table(ClassformerConfig(**SETTINGS), max_tokens)
 
 
 def test_script_builds_and_checks(tmp_path, monkeypatch, capsys):

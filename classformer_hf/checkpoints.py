@@ -154,7 +154,7 @@ def has_head(config: PreTrainedConfig, label_names: Sequence[str], output_names:
     )
 
 
-def choose_schedule(gamma: list[int] | None, eta: int) -> dict[str, Any]:
+def choose_schedule(gamma: Sequence[int] | None, eta: int) -> dict[str, Any]:
     """Give a configuration's settings of a schedule as it was asked for; none without `gamma`, for no reduction.
 
     Raises:
@@ -162,7 +162,7 @@ def choose_schedule(gamma: list[int] | None, eta: int) -> dict[str, Any]:
     """
     if gamma is None and eta:
         raise ValueError("`eta` is a part of a schedule: give `gamma` too.")
-    return {} if gamma is None else {"gamma": gamma, "eta": eta}
+    return {} if gamma is None else {"gamma": list(gamma), "eta": eta}
 
 
 def reconfigure(model: Any, **settings: Any) -> ClassformerForSequenceClassification:

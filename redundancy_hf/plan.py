@@ -2,10 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from accelerate import PartialState
 from tqdm import tqdm
@@ -264,10 +263,3 @@ def describe_lost_training(arguments: TrainingArguments) -> str:
     if strategy == "no":
         return "the training that ran (--save_strategy no keeps no checkpoints)"
     return f"what was trained since the last checkpoint (--save_strategy {strategy})"
-
-
-def plan_seeds(seeds: Iterable[int], arguments: TrainingArguments) -> Plan:
-    """Plan a training per seed, of those whose folder in the output folder holds no results yet."""
-    output = Path(str(arguments.output_dir))
-    unfinished = [seed for seed in seeds if not (output / f"seed-{seed}" / SEED_RESULTS).exists()]
-    return Plan({f"seed {seed}": None for seed in unfinished}, has_bars=not arguments.disable_tqdm)

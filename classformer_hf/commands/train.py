@@ -11,51 +11,114 @@ Every seed leaves a model folder OUTPUT_DIR/seed-N; the same command resumes. Tw
 torchrun --nproc_per_node 2 -m redundancy_hf train ... --use_cpu (`accelerate launch --cpu` may start only one).
 """
 
-import copy
 import json
-import shutil
-import statistics
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.cards import add_results, name_dataset
-from redundancy_hf.command import FLAGS, check_settings, describe_flags, parse_arguments
+from redundancy_hf.command import FLAGS, describe_flags, parse_call
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import save_folder
 from redundancy_hf.limits import load_tokenizer
-from redundancy_hf.plan import SEED_RESULTS, Plan, describe_lost_training, plan_seeds
+from redundancy_hf.plan import SEED_RESULTS, Plan
 from redundancy_hf.task import Task, TaskArguments
+from redundancy_hf.training import describe_mean, run_seeds
 
 from ..checkpoints import checkpoint_fingerprint, choose_schedule, is_classifier, load_from_encoder
 from ..training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
 
 
-@dataclass
-class ModelArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint to start from."})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Folder or config.json whose gamma and eta are trained, e.g. a search's best."}
-    )
-    gamma: list[int] | None = field(
-        default=None, metadata={"help": "One reduction factor per layer, instead of --config_name."}
-    )
-    eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
-    seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+def train_classformer(
+    model_name_or_path: str,
+    task: TaskArguments,
+    training: ClassformerTrainingArguments,
+    config_name: str | None = None,
+    gamma: Sequence[int] | None = None,
+    eta: int = 0,
+    seeds: int = 1,
+) -> list[dict[str, Any]]:
+    """Fine-tune one schedule with several seeds, each into a model folder `seed-N`; what is finished is read back.
+
+    Args:
+        model_name_or_path: Folder or Hub name of the checkpoint to start from.
+        task: The data set.
+        training: The recipe; it names the output folder and the first seed.
+        config_name: Folder or config.json whose gamma and eta are trained, e.g. a search's best.
+        gamma: One reduction factor per layer, instead of --config_name.
+        eta: Leading tokens that stay, together with --gamma.
+        seeds: Trainings, with --seed, --seed + 1, ...
+
+    Returns:
+        A row per seed: "seed", the task's metric on the validation split, "epochs", "seconds".
+
+    Raises:
+        ValueError: The data or the checkpoint cannot be read, arguments do not fit, or a folder holds another training.
+    """
+    training.require_training()
+    tokenizer = load_tokenizer(model_name_or_path)
+    data = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
+    output = Path(str(training.output_dir))
+    if data.record is not None:
+        is_trained = is_classifier(model_name_or_path, data.num_labels)
+        record = data.record.after(model_name_or_path, output, is_trained=is_trained)
+        # whoever takes a schedule from a search has read what that has
+        data = replace(data, record=record.by_choice_of(config_name))
+    schedule = choose_schedule(gamma, eta) if config_name is None else read_schedule(config_name, gamma, eta)
+    settings = {
+        "checkpoint": checkpoint_fingerprint(model_name_or_path),
+        "dataset": data.fingerprint,
+        "schedule": schedule,
+        FLAGS: describe_flags(model_name_or_path=model_name_or_path, **asdict(task)),
+    }
+
+    def load() -> Any:
+        return load_from_encoder(model_name_or_path, output_names=data.output_names, **data.head_config, **schedule)
+
+    def estimate(plan: Plan):
+        set_seed(training.seed)
+        plan.estimate(time_step(load(), data, tokenizer, training) * count_training_steps(data, training))
+        plan.announce(
+            " Training may stop earlier, where validation no longer improves." * training.load_best_model_at_end
+        )
+
+    def train(own: ClassformerTrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
+        # how long validation has not improved, too
+        own.restore_callback_states_from_checkpoint = True
+        model = load()
+        tuned = fine_tune(model, data, tokenizer, own, resume=True, plan=plan)
+        if own.process_index == 0:
+            save_folder(model, folder, tokenizer, data.record)
+            write_card(folder, data, tuned.score, model_name_or_path)
+        seconds = round(tuned.seconds, 1)
+        return {"seed": own.seed, data.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": seconds}
+
+    rows = run_seeds(train, training, seeds, settings, estimate)
+    if training.process_index == 0:
+        (output / SEED_RESULTS).write_text(json.dumps(rows, indent=2) + "\n")
+        for row in rows:
+            score = f"{data.metric_name} {row[data.metric_name]:.4f}"
+            print(f"seed {row['seed']}: validation {score} ({row['epochs']:g} epochs)")
+        print(describe_mean([row[data.metric_name] for row in rows], training))
+    return rows
 
 
-def read_schedule(arguments: ModelArguments) -> dict:
-    """Take gamma and eta from a config or from the flags; nothing given means no reduction."""
-    if arguments.config_name is None:
-        return choose_schedule(arguments.gamma, arguments.eta)
-    if arguments.gamma is not None:
+def read_schedule(config_name: str, gamma: Sequence[int] | None, eta: int) -> dict[str, Any]:
+    """Take gamma and eta from a configuration.
+
+    Raises:
+        ValueError: They are given besides, or it has none.
+    """
+    if gamma is not None:
         raise ValueError("give --config_name or --gamma, not both.")
-    if arguments.eta:
+    if eta:
         raise ValueError("--config_name has an eta of its own: leave --eta out.")
-    path = Path(arguments.config_name)
+    path = Path(config_name)
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"there is no {path}; --config_name is a folder or a config.json with gamma and eta.")
@@ -67,93 +130,23 @@ def read_schedule(arguments: ModelArguments) -> dict:
         raise ValueError(f"{path} is no Classformer config with gamma and eta ({reason}).") from error
 
 
-def train_seed(
-    model_arguments: ModelArguments, task: Task, tokenizer, training, seed: int, plan: Plan, flags: dict
-) -> dict:
-    """Train one seed, a stage of the plan, and save its model folder; a finished one is left as it is.
-
-    Raises:
-        ValueError: The folder holds another training.
-    """
-    folder = Path(training.output_dir) / f"seed-{seed}"
-    schedule = read_schedule(model_arguments)
-    settings = {
-        "checkpoint": checkpoint_fingerprint(model_arguments.model_name_or_path),
-        "dataset": task.fingerprint,
-        "schedule": schedule,
-        "recipe": {**training.describe_recipe(), "seed": str(seed)},
-        FLAGS: flags,
-    }
-    check_settings(folder / "settings.json", settings, training.process_index == 0)
-    results = folder / SEED_RESULTS
-    if results.exists():
-        return json.loads(results.read_text())
-    arguments = copy.copy(training)
-    arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
-    arguments.restore_callback_states_from_checkpoint = True
-    set_seed(seed)
-    model = load_from_encoder(
-        model_arguments.model_name_or_path,
-        output_names=task.output_names,
-        **task.head_config,
-        **schedule,
+def write_card(folder: Path, task: Task, score: float, checkpoint: str):
+    """Put the validation score into a model's card, and into the record of all seeds what they have read."""
+    if task.record is not None:
+        # where all seeds write down that they were tested
+        task.record.write(folder.parent)
+    result = EvalResult(
+        task_type="text-classification",
+        **name_dataset(task.name, task.record.arguments if task.record else {}),
+        dataset_split="validation",
+        metric_type=task.metric_name,
+        metric_value=round(score, 4),
     )
-    if None in plan.waiting.values():
-        plan.estimate(time_step(model, task, tokenizer, arguments) * count_training_steps(task, arguments))
-        plan.announce(
-            " Training may stop earlier, where validation no longer improves." * training.load_best_model_at_end
-        )
-    with plan.stage(f"seed {seed}", lost=describe_lost_training(training)):
-        tuned = fine_tune(model, task, tokenizer, arguments, resume=True, plan=plan)
-    row = {"seed": seed, task.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
-    if training.process_index == 0:
-        save_folder(model, folder, tokenizer, task.record)
-        if task.record is not None:
-            # where all seeds write down that they were tested
-            task.record.write(folder.parent)
-        result = EvalResult(
-            task_type="text-classification",
-            **name_dataset(task.name, task.record.arguments if task.record else {}),
-            dataset_split="validation",
-            metric_type=task.metric_name,
-            metric_value=round(tuned.score, 4),
-        )
-        checkpoint = model_arguments.model_name_or_path
-        # a card's base model is a name on the Hub
-        base_model = None if Path(checkpoint).exists() else checkpoint
-        add_results(folder, [result], base_model)
-        results.write_text(json.dumps(row) + "\n")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return row
+    # a card's base model is a name on the Hub
+    add_results(folder, [result], None if Path(checkpoint).exists() else checkpoint)
 
 
 def main():
-    model_arguments, task_arguments, training = parse_arguments(
-        (ModelArguments, TaskArguments, ClassformerTrainingArguments), __doc__
-    )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if model_arguments.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {model_arguments.seeds}.")
-    training.require_training()
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    task = tokenize(load_task(task_arguments).without_test(), tokenizer, task_arguments.max_length)
-    if task.record is not None:
-        checkpoint = model_arguments.model_name_or_path
-        is_trained = is_classifier(checkpoint, task.num_labels)
-        record = task.record.after(checkpoint, Path(training.output_dir), is_trained=is_trained)
-        # whoever takes a schedule from a search has read what that has
-        task = replace(task, record=record.by_choice_of(model_arguments.config_name))
-    seeds = range(training.seed, training.seed + model_arguments.seeds)
-    plan = plan_seeds(seeds, training)
-    flags = describe_flags(model_name_or_path=model_arguments.model_name_or_path, **asdict(task_arguments))
-    rows = [train_seed(model_arguments, task, tokenizer, training, seed, plan, flags) for seed in seeds]
-    if training.process_index != 0:
-        return
-    scores = [row[task.metric_name] for row in rows]
-    (Path(training.output_dir) / SEED_RESULTS).write_text(json.dumps(rows, indent=2) + "\n")
-    for row in rows:
-        score = row[task.metric_name]
-        print(f"seed {row['seed']}: validation {task.metric_name} {score:.4f} ({row['epochs']:g} epochs)")
-    spread = f" +- {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
-    print(f"mean of {len(scores)}: {statistics.mean(scores):.4f}{spread}; models in {training.output_dir}/seed-*")
+    train_classformer(**parse_call(train_classformer, __doc__))

@@ -2,6 +2,8 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from redundancy_hf import export_lazily
+
 from .configuration_avae import AVAEConfig
 from .image_processing_avae import AVAEImageProcessor
 from .modeling_avae import AVAEModel
@@ -14,4 +16,8 @@ AVAEModel.register_for_auto_class("AutoModel")
 AVAEImageProcessor.register_for_auto_class("AutoImageProcessor")
 AutoImageProcessor.register(AVAEConfig, slow_image_processor_class=AVAEImageProcessor, exist_ok=True)
 
-__all__ = ["AVAEConfig", "AVAEImageProcessor", "AVAEModel"]
+# what a user runs
+VERBS = {"evaluate_avae": "commands.evaluate_avae", "train_avae": "commands.train_avae"}
+__getattr__ = export_lazily(__name__, VERBS)
+
+__all__ = [*VERBS, "AVAEConfig", "AVAEImageProcessor", "AVAEModel"]

@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset
 from transformers import AutoImageProcessor
 
 from redundancy_hf.images import DIGITS, ImageDataArguments, complete_splits, find_columns, read_image_splits
+from redundancy_hf.record import make_flags
 
 from .configuration_avae import TRANSFORMS, AVAEConfig
 from .image_processing_avae import AVAEImageProcessor
@@ -26,6 +27,8 @@ from .pose_search_avae import draw_poses
 logger = logging.getLogger(__name__)
 # what a command says on standard output
 screen = logging.getLogger("screen")
+# settings that choose poses and no rows
+POSES = ("augment", "max_translation", "max_log_scale", "max_shear")
 # column of the ids of labels
 IDS = "class ids"
 
@@ -74,6 +77,13 @@ class ShapeTaskArguments(ImageDataArguments):
             max_shear=self.max_shear,
             background=background,
         )
+
+
+class ShapeTaskFlags(make_flags(ShapeTaskArguments)):  # type: ignore[misc]
+    """Of [`ShapeTaskArguments`] what is given; what is not may stand in a model's `task.json`."""
+
+
+AS_RECORDED = ShapeTaskFlags()
 
 
 class PoseDataset(torch.utils.data.Dataset):

@@ -11,36 +11,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from huggingface_hub import EvalResult
+from transformers import EvalPrediction, Trainer
 
+from redundancy_hf import cards
 from redundancy_hf.plan import Plan
-from redundancy_hf.training import StopOnInvalidLoss, show_progress
+from redundancy_hf.training import RecipeArguments, StopOnInvalidLoss, show_progress
 
 from .analysis import draw_reconstructions
 from .data import PoseDataset
 from .modeling_avae import AVAEModel
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
-RECIPE = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "weight_decay",
-    "max_grad_norm",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "bf16",
-    "fp16",
-    "seed",
-)
 
 
 @dataclass
-class AVAETrainingArguments(TrainingArguments):
+class AVAETrainingArguments(RecipeArguments):
     """[`TrainingArguments`] with the defaults of the autoencoder; every flag stays usable."""
 
     output_dir: str | None = field(default="runs/avae", metadata={"help": "Folder for everything the run writes."})
@@ -51,11 +37,6 @@ class AVAETrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     # the sum over pixels has large gradients, which a clip at 1 would make all the same
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0: do not."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps or epoch."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["pose", "labels"], metadata={"help": "Columns that are no input of the model."}
@@ -65,13 +46,9 @@ class AVAETrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.label_smoothing_factor != 0:
             raise ValueError(
-                "--label_smoothing_factor must be 0 for an autoencoder, whose loss smooths no labels, got "
+                "`label_smoothing_factor` must be 0 for an autoencoder, whose loss smooths no labels, got "
                 f"{self.label_smoothing_factor:g}."
             )
-
-    def describe_recipe(self) -> dict[str, str]:
-        """List the settings that change what a training gives, so that only the same one is resumed."""
-        return {name: str(getattr(self, name)) for name in RECIPE}
 
 
 class AVAETrainer(Trainer):
@@ -234,60 +211,32 @@ def write_card(
     model: AVAEModel,
     trained: Trained,
     images: torch.Tensor,
-    *,
-    dataset: str,
-    augment: list[str],
-    num_train: int,
-    num_validation: int,
-    num_epochs: float,
-    seed: int,
-    dataset_fields: dict[str, Any],
+    about_dataset: dict[str, Any],
+    **facts: Any,
 ):
-    """Write a saved folder's model card, README.md, with its conventions, a picture and its limits (thesis 6.2.2).
+    """Write a saved folder's model card, with its conventions, a picture and its limits (thesis 6.2.2).
 
     Args:
         folder: Of the model.
         model: Whose configuration the card tells.
         trained: What validation gave.
         images: A few upright ones for the picture, (B, C, ...).
-        dataset: Its name.
-        augment: Transforms of the data.
-        num_train: Training inputs.
-        num_validation: Validation inputs.
-        num_epochs: Of the training.
-        seed: Of the training.
-        dataset_fields: What an `EvalResult` says of the data set.
+        about_dataset: What an `EvalResult` says of the data set.
+        facts: More of what the card says: "dataset", "augment" (transforms of the data), "num_train",
+            "num_validation", "num_epochs" and "seed".
     """
     result = EvalResult(
         task_type="image-feature-extraction",
         task_name="reconstruction",
-        **dataset_fields,
+        **about_dataset,
         dataset_split="validation",
         metric_type="squared_error",
         metric_name="squared error, sum over an input",
         metric_value=round(trained.squared_error, 4),
     )
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction" if model.config.spatial_dims == 2 else None,
-        tags=["avae", "variational-autoencoder"],
-        model_name=folder.name,
-        eval_results=[result],
-    )
     draw_reconstructions({"reconstruction": model.eval()}, images, [0, 1, 2, 3], folder / "reconstructions.png")
-    values = {**model.config.to_dict(), "pose_dim": model.config.pose_dim, "dataset": dataset, "augment": augment}
-    values |= {"num_train": num_train, "num_validation": num_validation, "num_epochs": num_epochs, "seed": seed}
+    values = {**model.config.to_dict(), "pose_dim": model.config.pose_dim, **facts}
     values |= {"squared_error": trained.squared_error, "loss": trained.loss}
-    ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **values).save(folder / "README.md")
-
-
-__all__ = [
-    "AVAETrainer",
-    "AVAETrainingArguments",
-    "Trained",
-    "build_trainer",
-    "evaluate_model",
-    "summarise_terms",
-    "train",
-    "write_card",
-]
+    kind = "image-feature-extraction" if model.config.spatial_dims == 2 else None
+    tags = ["avae", "variational-autoencoder"]
+    cards.write_card(folder, CARD_TEMPLATE, result, values, pipeline_tag=kind, tags=tags)

@@ -235,6 +235,20 @@ def latency_results(
     ]
 
 
+def write_card(folder: Path, template: Path, result: EvalResult, values: dict[str, Any], **data: Any):
+    """Write the card of a model that was trained here, README.md.
+
+    Args:
+        folder: Of the model.
+        template: Of the text, with places for the values.
+        result: What validation gave.
+        values: By their names in the template.
+        data: More metadata.
+    """
+    card_data = ModelCardData(library_name="transformers", model_name=folder.name, eval_results=[result], **data)
+    ModelCard.from_template(card_data, template_path=str(template), **values).save(folder / "README.md")
+
+
 def write_section(folder: Path, title: str, text: str):
     """Write a section at the end of a folder's card, in the place of an older one of that title."""
     path = folder / "README.md"

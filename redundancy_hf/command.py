@@ -22,6 +22,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
+from transformers.utils import logging as transformers_logging
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 # by an old name of a flag, what it is called now; of several, the one that the command has
@@ -412,6 +413,8 @@ def run_command(main: Callable[[], int | None]):
     # libraries that report every request or file
     for name in ("httpx", "httpx2", "datasets", "fsspec", "filelock", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     # the error says which file cannot be read, and why
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:

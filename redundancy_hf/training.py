@@ -8,11 +8,20 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers import (
+    PreTrainedConfig,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -20,6 +29,28 @@ from .command import check_settings
 from .plan import SEED_RESULTS, Plan, describe_lost_training
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RecipeArguments(TrainingArguments):
+    """[`TrainingArguments`] with what all our recipes have in common; every flag stays usable."""
+
+    # settings that change what a training gives
+    recipe: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+        *("gradient_accumulation_steps", "world_size", "weight_decay", "max_grad_norm", "warmup_steps"),
+        *("lr_scheduler_type", "bf16", "fp16", "seed"),
+    )
+
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps or epoch."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
+
+    def describe_recipe(self) -> dict[str, str]:
+        """List the settings that change what a training gives, so that only the same one is resumed."""
+        return {name: str(getattr(self, name)) for name in self.recipe}
 
 
 class StopOnInvalidLoss(TrainerCallback):
@@ -113,6 +144,34 @@ def check_weights(folder: Path):
             raise ValueError(
                 f"{path} is damaged ({error}); delete {folder} and train anew, or copy it again."
             ) from error
+
+
+def load_folder(folder: str, auto_class: Any, trust_remote_code: bool = True) -> Any:
+    """Load a saved model for evaluation.
+
+    Raises:
+        ValueError: There is no such folder, or its weights are cut off.
+    """
+    if not Path(folder, "config.json").is_file():
+        raise ValueError(f"{folder} is no saved model: it has no config.json; train one first.")
+    check_weights(Path(folder))
+    return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
+
+
+def parse_overrides(config_overrides: str | None, config: PreTrainedConfig) -> dict[str, Any]:
+    """Read settings of a configuration from JSON.
+
+    Raises:
+        ValueError: It is no JSON, or a setting is unknown.
+    """
+    try:
+        overrides = json.loads(config_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`config_overrides` must be JSON in quotes, got {config_overrides!r}.") from error
+    unknown = sorted(set(overrides) - set(config.to_dict()))
+    if unknown:
+        raise ValueError(f"`config_overrides` has unknown settings {unknown}; {type(config).__name__} documents them.")
+    return overrides
 
 
 def find_checkpoint(folder: Path) -> str | None:

@@ -100,6 +100,21 @@ def test_evaluation_prints_one_line_per_model(run, trained, tmp_path):
     }
 
 
+def test_verbs_are_functions(trained, tmp_path):
+    """What the commands do, from Python: they return what they print and write."""
+    samples = {"max_train_samples": 16, "max_validation_samples": 8, "max_test_samples": 8}
+    task = avae_hf.data.ShapeTaskArguments(object_size=12, **samples)
+    recipe = {"use_cpu": True, "disable_tqdm": True, "max_steps": 1, "report_to": "none", "output_dir": str(tmp_path)}
+    training = avae_hf.training.AVAETrainingArguments(**recipe)
+    own = {"transforms": ["none"], "image_size": 16, "config_overrides": TINY, "seeds": 2}
+    rows = avae_hf.train_avae(task, training, **own)
+    assert [row["seed"] for row in rows] == [42, 43] and all(row["squared_error"] > 0 for row in rows)
+    models = [str(tmp_path / "seed-43"), str(trained / "avae" / "seed-42")]
+    found = avae_hf.evaluate_avae(models, results_file=str(tmp_path / "record.json"))["rows"]
+    assert [row["model"] for row in found] == models and "orientations" in found[1]
+    assert json.loads((tmp_path / "record.json").read_text())["rows"] == found
+
+
 @pytest.mark.parametrize("number", [2, 7])  # of the digits 1, 6 and 9 none, and only one
 def test_orientations_are_drawn_of_the_digits_that_are_there(run, trained, tmp_path, number):
     flags = ("--models", trained / "avae" / "seed-42", *DATA, "--max_test_samples", number)

@@ -13,6 +13,9 @@ import PIL.Image
 import pytest
 from transformers import pipeline
 
+import vision_hf
+from vision_hf.data import ImageTaskArguments
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS, RECIPES = ROOT / "scripts", ROOT / "recipes"
 SMALL = {"stem_channels": [8, 8], "stem_strides": [1, 1], "stage_channels": [16, 16, 16]}
@@ -183,22 +186,46 @@ def test_fine_tuning_with_a_factor_converts(run, trained, flags, tmp_path):
     command = ["share_image_classifier", plain, *command[3:]]
     code, _, words = run(*command, "--sharing_factor", 4, "--output_dir", tmp_path / "shared")
     assert code == 0 and (tmp_path / "shared" / "seed-42" / "model.safetensors").read_bytes() == weights, words
-    code, _, words = run(*command, "--output_dir", tmp_path / "other")
-    assert code == 1 and "--sharing_factor says how many channels share a kernel" in words
+    for flags_, message in (
+        (("--sharing_factor", 1), "--sharing_factor says how many channels share a kernel"),
+        ((), "required: --sharing_factor"),
+        (("--sharing_factor", 4, "--family", "resnet"), "unknown --family resnet"),
+    ):
+        code, _, words = run(*command, *flags_, "--output_dir", tmp_path / "other")
+        assert code in (1, 2) and message in words
     code, _, words = run(command[0], *command[2:], "--sharing_factor", 4, "--output_dir", tmp_path / "other")
-    assert code == 1 and "name the trained classifier" in words
-    code, _, words = run(
-        *command,
-        "--family",
-        "resnet",
-        "--channel_divisor",
-        2,
-        "--sharing_factor",
-        4,
-        "--output_dir",
-        tmp_path / "other",
-    )
+    assert code == 2 and "required: --model_name_or_path" in words
+    new = ("--family", "resnet", "--channel_divisor", 2, "--output_dir", tmp_path / "other")
+    code, _, words = run("train_image_classifier", "--model_name_or_path", *command[1:], *new)
     assert code == 1 and "--family, --channel_divisor can only be of a new model" in words
+
+
+def test_verbs_are_functions(trained, pictures, tmp_path, capsys):
+    """What the commands do, from Python: they return what they print and write."""
+    plain = str(trained / "plain" / "seed-42")
+    task = ImageTaskArguments(dataset_name=str(pictures), validation_fraction=0.25, image_size=16, augmentation="none")
+
+    def recipe(name):
+        settings = {"use_cpu": True, "disable_tqdm": True, "max_steps": 1, "learning_rate": 1e-6, "report_to": "none"}
+        return vision_hf.training.ImageTrainingArguments(output_dir=str(tmp_path / name), **settings)
+
+    (row,) = vision_hf.train_image_classifier(task, recipe("tuned"), model_name_or_path=plain)
+    assert row["seed"] == 42 and row["accuracy"] == 1
+    rows = vision_hf.share_image_classifier(plain, [2], task, recipe("shared"), seeds=2)
+    assert [row["seed"] for row in rows] == [42, 43] and rows[0]["parameters"] < row["parameters"]
+    shared = str(tmp_path / "shared" / "seed-43")
+    record = vision_hf.compare_image_classifiers([plain, shared], rounds=1)
+    assert [found["model"] for found in record["rows"]] == [plain, shared] and set(record["controls"]) == {
+        "one",
+        "batch",
+    }
+    similarity = vision_hf.explain_images(
+        [plain, shared], task, ["plain", "shared"], str(tmp_path / "out"), num_images=1
+    )
+    assert similarity["first"]["plain"]["cosine"] == pytest.approx(1)
+    assert "mean of 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`num_images` must be at least 1"):
+        vision_hf.explain_images([plain], task, num_images=0)
 
 
 @pytest.mark.parametrize("recipe", ["xception_cifar10", "efficientnet_imagenet"])

@@ -2,6 +2,8 @@
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
+from redundancy_hf import export_lazily
+
 from .configuration_shared_efficientnet import SharedEfficientNetConfig
 from .configuration_shared_resnet import SharedResNetConfig
 from .configuration_shared_xception import SharedXceptionConfig
@@ -36,7 +38,17 @@ for _config_class, _model_classes in (
         # save_pretrained then copies the code into the folder
         _model_class.register_for_auto_class(_auto_class.__name__)
 
+# what a user runs
+VERBS = {
+    "compare_image_classifiers": "commands.compare_images",
+    "explain_images": "commands.explain_images",
+    "share_image_classifier": "commands.share",
+    "train_image_classifier": "commands.train_images",
+}
+__getattr__ = export_lazily(__name__, VERBS)
+
 __all__ = [
+    *VERBS,
     "SharedConv2d",
     "SharedDepthwiseConv2d",
     "SharedEfficientNetBackbone",

@@ -24,6 +24,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from redundancy_hf.images import ImageDataArguments, complete_splits, find_columns, read_image_splits
 from redundancy_hf.labels import SINGLE_LABEL, encode_labels, is_labelled
+from redundancy_hf.record import make_flags
 
 logger = logging.getLogger(__name__)
 # what a command says on standard output
@@ -68,6 +69,13 @@ class ImageTaskArguments(ImageDataArguments):
             raise ValueError(f"`image_size` must be at least 1, got {self.image_size}.")
         if self.crop_padding < 0:
             raise ValueError(f"`crop_padding` must not be negative, got {self.crop_padding}.")
+
+
+class ImageTaskFlags(make_flags(ImageTaskArguments)):  # type: ignore[misc]
+    """Of [`ImageTaskArguments`] what is given; what is not may stand in a model's `task.json`."""
+
+
+AS_RECORDED = ImageTaskFlags()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -28,8 +28,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from redundancy_hf import cards
 from redundancy_hf.plan import Plan
-from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
+from redundancy_hf.training import RecipeArguments, StopOnInvalidLoss, find_checkpoint, show_progress
 
 from .conversion import reestimate_batch_norm
 from .cost import count_expanded_parameters
@@ -38,34 +39,17 @@ from .data import EvaluationTransform, ImageTask, ImageTaskArguments, collate, t
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 OPTIMIZERS = ("sgd", "rmsprop_tf", "adamw")
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
-RECIPE = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "optimizer",
-    "momentum",
-    "rmsprop_alpha",
-    "rmsprop_epsilon",
-    "weight_decay",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "lr_decay_epochs",
-    "lr_decay_factor",
-    "ema_decay",
-    "bf16",
-    "fp16",
-    "seed",
-)
 
 
 @dataclass
-class ImageTrainingArguments(TrainingArguments):
+class ImageTrainingArguments(RecipeArguments):
     """[`TrainingArguments`] with what the recipes of the thesis need; every flag stays usable."""
+
+    recipe = (
+        *RecipeArguments.recipe,
+        *("optimizer", "momentum", "rmsprop_alpha", "rmsprop_epsilon", "label_smoothing_factor"),
+        *("lr_decay_epochs", "lr_decay_factor", "ema_decay"),
+    )
 
     output_dir: str | None = field(default="runs/vision", metadata={"help": "Folder for everything the run writes."})
     learning_rate: float = field(default=0.1, metadata={"help": "Peak learning rate."})
@@ -84,37 +68,31 @@ class ImageTrainingArguments(TrainingArguments):
     ema_decay: float = field(
         default=0.0, metadata={"help": "Keep, evaluate and save an exponential average of the weights; 0: do not."}
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps or epoch."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Images are decoded on the fly."})
 
     def __post_init__(self):
         changed = _list_changed(self)
         super().__post_init__()
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"--optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
+            raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
         # what the optimisers and the schedule of here do not read
-        unread = {name: "choose by --optimizer" for name in ("optim", "optim_args", "optim_target_modules")}
+        unread = {name: "choose by `optimizer`" for name in ("optim", "optim_args", "optim_target_modules")}
         if self.optimizer != "adamw":
-            unread |= dict.fromkeys(ADAM, "it is for --optimizer adamw")
+            unread |= dict.fromkeys(ADAM, "it is for `optimizer` adamw")
         if self.lr_decay_epochs > 0:
-            unread |= dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs"), "--lr_decay_epochs sets the schedule")
+            unread |= dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs"), "`lr_decay_epochs` sets the schedule")
         for name in changed:
             if name in unread:
-                raise ValueError(f"--{name} would have no effect: {unread[name]}.")
+                raise ValueError(f"`{name}` would have no effect: {unread[name]}.")
         if self.lr_decay_epochs < 0 or self.lr_decay_factor <= 0:
-            raise ValueError("--lr_decay_epochs must not be negative and --lr_decay_factor must be above 0.")
+            raise ValueError("`lr_decay_epochs` must not be negative and `lr_decay_factor` must be above 0.")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
 
     def describe_recipe(self) -> dict[str, str]:
-        """List the settings that change what a training gives, so that only the same one is resumed."""
         # recipes of before had none of adamw's own settings
-        own = [name for name in ADAM if name in _list_changed(self)]
-        return {name: str(getattr(self, name)) for name in (*RECIPE, *own)}
+        own = {name: str(getattr(self, name)) for name in ADAM if name in _list_changed(self)}
+        return super().describe_recipe() | own
 
 
 def _list_changed(arguments: TrainingArguments) -> list[str]:
@@ -450,47 +428,32 @@ def train(trainer: ImageTrainer) -> Trained:
 
 
 def write_card(
-    folder: Path,
-    model: PreTrainedModel,
-    trained: Trained,
-    task: ImageTask,
-    *,
-    num_epochs: float,
-    seed: int,
-    base_model: str | None,
-    dataset_fields: dict[str, Any],
+    folder: Path, model: PreTrainedModel, trained: Trained, task: ImageTask, about_dataset: dict[str, Any], **facts: Any
 ):
-    """Write a saved folder's model card, README.md, with stored and applied parameters.
+    """Write a saved folder's model card with stored and applied parameters.
 
     Args:
         folder: Of the model.
         model: Whose configuration the card tells.
         trained: What validation gave.
         task: The data, with its train and validation splits.
-        num_epochs: Of the training.
-        seed: Of the training.
-        base_model: Where it started; `None` for a new model.
-        dataset_fields: What an `EvalResult` says of the data set.
+        about_dataset: What an `EvalResult` says of the data set.
+        facts: More of what the card says: "num_epochs", "seed", and the "base_model", which only counts by its name on
+            the Hub.
     """
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=[model.config.model_type, "weight-sharing", "image-classification"],
-        base_model=base_model,
-        model_name=folder.name,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                **dataset_fields,
-                dataset_split="validation",
-                metric_type="accuracy",
-                metric_value=round(trained.accuracy, 4),
-            )
-        ],
+    if facts["base_model"] is not None and Path(facts["base_model"]).exists():
+        facts["base_model"] = None
+    result = EvalResult(
+        task_type="image-classification",
+        **about_dataset,
+        dataset_split="validation",
+        metric_type="accuracy",
+        metric_value=round(trained.accuracy, 4),
     )
-    values = {**model.config.to_dict(), "num_epochs": num_epochs, "seed": seed, "base_model": base_model}
-    values |= {"accuracy": trained.accuracy, "dataset": task.name}
+    values = {**model.config.to_dict(), **facts, "accuracy": trained.accuracy, "dataset": task.name}
     values |= {"architecture": type(model).__name__, "num_labels": len(task.label_names)}
     values |= {f"num_{name}": len(task.splits[name]) for name in ("train", "validation")}
     values |= {"stored_parameters": model.num_parameters(), "expanded_parameters": count_expanded_parameters(model)}
-    ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **values).save(folder / "README.md")
+    tags = [str(model.config.model_type), "weight-sharing", "image-classification"]
+    about = {"pipeline_tag": tags[-1], "tags": tags, "base_model": facts["base_model"]}
+    cards.write_card(folder, CARD_TEMPLATE, result, values, **about)

@@ -9,63 +9,43 @@ are squared, summed over the pixels of an input, and averaged; smaller is better
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from tqdm import tqdm
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import parse_arguments, write_record
+from redundancy_hf.command import parse_call, write_record
 from redundancy_hf.readings import choose_arguments, open_model, record_reading
-from redundancy_hf.record import hash_arrays, make_flags
+from redundancy_hf.record import hash_arrays
 from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.training import load_folder
 
 from .. import analysis
-from ..data import ShapeTask, ShapeTaskArguments, load_processor, load_task
+from ..data import (
+    AS_RECORDED,
+    POSES,
+    PoseDataset,
+    ShapeTask,
+    ShapeTaskArguments,
+    ShapeTaskFlags,
+    load_processor,
+    load_task,
+)
 from ..training import evaluate_model, summarise_terms
 
-# flags that choose poses and no rows
-POSES = ("augment", "max_translation", "max_log_scale", "max_shear")
 
-
-@dataclass
-class EvaluationArguments:
-    models: list[str] = field(metadata={"help": "Saved folders; the first one is what the others are compared with."})
-    trust_remote_code: bool = field(default=True, metadata={"help": "Run the code that lies in the folders."})
-    batch_size: int = field(default=128, metadata={"help": "Inputs at a time."})
-    figures_dir: str | None = field(default=None, metadata={"help": "Folder for reconstructions and orientations."})
-    examples_dir: str | None = field(default=None, metadata={"help": "Write some turned images there as PNG."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for all numbers."})
-
-
-def load_folder(folder: str, trust_remote_code: bool) -> Any:
-    """Load a model.
-
-    Raises:
-        ValueError: There is no such folder, or it is no autoencoder.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} is no saved model: it has no config.json; train one first.")
-    model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if model.config.model_type != "avae":
-        raise ValueError(f"{folder} is of the type {model.config.model_type!r}, not an autoencoder.")
-    return model.eval()
-
-
-def evaluate_folder(name: str, model: Any, task: ShapeTask, arguments, task_arguments) -> dict:
-    """Measure one model on the test split."""
-    dataset = task.in_poses("test", task_arguments)
-    found = evaluate_model(
-        model, dataset, arguments.batch_size, lambda starts: tqdm(starts, desc=name, unit="batch", leave=False)
-    )
+def measure_folder(name: str, model: Any, inputs: PoseDataset, label_names: list[str], batch_size: int) -> dict:
+    """Measure one model on inputs in their poses."""
+    found = evaluate_model(model, inputs, batch_size, lambda starts: tqdm(starts, desc=name, unit="batch", leave=False))
     row = {"model": name, "latent_dim": model.config.latent_dim, "pose_dim": model.config.pose_dim}
     row |= summarise_terms(found["terms"])
-    row["standard_error"] = float(found["terms"][:, 0].std() / len(dataset) ** 0.5)
-    is_turned = model.config.spatial_dims == 2 and "rotation" in task_arguments.augment
-    if is_turned and "rotation" in model.config.transforms and task.label_names:
+    row["standard_error"] = float(found["terms"][:, 0].std() / len(inputs) ** 0.5)
+    is_turned = model.config.spatial_dims == 2 and "rotation" in inputs.config.transforms
+    if is_turned and "rotation" in model.config.transforms and label_names:
         classes = sorted(set(found["labels"].tolist()))[:10]
         row["orientations"] = analysis.measure_orientations(found["alpha"], found["pose"], found["labels"], classes)
     return row
@@ -84,9 +64,8 @@ def print_table(rows: list[dict]):
         )
 
 
-def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict], task: ShapeTask) -> list[Path]:
+def draw(folder: Path, models: dict[str, Any], rows: list[dict], task: ShapeTask) -> list[Path]:
     """Draw reconstructions of all models, and the orientations of those that search; give the files."""
-    folder = Path(arguments.figures_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)
     angles = [0, math.pi / 4, math.pi / 2, math.pi]
     titles = {"_".join(Path(name).parts[-2:]): model for name, model in models.items()}
@@ -103,39 +82,64 @@ def draw(arguments: EvaluationArguments, models: dict[str, Any], rows: list[dict
     return drawn
 
 
-def main():
-    arguments, flags = parse_arguments((EvaluationArguments, make_flags(ShapeTaskArguments)), __doc__)
-    transformers_logging.disable_progress_bar()
-    models = {folder: load_folder(folder, arguments.trust_remote_code) for folder in arguments.models}
-    read = [open_model(folder, Path(folder)) for folder in models]
-    task_arguments = choose_arguments(ShapeTaskArguments, read, vars(flags), POSES)
-    processors = [load_processor(task_arguments, folder, arguments.trust_remote_code) for folder in models]
-    if any(one.to_dict() != processors[0].to_dict() for one in processors):
-        raise ValueError("the models have different image processors, so that their errors cannot be compared.")
-    if arguments.results_file is not None:
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
-    task = load_task(task_arguments, processors[0])
-    rows = [evaluate_folder(name, model, task, arguments, task_arguments) for name, model in models.items()]
-    record_reading(read, hash_arrays(task.images["test"].numpy()), dataset=task.name, split="test")
-    print_table(rows)
-    what = " and ".join(task_arguments.augment)
-    print(f"{task.name}, test split, n = {len(task.images['test'])}, random poses: {what}")
-    write_record(arguments.results_file, hardware=hardware_fingerprint(), rows=rows)
-    if arguments.figures_dir is not None:
-        for path in draw(arguments, models, rows, task):
-            print(f"wrote {path}")
-    if arguments.examples_dir is not None:
-        posed = task.in_poses("test", task_arguments)
-        number = min(4, len(posed))
-        write_examples(
-            posed.collate([posed[row] for row in range(number)])["pixel_values"], Path(arguments.examples_dir)
-        )
-
-
 def write_examples(images: torch.Tensor, folder: Path):
     """Write images as PNG."""
-    import PIL.Image
-
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate((images[:, 0] * 255).round().byte().numpy()):
         PIL.Image.fromarray(image).save(folder / f"{number}.png")
+
+
+def evaluate_avae(
+    models: Sequence[str],
+    task: ShapeTaskFlags = AS_RECORDED,
+    trust_remote_code: bool = True,
+    batch_size: int = 128,
+    figures_dir: str | None = None,
+    examples_dir: str | None = None,
+    results_file: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate saved autoencoders on a test split in random poses, and print a line for each.
+
+    Args:
+        models: Saved folders; the first one is what the others are compared with.
+        task: The data and their poses; what is not given is as the first model's `task.json` says.
+        trust_remote_code: Run the code that lies in the folders.
+        batch_size: Inputs at a time.
+        figures_dir: Folder for reconstructions and orientations.
+        examples_dir: Write some turned images there as PNG.
+        results_file: JSON file for all numbers.
+
+    Returns:
+        The record: "rows", one per model, and "hardware".
+
+    Raises:
+        ValueError: A folder or the data cannot be read, or is no autoencoder, or the errors cannot be compared.
+    """
+    networks = {name: load_folder(name, AutoModel, trust_remote_code) for name in models}
+    for name, network in networks.items():
+        if network.config.model_type != "avae":
+            raise ValueError(f"{name} is of the type {network.config.model_type!r}, not an autoencoder.")
+    read = [open_model(name, Path(name)) for name in models]
+    arguments = choose_arguments(ShapeTaskArguments, read, vars(task), POSES)
+    processors = [load_processor(arguments, name, trust_remote_code) for name in models]
+    if any(one.to_dict() != processors[0].to_dict() for one in processors):
+        raise ValueError("the models have different image processors, so that their errors cannot be compared.")
+    shapes = load_task(arguments, processors[0])
+    posed = shapes.in_poses("test", arguments)
+    rows = [measure_folder(name, model, posed, shapes.label_names, batch_size) for name, model in networks.items()]
+    record_reading(read, hash_arrays(shapes.images["test"].numpy()), dataset=shapes.name, split="test")
+    print_table(rows)
+    print(f"{shapes.name}, test split, n = {len(posed)}, random poses: {' and '.join(arguments.augment)}")
+    record = {"hardware": hardware_fingerprint(), "rows": rows}
+    write_record(results_file, **record)
+    if figures_dir is not None:
+        for path in draw(Path(figures_dir), networks, rows, shapes):
+            print(f"wrote {path}")
+    if examples_dir is not None:
+        examples = [posed[row] for row in range(min(4, len(posed)))]
+        write_examples(posed.collate(examples)["pixel_values"], Path(examples_dir))
+    return record
+
+
+def main():
+    evaluate_avae(**parse_call(evaluate_avae, __doc__))

@@ -9,58 +9,21 @@ epoch, `train_results.json`, and the validation poses, `poses/epoch-N.npz`. The 
 """
 
 import copy
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from redundancy_hf.cards import name_dataset
-from redundancy_hf.command import FLAGS, describe_flags, parse_arguments
+from redundancy_hf.command import FLAGS, describe_flags, parse_call
 from redundancy_hf.folders import save_folder
 from redundancy_hf.plan import Plan
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
-from redundancy_hf.training import describe_mean, find_checkpoint, run_seeds
+from redundancy_hf.training import describe_mean, find_checkpoint, parse_overrides, run_seeds
 
 from .. import AVAEConfig, AVAEModel
 from ..data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from ..training import AVAETrainingArguments, build_trainer, train, write_card
-
-
-@dataclass
-class ModelArguments:
-    transforms: list[str] = field(
-        default_factory=lambda: ["rotation"],
-        metadata={"help": "What the model searches: rotation, translation, scale, shear, or none for a plain VAE."},
-    )
-    latent_dim: int = field(default=6, metadata={"help": "Numbers for the shape; those of the pose come on top."})
-    spatial_dims: int = field(default=2, metadata={"help": "2 for images, 3 for voxels."})
-    image_size: int = field(default=40, metadata={"help": "Side that inputs are padded to; leave room to turn them."})
-    in_channels: int = field(default=1, metadata={"help": "1 for brightness or voxels, 3 for colour."})
-    likelihood: str = field(default="gaussian", metadata={"help": "gaussian or bernoulli."})
-    search: str = field(default="fast", metadata={"help": "fast, or direct for the thesis' method."})
-    config_overrides: str | None = field(
-        default=None,
-        metadata={
-            "help": "Other settings of the configuration as JSON, e.g. '{\"encoder_channels\": [16, 16, 32, 16]}'."
-        },
-    )
-    seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
-
-
-def build_config(arguments: ModelArguments, task: ShapeTask) -> AVAEConfig:
-    """Build the configuration that the flags ask for."""
-    try:
-        overrides = json.loads(arguments.config_overrides or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--config_overrides must be JSON in quotes, got {arguments.config_overrides!r}.") from error
-    unknown = sorted(set(overrides) - set(AVAEConfig().to_dict()))
-    if unknown:
-        raise ValueError(f"--config_overrides has unknown settings {unknown}; AVAEConfig documents them.")
-    flags = {name: getattr(arguments, name) for name in ("latent_dim", "likelihood", "search")}
-    transforms = [] if arguments.transforms == ["none"] else arguments.transforms
-    return AVAEConfig(**{**task.config_settings, **flags, **overrides}, transforms=transforms)
 
 
 def describe_shapes(task: ShapeTask, arguments: ShapeTaskArguments) -> TaskRecord:
@@ -76,41 +39,78 @@ def describe_shapes(task: ShapeTask, arguments: ShapeTaskArguments) -> TaskRecor
     )
 
 
-def main():
-    arguments, task_arguments, training = parse_arguments(
-        (ModelArguments, ShapeTaskArguments, AVAETrainingArguments), __doc__
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    sizes = (arguments.image_size, arguments.spatial_dims, arguments.in_channels)
-    task = load_task(task_arguments, build_processor(task_arguments, *sizes))
-    config = build_config(arguments, task)
+def train_avae(
+    task: ShapeTaskArguments,
+    training: AVAETrainingArguments,
+    transforms: Sequence[str] = ("rotation",),
+    latent_dim: int = 6,
+    spatial_dims: int = 2,
+    image_size: int = 40,
+    in_channels: int = 1,
+    likelihood: str = "gaussian",
+    search: str = "fast",
+    config_overrides: str | None = None,
+    seeds: int = 1,
+) -> list[dict[str, Any]]:
+    """Train an autoencoder with several seeds, each into a folder of its own, and print what they reach.
+
+    Args:
+        task: The images or voxels, and their random poses.
+        training: The recipe, and the folder for everything.
+        transforms: What the model searches: rotation, translation, scale, shear, or none for a plain VAE.
+        latent_dim: Numbers for the shape; those of the pose come on top.
+        spatial_dims: 2 for images, 3 for voxels.
+        image_size: Side that inputs are padded to; leave room to turn them.
+        in_channels: 1 for brightness or voxels, 3 for colour.
+        likelihood: gaussian or bernoulli.
+        search: fast, or direct for the thesis' method.
+        config_overrides: Other settings of the configuration as JSON, e.g. '{"encoder_channels": [16, 16, 32, 16]}'.
+        seeds: Trainings, with --seed, --seed + 1, ...
+
+    Returns:
+        What validation gave, by seed.
+
+    Raises:
+        ValueError: The data cannot be read, arguments do not fit, or a folder holds another training.
+    """
+    searched = [] if list(transforms) == ["none"] else list(transforms)
+    own = {"latent_dim": latent_dim, "likelihood": likelihood, "search": search}
+    sizes = {"spatial_dims": spatial_dims, "image_size": image_size, "in_channels": in_channels}
+    overrides = parse_overrides(config_overrides, AVAEConfig())
+    shapes = load_task(task, build_processor(task, **sizes))
+    config = AVAEConfig(**{**shapes.config_settings, **own, **overrides}, transforms=searched)
     settings = {
-        "model": {k: v for k, v in asdict(arguments).items() if k != "seeds"},
-        "dataset": task.fingerprint,
-        "poses": {k: v for k, v in asdict(task_arguments).items() if k == "augment" or k.startswith("max_")},
-        FLAGS: describe_flags(**asdict(task_arguments)),
+        "model": {"transforms": list(transforms), **own, **sizes, "config_overrides": config_overrides},
+        "dataset": shapes.fingerprint,
+        "poses": {k: v for k, v in asdict(task).items() if k == "augment" or k.startswith("max_")},
+        FLAGS: describe_flags(**asdict(task)),
     }
 
-    def train_seed(own: AVAETrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
-        model = AVAEModel(copy.deepcopy(config))
-        train_split, validation = (task.in_poses(name, task_arguments) for name in ("train", "validation"))
-        trainer = build_trainer(model, train_split, validation, own, folder / "poses", plan)
-        trained = train(trainer, find_checkpoint(Path(str(own.output_dir))))
-        if own.process_index == 0:
-            save_folder(model, folder, task.processor)
-            record = describe_shapes(task, task_arguments).after(None, folder.parent)
-            record.write(folder)
-            # where all seeds write down that they were tested
-            record.write(folder.parent)
-            facts: dict[str, Any] = {f"num_{name}": len(task.images[name]) for name in ("train", "validation")}
-            facts |= {"dataset": task.name, "augment": task_arguments.augment, "num_epochs": own.num_train_epochs}
-            facts["dataset_fields"] = name_dataset(task.name, vars(task_arguments))
-            write_card(folder, model, trained, task.images["validation"][:4], seed=own.seed, **facts)
-        return {"seed": own.seed, **asdict(trained), "parameters": model.num_parameters()}
+    def train_seed(run: AVAETrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
+        network = AVAEModel(copy.deepcopy(config))
+        train_split, validation = (shapes.in_poses(name, task) for name in ("train", "validation"))
+        trainer = build_trainer(network, train_split, validation, run, folder / "poses", plan)
+        trained = train(trainer, find_checkpoint(Path(str(run.output_dir))))
+        if run.process_index == 0:
+            save_folder(network, folder, shapes.processor)
+            record = describe_shapes(shapes, task).after(None, folder.parent)
+            # the seeds share one folder, which knows of every reading of the test split
+            for place in (folder, folder.parent):
+                record.write(place)
+            facts: dict[str, Any] = {f"num_{name}": len(shapes.images[name]) for name in ("train", "validation")}
+            facts |= {"augment": task.augment, "num_epochs": run.num_train_epochs, "seed": run.seed}
+            about = name_dataset(shapes.name, vars(task))
+            shown = shapes.images["validation"][:4]
+            write_card(folder, network, trained, shown, about, dataset=shapes.name, **facts)
+        return {"seed": run.seed, **asdict(trained), "parameters": network.num_parameters()}
 
-    rows = run_seeds(train_seed, training, arguments.seeds, settings)
+    rows = run_seeds(train_seed, training, seeds, settings)
     if training.process_index == 0:
         for row in rows:
             print(f"seed {row['seed']}: validation squared error {row['squared_error']:.3f}, loss {row['loss']:.3f}")
         print(describe_mean([row["squared_error"] for row in rows], training, decimals=3))
+    return rows
+
+
+def main():
+    train_avae(**parse_call(train_avae, __doc__))

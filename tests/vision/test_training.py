@@ -245,10 +245,10 @@ def test_labels_that_do_not_fit_are_refused(make_trainer, xception_settings, ima
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "lamb"}, "--optimizer must be one of"),
-        ({"lr_decay_epochs": -1}, "--lr_decay_epochs must not be negative"),
-        ({"lr_decay_factor": 0}, "--lr_decay_factor must be above 0"),
-        ({"ema_decay": 1.0}, "--ema_decay must be at least 0 and below 1, got 1.0"),
+        ({"optimizer": "lamb"}, "`optimizer` must be one of"),
+        ({"lr_decay_epochs": -1}, "`lr_decay_epochs` must not be negative"),
+        ({"lr_decay_factor": 0}, "`lr_decay_factor` must be above 0"),
+        ({"ema_decay": 1.0}, "`ema_decay` must be at least 0 and below 1, got 1.0"),
     ],
 )
 def test_bad_setting_is_one_clear_error(tmp_path, settings, message):

@@ -10,72 +10,75 @@ the third convolutional layer that speak for the correct class). Kernels lie whe
 model lie. Works on any saved folder or Hub name of a shared Xception, EfficientNet or ResNet.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import parse_arguments, write_record
+from redundancy_hf.command import parse_call, write_record
 
 from ..data import ImageTaskArguments, load_task
 from ..explain import draw_grad_cam, draw_kernel_sheets
 
 
-@dataclass
-class ExplainArguments:
-    models: list[str] = field(metadata={"help": "Saved folders or Hub names; the first one is the reference."})
-    names: list[str] | None = field(default=None, metadata={"help": "What to call them; by default as their folders."})
-    output_dir: str = field(default="runs/pictures", metadata={"help": "Folder for the pictures."})
-    layer: str | None = field(
-        default=None, metadata={"help": "Module for Grad-CAM; by default the third convolutional layer."}
-    )
-    num_images: int = field(default=6, metadata={"help": "Test images for Grad-CAM."})
-    trust_remote_code: bool = field(default=True, metadata={"help": "Run the code that lies in the folders."})
-
-
-def load_models(arguments: ExplainArguments) -> dict:
-    """Load the models by name."""
-    names = arguments.names or [Path(model).name for model in arguments.models]
-    if len(names) != len(arguments.models) or len(set(names)) != len(names):
-        raise ValueError(f"every model needs a name of its own, got {names}; set --names.")
-    return {
-        name: AutoModelForImageClassification.from_pretrained(
-            model, trust_remote_code=arguments.trust_remote_code
-        ).eval()
-        for name, model in zip(names, arguments.models, strict=True)
-    }
-
-
 def choose_images(split: Dataset, number: int) -> Dataset:
     """Take the first images of every class in turn."""
-    labels, seen = split["labels"][:], Counter[int]()
-    turns = []
-    for row, label in enumerate(labels):
-        turns.append((seen[label], row))
-        seen[label] += 1
-    return split.select([row for _, row in sorted(turns)[:number]])
+    turns = pd.Series(split["labels"][:])
+    return split.select(turns.groupby(turns).cumcount().sort_values(kind="stable").index[:number])
+
+
+def explain_images(
+    models: Sequence[str],
+    task: ImageTaskArguments,
+    names: Sequence[str] | None = None,
+    output_dir: str = "runs/pictures",
+    layer: str | None = None,
+    num_images: int = 6,
+    trust_remote_code: bool = True,
+) -> dict[str, dict]:
+    """Draw the kernels of image classifiers and what they look at.
+
+    Args:
+        models: Saved folders or Hub names; the first one is the reference.
+        task: The images; those of the test split are drawn.
+        names: What to call them; by default as their folders.
+        output_dir: Folder for the pictures.
+        layer: Module for Grad-CAM; by default the third convolutional layer.
+        num_images: Test images for Grad-CAM.
+        trust_remote_code: Run the code that lies in the folders.
+
+    Returns:
+        How similar the kernels are to those of the first model, by sheet and name: see
+        [`vision_hf.explain.draw_kernel_sheets`].
+
+    Raises:
+        ValueError: Two models have one name, or a model or the data cannot be read or drawn.
+    """
+    if num_images < 1:
+        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
+    names = names or [Path(model).name for model in models]
+    if len(names) != len(models) or len(set(names)) != len(names):
+        raise ValueError(f"every model needs a name of its own, got {list(names)}; set `names`.")
+    networks = {
+        name: AutoModelForImageClassification.from_pretrained(model, trust_remote_code=trust_remote_code).eval()
+        for name, model in zip(names, models, strict=True)
+    }
+    chosen = choose_images(load_task(task).splits["test"], num_images)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    similarity = {
+        name: draw_kernel_sheets(networks, number, folder / f"kernels_{name}.png")
+        for number, name in enumerate(("first", "second"))
+    }
+    images = [image.convert("RGB") for image in chosen["image"]]
+    pixels = AutoImageProcessor.from_pretrained(models[0])(images, return_tensors="pt")["pixel_values"]
+    draw_grad_cam(networks, images, pixels, list(chosen["labels"]), folder / "grad_cam.png", layer)
+    write_record(str(folder / "kernels.json"), cosine_similarity=similarity)
+    print(f"wrote kernels_first.png, kernels_second.png, grad_cam.png and kernels.json in {folder}")
+    return similarity
 
 
 def main():
-    arguments, task_arguments = parse_arguments((ExplainArguments, ImageTaskArguments), __doc__)
-    transformers_logging.disable_progress_bar()
-    if arguments.num_images < 1:
-        raise ValueError(f"--num_images must be at least 1, got {arguments.num_images}.")
-    models = load_models(arguments)
-    task = load_task(task_arguments)
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    similarity = {
-        name: draw_kernel_sheets(models, layer, folder / f"kernels_{name}.png")
-        for layer, name in enumerate(("first", "second"))
-    }
-    chosen = choose_images(task.splits["test"], arguments.num_images)
-    processor = AutoImageProcessor.from_pretrained(arguments.models[0])
-    images = [image.convert("RGB") for image in chosen["image"]]
-    pixels = processor(images, return_tensors="pt")["pixel_values"]
-    draw_grad_cam(models, images, pixels, list(chosen["labels"]), folder / "grad_cam.png", arguments.layer)
-    write_record(str(folder / "kernels.json"), cosine_similarity=similarity)
-    print(f"wrote kernels_first.png, kernels_second.png, grad_cam.png and kernels.json in {folder}")
+    explain_images(**parse_call(explain_images, __doc__))

@@ -8,19 +8,44 @@ The network is converted first: channels of similar kernels get one kernel and k
 batch norm are estimated anew. Every seed leaves a model folder OUTPUT_DIR/seed-N; the same command resumes.
 """
 
-from redundancy_hf.command import parse_arguments
+from collections.abc import Sequence
+from typing import Any
+
+from redundancy_hf.command import parse_call
 
 from ..data import ImageTaskArguments
 from ..training import ImageTrainingArguments
-from .train_images import ModelArguments, train_seeds
+from .train_images import train_image_classifier
+
+
+def share_image_classifier(
+    model_name_or_path: str,
+    sharing_factor: Sequence[int],
+    task: ImageTaskArguments,
+    training: ImageTrainingArguments,
+    seeds: int = 1,
+) -> list[dict[str, Any]]:
+    """Convert a trained image classifier to shared kernels, fine-tune it with several seeds, and print what they reach.
+
+    Args:
+        model_name_or_path: Folder or Hub name of the trained classifier; also without the flag.
+        sharing_factor: Channels per kernel: one number, or one per stage.
+        task: The images.
+        training: The recipe, and the folder for everything.
+        seeds: Trainings, with --seed, --seed + 1, ...
+
+    Returns:
+        What validation gave, by seed.
+
+    Raises:
+        ValueError: As [`train_image_classifier`] does, and where nothing would be shared.
+    """
+    if max(sharing_factor) == 1:
+        raise ValueError("`sharing_factor` says how many channels share a kernel: give one above 1.")
+    return train_image_classifier(
+        task, training, sharing_factor=sharing_factor, model_name_or_path=model_name_or_path, seeds=seeds
+    )
 
 
 def main():
-    arguments, task_arguments, training = parse_arguments(
-        (ModelArguments, ImageTaskArguments, ImageTrainingArguments), __doc__, positional="model_name_or_path"
-    )
-    if arguments.model_name_or_path is None:
-        raise ValueError("name the trained classifier: redundancy-hf share MODEL --sharing_factor 2 ...")
-    if max(arguments.sharing_factor) == 1:
-        raise ValueError("--sharing_factor says how many channels share a kernel: give one above 1.")
-    train_seeds(arguments, task_arguments, training)
+    share_image_classifier(**parse_call(share_image_classifier, __doc__, positional="model_name_or_path"))

@@ -10,22 +10,22 @@ Every seed leaves a model folder OUTPUT_DIR/seed-N with its image processor; the
 a CPU: torchrun --nproc_per_node 2 -m redundancy_hf train-images ... --use_cpu
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification
-from transformers.utils import logging as transformers_logging
 
 import vision_hf
 from redundancy_hf.cards import name_dataset
-from redundancy_hf.command import FLAGS, describe_flags, parse_arguments
+from redundancy_hf.command import FLAGS, describe_flags, parse_call
 from redundancy_hf.folders import save_folder
 from redundancy_hf.plan import Plan
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
-from redundancy_hf.training import check_weights, describe_mean, run_seeds
+from redundancy_hf.training import check_weights, describe_mean, parse_overrides, run_seeds
 
 from ..conversion import share_weights
 from ..data import ImageTask, ImageTaskArguments, build_image_processor, load_task
@@ -43,104 +43,48 @@ FAMILIES: dict[str, tuple[Any, str]] = {
     "efficientnet": (vision_hf.SharedEfficientNetConfig, "b0"),
     "resnet": (vision_hf.SharedResNetConfig, "resnet-18-cifar"),
 }
+FACTORS = ("sharing_factor", "pointwise_sharing_factor", "channel_divisor")
 
 
-@dataclass
-class ModelArguments:
-    family: str = field(default="xception", metadata={"help": "xception, efficientnet or resnet."})
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "help": "author-cifar, author-vs, full-728 | b0 to b7 | resnet-18, resnet-50, resnet-18-cifar. By default "
-            "author-vs, b0 and resnet-18-cifar."
-        },
-    )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={"help": "Other settings of the configuration as JSON, e.g. '{\"stage_channels\": [64, 64, 64]}'."},
-    )
-    sharing_factor: list[int] = field(
-        default_factory=lambda: [1],
-        metadata={
-            "help": "Channels per kernel: one number, or one per stage. With --model_name_or_path the trained network "
-            "is converted, and fine-tuned with shared kernels."
-        },
-    )
-    pointwise_sharing_factor: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "The same for 1x1 convolutions; the thesis shares none."}
-    )
-    channel_divisor: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Remove channels instead: divide the stages' widths."}
-    )
-    grad_reduction: str = field(default="mean", metadata={"help": "mean or sum of the gradients that share a weight."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Fine-tune this folder or Hub model instead of starting from scratch."}
-    )
-    seeds: int = field(default=1, metadata={"help": "Trainings, with --seed, --seed + 1, ..."})
+def build_model(model: dict[str, Any], task: ImageTask) -> Any:
+    """Build a new model from the arguments of [`train_image_classifier`]."""
+    if model["family"] not in FAMILIES:
+        raise ValueError(f"`family` must be one of {sorted(FAMILIES)}, got {model['family']!r}.")
+    config_class, preset = FAMILIES[model["family"]]
+    overrides = parse_overrides(model["config_overrides"], config_class.from_preset(preset))
+    factors = {name: model[name][0] if len(model[name]) == 1 else model[name] for name in FACTORS}
+    overrides |= {**factors, "grad_reduction": model["grad_reduction"]}
+    return build_classifier(config_class.from_preset(model["preset"] or preset, **overrides), task)
 
 
-def build_config(arguments: ModelArguments, task: ImageTask):
-    """Build the configuration that the flags ask for."""
-    if arguments.family not in FAMILIES:
-        raise ValueError(f"--family must be one of {sorted(FAMILIES)}, got {arguments.family!r}.")
-    config_class, preset = FAMILIES[arguments.family]
-    try:
-        overrides = json.loads(arguments.config_overrides or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--config_overrides must be JSON in quotes, got {arguments.config_overrides!r}.") from error
-    for name in ("sharing_factor", "pointwise_sharing_factor", "channel_divisor"):
-        values = getattr(arguments, name)
-        overrides[name] = values[0] if len(values) == 1 else values
-    known = set(config_class.from_preset(preset).to_dict())
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise ValueError(f"--config_overrides has unknown settings {unknown}; {config_class.__name__} documents them.")
-    return config_class.from_preset(
-        arguments.preset or preset, **overrides, grad_reduction=arguments.grad_reduction, **task.head_config
-    )
-
-
-def load_model(arguments: ModelArguments, task: ImageTask, task_arguments: ImageTaskArguments):
+def load_model(model: dict[str, Any], task: ImageTask, arguments: ImageTaskArguments) -> Any:
     """Load the model to fine-tune with a head for the task; with a sharing factor, convert it first."""
+    name = model["model_name_or_path"]
     try:
-        config = AutoConfig.from_pretrained(str(arguments.model_name_or_path), **task.head_config)
+        config = AutoConfig.from_pretrained(name, **task.head_config)
     except OSError as error:
         raise ValueError(
-            f"--model_name_or_path {arguments.model_name_or_path!r} is neither a folder with a config.json nor a "
-            "model on a Hub that can be reached."
+            f"`model_name_or_path` {name!r} is neither a folder with a config.json nor a model on a Hub that can be "
+            "reached."
         ) from error
-    new = ModelArguments()
-    ours = ("family", "preset", "config_overrides", "pointwise_sharing_factor", "channel_divisor", "grad_reduction")
-    changed = [f"--{name}" for name in ours if getattr(arguments, name) != getattr(new, name)]
+    new = signature(train_image_classifier).parameters
+    own = ("model_name_or_path", "sharing_factor")
+    changed = [f"`{key}`" for key, value in model.items() if key not in own and value != _as_list(new[key].default)]
     if changed:
         raise ValueError(
-            f"{', '.join(changed)} can only be of a new model; --model_name_or_path has its own architecture."
+            f"{', '.join(changed)} can only be of a new model; `model_name_or_path` has its own architecture."
         )
-    check_weights(Path(str(arguments.model_name_or_path)))
-    model = AutoModelForImageClassification.from_pretrained(
-        str(arguments.model_name_or_path), config=config, ignore_mismatched_sizes=True
-    )
-    factors = arguments.sharing_factor
+    check_weights(Path(name))
+    found = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    factors = model["sharing_factor"]
     if factors != [1]:
-        model = share_weights(model, factors[0] if len(factors) == 1 else factors)
-        processor = build_image_processor(task_arguments, task_arguments.image_size or model.config.image_size)
-        estimate_statistics(model, task, processor)
-    return model
+        found = share_weights(found, factors[0] if len(factors) == 1 else factors)
+        estimate_statistics(found, task, build_image_processor(arguments, found.config.image_size))
+    return found
 
 
-def build_model(arguments: ModelArguments, task: ImageTask, task_arguments: ImageTaskArguments):
-    """Build a new model, or load the one to fine-tune."""
-    if arguments.model_name_or_path is None:
-        model: Any = build_classifier(build_config(arguments, task), task)
-    else:
-        model = load_model(arguments, task, task_arguments)
-    model.config.image_size = task_arguments.image_size or model.config.image_size
-    return model
-
-
-def name_of(checkpoint: str | None) -> str | None:
-    """Give a checkpoint's name on the Hub; of a local folder none, for a card must not tell where it lay."""
-    return None if checkpoint is None or Path(checkpoint).exists() else checkpoint
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def describe_images(task: ImageTask, arguments: ImageTaskArguments) -> TaskRecord:
@@ -156,51 +100,79 @@ def describe_images(task: ImageTask, arguments: ImageTaskArguments) -> TaskRecor
     )
 
 
-def train_seeds(model_arguments: ModelArguments, task_arguments: ImageTaskArguments, training: ImageTrainingArguments):
-    """Train all seeds, each into a folder of its own, and print what they reach.
+def train_image_classifier(
+    task: ImageTaskArguments,
+    training: ImageTrainingArguments,
+    family: str = "xception",
+    preset: str | None = None,
+    config_overrides: str | None = None,
+    sharing_factor: Sequence[int] = (1,),
+    pointwise_sharing_factor: Sequence[int] = (1,),
+    channel_divisor: Sequence[int] = (1,),
+    grad_reduction: str = "mean",
+    model_name_or_path: str | None = None,
+    seeds: int = 1,
+) -> list[dict[str, Any]]:
+    """Train an image classifier with several seeds, each into a folder of its own, and print what they reach.
+
+    Args:
+        task: The images.
+        training: The recipe, and the folder for everything.
+        family: xception, efficientnet or resnet.
+        preset: author-cifar, author-vs, full-728 | b0 to b7 | resnet-18, resnet-50, resnet-18-cifar. By default
+            author-vs, b0 and resnet-18-cifar.
+        config_overrides: Other settings of the configuration as JSON, e.g. '{"stage_channels": [64, 64, 64]}'.
+        sharing_factor: Channels per kernel: one number, or one per stage. With --model_name_or_path the trained network
+            is converted, and fine-tuned with shared kernels.
+        pointwise_sharing_factor: The same for 1x1 convolutions; the thesis shares none.
+        channel_divisor: Remove channels instead: divide the stages' widths.
+        grad_reduction: mean or sum of the gradients that share a weight.
+        model_name_or_path: Fine-tune this folder or Hub model instead of starting from scratch.
+        seeds: Trainings, with --seed, --seed + 1, ...
+
+    Returns:
+        What validation gave, by seed.
 
     Raises:
         ValueError: The data or the model cannot be read, arguments do not fit, or a folder holds another training.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    whole = load_task(task_arguments)
-    task, describe = whole.without_test(), cache(lambda: describe_images(whole, task_arguments))
-    settings = {
-        "model": {k: v for k, v in asdict(model_arguments).items() if k != "seeds"},
-        "dataset": task.fingerprint,
-        "images": {k: v for k, v in asdict(task_arguments).items() if not k.startswith(("dataset", "max_test"))},
-        FLAGS: describe_flags(**asdict(task_arguments)),
+    model = {
+        "family": family,
+        "preset": preset,
+        "config_overrides": config_overrides,
+        "sharing_factor": list(sharing_factor),
+        "pointwise_sharing_factor": list(pointwise_sharing_factor),
+        "channel_divisor": list(channel_divisor),
+        "grad_reduction": grad_reduction,
+        "model_name_or_path": model_name_or_path,
     }
+    whole = load_task(task)
+    known, describe = whole.without_test(), cache(lambda: describe_images(whole, task))
+    images = {k: v for k, v in asdict(task).items() if not k.startswith(("dataset", "max_test"))}
+    settings = {"model": model, "dataset": known.fingerprint, "images": images, FLAGS: describe_flags(**asdict(task))}
 
     def train_seed(own: ImageTrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
-        model = build_model(model_arguments, task, task_arguments)
-        processor = build_image_processor(task_arguments, model.config.image_size)
-        trained = train(build_trainer(model, task, processor, task_arguments, own, plan=plan))
+        network = load_model(model, known, task) if model_name_or_path else build_model(model, known)
+        network.config.image_size = task.image_size or network.config.image_size
+        processor = build_image_processor(task, network.config.image_size)
+        trained = train(build_trainer(network, known, processor, task, own, plan=plan))
         if own.process_index == 0:
-            save_folder(model, folder, processor)
-            record = describe().after(model_arguments.model_name_or_path, folder.parent)
-            record.write(folder)
-            # where all seeds write down that they were tested
-            record.write(folder.parent)
-            write_card(
-                folder,
-                model,
-                trained,
-                task,
-                num_epochs=own.num_train_epochs,
-                seed=own.seed,
-                base_model=name_of(model_arguments.model_name_or_path),
-                dataset_fields=name_dataset(task.name, vars(task_arguments)),
-            )
-        return {"seed": own.seed, **asdict(trained), "parameters": model.num_parameters()}
+            save_folder(network, folder, processor)
+            record = describe().after(model_name_or_path, folder.parent)
+            # the seeds share one folder, which knows of every reading of the test split
+            for place in (folder, folder.parent):
+                record.write(place)
+            facts = {"num_epochs": own.num_train_epochs, "seed": own.seed, "base_model": model_name_or_path}
+            write_card(folder, network, trained, known, name_dataset(known.name, vars(task)), **facts)
+        return {"seed": own.seed, **asdict(trained), "parameters": network.num_parameters()}
 
-    rows = run_seeds(train_seed, training, model_arguments.seeds, settings)
+    rows = run_seeds(train_seed, training, seeds, settings)
     if training.process_index == 0:
         for row in rows:
             print(f"seed {row['seed']}: validation accuracy {row['accuracy']:.4f}, {row['parameters']:,} parameters")
         print(describe_mean([row["accuracy"] for row in rows], training))
+    return rows
 
 
 def main():
-    train_seeds(*parse_arguments((ModelArguments, ImageTaskArguments, ImageTrainingArguments), __doc__))
+    train_image_classifier(**parse_call(train_image_classifier, __doc__))

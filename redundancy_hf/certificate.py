@@ -20,7 +20,6 @@ from .significance import (
     exact_p_value,
     largest_p_value,
     order_by,
-    resample_spearman,
 )
 from .tilting import TiltedBootstrap
 
@@ -35,6 +34,10 @@ REFERENCES = {
     UNTUNED: "as it was before its own fine-tuning, which made it no better",
     TUNED: "after its own fine-tuning",
 }
+
+
+# p-value, lower bound of the performance, and examples needed, at the rates seen and without a loss
+Judgement = tuple[float, float, int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -137,46 +140,31 @@ def certify(
         ValueError: As `compute_score`, or a number is out of its range, or the full model's score is not positive.
     """
     # metrics imports datasets, and importing the search must not
-    from .metrics import compute_score
+    from .metrics import compute_score, resample_scores
 
     check_request(required_performance, confidence, num_candidates, num_resamples)
     full, candidate, references = (np.asarray(x) for x in (full_predictions, candidate_predictions, references))
-    full_score = compute_score(metric_name, full, references)
-    candidate_score = compute_score(metric_name, candidate, references)
+    full_score, candidate_score = (compute_score(metric_name, x, references) for x in (full, candidate))
     if full_score <= 0:
         raise ValueError(
             f"a share can be kept of a positive score only, got {metric_name} {full_score:.4f} of the full model; "
             "train it longer or choose another metric."
         )
     alpha = (1 - confidence) / num_candidates
-    gap, lossless_gap = candidate_score - required_performance * full_score, (1 - required_performance) * full_score
-    needed = lossless = None
     if metric_name == "accuracy":
-        counts = count_pairs(full, candidate, references)
-        p_value = exact_p_value(counts, required_performance, alpha)
-        bound = _lower_bound(
-            lambda r: exact_p_value(counts, r, alpha, is_decision=True) <= alpha, required_performance, p_value <= alpha
-        )
-        if p_value > alpha:
-            needed = _exact_examples_needed(counts, required_performance, alpha)
-            # the refusal shows that so many as there are do not do
-            needed = None if needed is None else max(needed, counts.num_examples + 1)
-            lossless = _exact_examples_needed(_without_loss(counts), required_performance, alpha)
+        judged = _judge_exactly(count_pairs(full, candidate, references), required_performance, alpha)
     else:
         test: Callable[[float], float]
         if metric_name == "spearmanr":
-            scores = resample_spearman(full, candidate, references, num_resamples, seed)
-            test = functools.partial(bootstrap_p_value, scores[0], scores[1])
+            scores = resample_scores(metric_name, [full, candidate], references, seed, num_resamples)
+            test = functools.partial(bootstrap_p_value, *scores)
         else:
             full, candidate, references = (x.astype(np.int64) for x in (full, candidate, references))
             bootstrap = TiltedBootstrap(metric_name, full, candidate, references, num_resamples, seed)
             scores, test = bootstrap.resamples[0], bootstrap.p_value
-        p_value = test(required_performance)
-        bound = _lower_bound(lambda r: test(r) <= alpha, required_performance, p_value <= alpha)
-        if p_value > alpha:
-            sd = float(np.std(scores[1] - required_performance * scores[0])) * math.sqrt(len(full))
-            needed = max(_normal_examples_needed(gap, sd, alpha), len(full) + 1) if gap > 0 else None
-            lossless = _normal_examples_needed(lossless_gap, sd, alpha) if lossless_gap > 0 else None
+        gaps = (candidate_score - required_performance * full_score, (1 - required_performance) * full_score)
+        judged = _judge_by_resamples(test, scores, required_performance, alpha, gaps, len(full))
+    p_value, bound, needed, lossless = judged
     return Certificate(
         is_issued=p_value <= alpha,
         metric_name=metric_name,
@@ -195,6 +183,39 @@ def certify(
     )
 
 
+def _judge_exactly(counts: PairedCounts, r: float, alpha: float) -> Judgement:
+    """Judge accuracies."""
+    p_value, needed, lossless = exact_p_value(counts, r, alpha), None, None
+    bound = _lower_bound(lambda r: exact_p_value(counts, r, alpha, is_decision=True) <= alpha, r, p_value <= alpha)
+    if p_value > alpha:
+        needed = _exact_examples_needed(counts, r, alpha)
+        # the refusal shows that so many as there are do not do
+        needed = None if needed is None else max(needed, counts.num_examples + 1)
+        # of a candidate as good as the full model that disagrees with it as often
+        each = (counts.only_full + counts.only_candidate) / 2
+        equal = PairedCounts(max(counts.both + counts.only_full - each, 0.0), each, each, counts.num_examples)
+        lossless = _exact_examples_needed(equal, r, alpha)
+    return p_value, bound, needed, lossless
+
+
+def _judge_by_resamples(
+    test: Callable[[float], float],
+    scores: np.ndarray,
+    r: float,
+    alpha: float,
+    gaps: tuple[float, float],
+    num_examples: int,
+) -> Judgement:
+    """Judge other scores; `gaps` to the requirement are what was seen, and that without a loss."""
+    p_value, needed, lossless = test(r), None, None
+    bound = _lower_bound(lambda r: test(r) <= alpha, r, p_value <= alpha)
+    if p_value > alpha:
+        sd = float(np.std(scores[1] - r * scores[0])) * math.sqrt(num_examples)
+        needed, lossless = (_normal_examples_needed(gap, sd, alpha) if gap > 0 else None for gap in gaps)
+        needed = None if needed is None else max(needed, num_examples + 1)
+    return p_value, bound, needed, lossless
+
+
 def _lower_bound(is_certified: Callable[[float], bool], required: float, is_issued: bool) -> float:
     """Find the largest r on the grid of `BOUND_STEPS` that a test certifies, by bisection from the answer known."""
     step = round(required * BOUND_STEPS, 6)
@@ -206,13 +227,6 @@ def _lower_bound(is_certified: Callable[[float], bool], required: float, is_issu
         else:
             high = middle
     return low / BOUND_STEPS
-
-
-def _without_loss(counts: PairedCounts) -> PairedCounts:
-    """Give the counts of a candidate as good as the full model that disagrees with it as often."""
-    disagreements = counts.only_full + counts.only_candidate
-    both = counts.both + (counts.only_full - disagreements / 2)
-    return PairedCounts(max(both, 0.0), disagreements / 2, disagreements / 2, counts.num_examples)
 
 
 def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int | None:

@@ -7,6 +7,7 @@ validation split takes its place, and a new validation split is carved from trai
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .labels import SINGLE_LABEL, encode_labels, find_label_column, is_labelled
 from .metrics import DEFAULT_METRICS, check_metric
 from .outputs import check_output_names
 from .record import TaskRecord, describe_task, hash_texts
-from .splits import GLUE_TASKS, draw_rows, read_splits
+from .splits import GLUE_TASKS, carve_splits, draw_splits, read_splits
 from .task import Task, TaskArguments
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
             be found; a label does not occur in train; the metric or the label names do not fit; or an argument is out
             of range.
     """
-    _check_arguments(arguments)
+    arguments.check()
     if arguments.dataset_name in (None, EMBEDDED):
         task = load_standard_library_task()
         screen.info(f"{task.name}: {describe_columns(task.splits['train'], task.text_columns, task.label_column)}")
@@ -57,9 +58,7 @@ def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
     check_output_names(arguments.label_order, task.label_names)
     metric_name = arguments.metric_name or task.metric_name
     check_metric(metric_name, task.problem_type, task.num_labels)
-    splits = DatasetDict(task.splits)
-    for name, split in splits.items():
-        splits[name] = draw_rows(split, getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
+    splits = DatasetDict(draw_splits(task.splits, arguments))
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     names = f" ({', '.join(task.label_names)})" if 1 < task.num_labels <= MAX_NAMED else ""
     screen.info(
@@ -160,22 +159,6 @@ def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     return replace(task, splits=splits.remove_columns("truncated"), truncated=truncated)
 
 
-def _check_arguments(arguments: TaskArguments) -> None:
-    if not 0 < arguments.validation_fraction < 1:
-        raise ValueError(
-            f"`validation_fraction` is a share of train between 0 and 1, got {arguments.validation_fraction}."
-        )
-    for name in ("max_train_samples", "max_validation_samples", "max_test_samples", "max_length"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if arguments.text_pair_column and not arguments.text_column:
-        raise ValueError(
-            f"`text_pair_column` {arguments.text_pair_column!r} is the second text of a pair; name the first by "
-            "`text_column`."
-        )
-
-
 def _build_task(dataset_name: str, arguments: TaskArguments, is_whole: bool) -> Task:
     name, splits = read_splits(dataset_name, arguments.dataset_config_name)
     train = splits["train"]
@@ -200,9 +183,11 @@ def _build_task(dataset_name: str, arguments: TaskArguments, is_whole: bool) -> 
     # a folder can be named like a GLUE task and be something else
     if metric_name is None or not {*glue_columns, "label"} <= set(train.column_names):
         metric_name = DEFAULT_METRICS[labels.problem_type]
+    if not is_whole:
+        splits = carve_splits(splits, partial(_carve, arguments, labels.problem_type))
     return Task(
         name=name,
-        splits=DatasetDict(splits) if is_whole else _complete_splits(splits, arguments, labels.problem_type),
+        splits=DatasetDict(splits),
         text_columns=text_columns,
         problem_type=labels.problem_type,
         label_names=labels.names,
@@ -211,27 +196,15 @@ def _build_task(dataset_name: str, arguments: TaskArguments, is_whole: bool) -> 
     )
 
 
-def _complete_splits(splits: dict[str, Dataset], arguments: TaskArguments, problem_type: str) -> DatasetDict:
-    """Make the validation split the test split if there is no other, and carve what is missing from train."""
-    splits = dict(splits)
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    for name in ("test", "validation"):
-        if name in splits:
-            continue
-        train = splits["train"]
-        labels = np.asarray(train["labels"][:]) if problem_type == SINGLE_LABEL else np.zeros(len(train))
-        generator = np.random.default_rng(arguments.split_seed)
-        held_out: list[int] = []
-        for label in np.unique(labels):
-            rows = generator.permutation(np.flatnonzero(labels == label))
-            # a class keeps an example in train, and gives one if it has two
-            num_held_out = min(max(1, round(arguments.validation_fraction * len(rows))), len(rows) - 1)
-            held_out.extend(rows[:num_held_out])
-        if not held_out:
-            raise ValueError(
-                f"train has too few rows ({len(train)}) to carve a {name} split; add rows or a {name} file."
-            )
-        splits[name] = train.select(np.sort(held_out))
-        splits["train"] = train.select(np.setdiff1d(np.arange(len(train)), held_out))
-    return DatasetDict({name: splits[name] for name in ("train", "validation", "test")})
+def _carve(arguments: TaskArguments, problem_type: str, train: Dataset, name: str) -> tuple[Dataset, Dataset]:
+    """Part train for a split of that name; of every class its share."""
+    labels = np.asarray(train["labels"][:]) if problem_type == SINGLE_LABEL else np.zeros(len(train))
+    generator = np.random.default_rng(arguments.split_seed)
+    held_out: list[int] = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        # a class keeps an example in train, and gives one if it has two
+        held_out.extend(rows[: min(max(1, round(arguments.validation_fraction * len(rows))), len(rows) - 1)])
+    if not held_out:
+        raise ValueError(f"train has too few rows ({len(train)}) to carve a {name} split; add rows or a {name} file.")
+    return train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(np.sort(held_out))

@@ -11,7 +11,7 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from .failures import first_line
-from .splits import choose_splits, draw_rows, read_saved
+from .splits import SplitArguments, carve_splits, choose_splits, draw_splits, read_saved
 
 Read = Callable[[Path], dict[str, Dataset] | None]
 DIGITS = "digits"
@@ -19,7 +19,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 
 @dataclass
-class ImageDataArguments:
+class ImageDataArguments(SplitArguments):
     """Which images are read, whatever is done with them."""
 
     dataset_name: str = field(
@@ -29,34 +29,12 @@ class ImageDataArguments:
             "of images (train/CLASS/*.png), one parquet file, or a name on the Hub."
         },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the image; inferred if not given."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many images."})
-    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many images."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many images."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn images."})
 
     @property
     def is_local(self) -> bool:
         """Whether a folder or file here is read."""
         return self.dataset_name != DIGITS and Path(self.dataset_name).expanduser().exists()
-
-    def check(self):
-        """Refuse what is out of range.
-
-        Raises:
-            ValueError: Names the argument.
-        """
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"`validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
-        for name in ("max_train_samples", "max_validation_samples", "max_test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def read_image_splits(
@@ -145,8 +123,6 @@ def complete_splits(
 ) -> dict[str, Dataset]:
     """Carve what is missing from train, and draw at most as many rows as asked for.
 
-    A validation split is the test split if there is no other.
-
     Args:
         splits: "train", and maybe "validation" and "test".
         arguments: How much to carve and to draw.
@@ -155,25 +131,20 @@ def complete_splits(
     Raises:
         ValueError: Train has too few rows.
     """
-    splits = dict(splits)
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    for name in ("test", "validation"):
-        if name not in splits:
-            try:
-                carved = splits["train"].train_test_split(
-                    arguments.validation_fraction, stratify_by_column=stratified_by, seed=arguments.split_seed
-                )
-            except ValueError as error:
-                raise ValueError(
-                    f"train has too few images ({len(splits['train'])}) to carve a {name} split from it ({error}); add "
-                    f"images or a {name} split."
-                ) from error
-            splits["train"], splits[name] = carved["train"], carved["test"]
-    return {
-        name: draw_rows(splits[name], getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
-        for name in ("train", "validation", "test")
-    }
+
+    def carve(train: Dataset, name: str) -> tuple[Dataset, Dataset]:
+        try:
+            parts = train.train_test_split(
+                arguments.validation_fraction, stratify_by_column=stratified_by, seed=arguments.split_seed
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"train has too few images ({len(train)}) to carve a {name} split from it ({error}); add images or a "
+                f"{name} split."
+            ) from error
+        return parts["train"], parts["test"]
+
+    return draw_splits(carve_splits(splits, carve), arguments)
 
 
 def _read_digits() -> dict[str, Dataset]:

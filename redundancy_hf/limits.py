@@ -195,6 +195,3 @@ def _explain_tokenizer(name: str, error: Exception) -> str:
         return f"the .model file of the tokenizer of `{name}` is damaged; copy or download it again."
     reason = explain_failure(name, error)
     return reason or f"the tokenizer of `{name}` cannot be read; copy or download it again ({first_line(error)})."
-
-
-__all__ = ["InputLimits", "check_first_token", "check_inputs", "limit_tokenizer", "load_tokenizer", "read_limits"]

@@ -6,14 +6,14 @@ STS-B, F1 of the positive class for QQP and MRPC. Macro F1 is an addition. Lette
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import datasets
 import evaluate
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
@@ -244,16 +244,7 @@ def standard_error(
     """
     if num_resamples < 2:
         raise ValueError(f"`num_resamples` must be at least 2, got {num_resamples}; 1000 is usual.")
-    predictions, references = _check_values(metric_name, predictions, references)
-    generator = np.random.default_rng(seed)
-    num_examples = len(references)
-    if metric_name == "spearmanr":
-        rows = (generator.integers(num_examples, size=num_examples) for _ in range(num_resamples))
-        return float(np.std([_spearman(predictions[row], references[row]) for row in rows], ddof=1))
-    # only how often a (prediction, reference) pair is drawn matters, and those counts are multinomial
-    pairs, counts = np.unique(np.stack([predictions, references], axis=1), axis=0, return_counts=True)
-    drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
-    return float(np.std(scores_of_counts(metric_name, pairs[:, 0], pairs[:, 1], drawn), ddof=1))
+    return float(np.std(resample_scores(metric_name, [predictions], references, seed, num_resamples), ddof=1))
 
 
 def paired_standard_error(
@@ -266,41 +257,32 @@ def paired_standard_error(
 ) -> float:
     """Estimate the standard error of a score divided by the full model's on the same examples, by the bootstrap.
 
-    Both models err on much the same examples, so this is far smaller than the error of either score.
-
-    Args:
-        metric_name: One of `METRICS`.
-        predictions: As in `compute_score`.
-        full_predictions: Those of the full model.
-        references: As in `compute_score`.
-        seed: Of the resampling.
-        num_resamples: Number of resamples.
+    Both models err on much the same examples, so this is far smaller than the error of either score. Arguments as for
+    [`standard_error`].
 
     Returns:
         Standard deviation of the ratio over the resamples in which the full model's score is positive; NaN where there
         are fewer than two.
-
-    Raises:
-        ValueError: As `compute_score`.
     """
-    predictions, references = _check_values(metric_name, predictions, references)
-    full_predictions, _ = _check_values(metric_name, full_predictions, references)
-    generator = np.random.default_rng(seed)
-    num_examples = len(references)
+    scores, full = resample_scores(metric_name, [predictions, full_predictions], references, seed, num_resamples)
+    ratios = scores[full > 0] / full[full > 0]
+    return float(np.std(ratios, ddof=1)) if len(ratios) > 1 else float("nan")
+
+
+def resample_scores(
+    metric_name: str, models: Sequence[ArrayLike], references: ArrayLike, seed: int, num_resamples: int
+) -> np.ndarray:
+    """Score the predictions of M models on the same R resamples of the examples, (M, R)."""
+    checked = [_check_values(metric_name, predictions, references) for predictions in models]
+    columns, truth = [predictions for predictions, _ in checked], checked[0][1]
+    generator, num_examples = np.random.default_rng(seed), len(truth)
     if metric_name == "spearmanr":
         rows = [generator.integers(num_examples, size=num_examples) for _ in range(num_resamples)]
-        scores = np.array([_spearman(predictions[row], references[row]) for row in rows])
-        full_scores = np.array([_spearman(full_predictions[row], references[row]) for row in rows])
-    else:
-        triples = np.stack([predictions, full_predictions, references], axis=1)
-        triples, counts = np.unique(triples, axis=0, return_counts=True)
-        drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
-        scores = scores_of_counts(metric_name, triples[:, 0], triples[:, 2], drawn)
-        full_scores = scores_of_counts(metric_name, triples[:, 1], triples[:, 2], drawn)
-    is_positive = full_scores > 0
-    if is_positive.sum() < 2:
-        return float("nan")
-    return float(np.std(scores[is_positive] / full_scores[is_positive], ddof=1))
+        return np.array([[_spearman(column[row], truth[row]) for row in rows] for column in columns])
+    # only how often a row of predictions and reference is drawn matters, and those counts are multinomial
+    kinds, counts = np.unique(np.stack([*columns, truth], axis=1), axis=0, return_counts=True)
+    drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
+    return np.array([scores_of_counts(metric_name, kinds[:, n], kinds[:, -1], drawn) for n in range(len(columns))])
 
 
 def scores_of_counts(
@@ -392,12 +374,11 @@ def _check_name(metric_name: str) -> None:
 
 
 def _check_no_nan(what: str, values: np.ndarray) -> None:
-    num_nan = int(np.isnan(values).sum())
-    if num_nan:
+    if num_nan := int(np.isnan(values).sum()):
         raise ValueError(f"{what} hold {num_nan} NaN of {values.size} values; a training that diverged gives them.")
 
 
 def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
     if np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return 0.0
-    return float(spearmanr(predictions, references).statistic)
+    return float(np.corrcoef(rankdata(predictions), rankdata(references))[0, 1])

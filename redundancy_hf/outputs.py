@@ -105,13 +105,3 @@ def _is_abbreviation(one: str, other: str) -> bool:
 def _only_numbers(names: Sequence[str]) -> bool:
     """Say whether names are LABEL_0, LABEL_1, ... or 0, 1, ..."""
     return [normalise_name(name) for name in names] == [str(index) for index in range(len(names))]
-
-
-__all__ = [
-    "LabelOrder",
-    "check_output_names",
-    "describe_assumption",
-    "find_label_order",
-    "name_outputs",
-    "normalise_name",
-]

@@ -269,15 +269,3 @@ def copy_readings(folder: Path, other: Path):
     if (folder / FILE).is_file():
         shutil.copy(folder / FILE, other)
         shutil.copytree(folder / ROWS, other / ROWS, dirs_exist_ok=True)
-
-
-__all__ = [
-    "Evidence",
-    "ReadModel",
-    "choose_arguments",
-    "copy_readings",
-    "find_readings",
-    "gather_evidence",
-    "open_model",
-    "record_reading",
-]

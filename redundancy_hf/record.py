@@ -365,19 +365,3 @@ def _is_of_type(value: Any, annotation: Any) -> bool:
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     kinds = [typing.get_origin(option) or option for option in options]
     return isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
-
-
-__all__ = [
-    "FILE",
-    "ROWS",
-    "TaskRecord",
-    "describe_task",
-    "hash_arrays",
-    "hash_input",
-    "hash_texts",
-    "is_other_data",
-    "make_flags",
-    "read_max_length",
-    "read_record",
-    "resolve_arguments",
-]

@@ -276,5 +276,3 @@ def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
 
 
 AutoModelForSequenceClassification.register(ExportedConfig, ExportedClassifier)
-
-__all__ = ["CASCADE", "RUNTIMES", "ExportedClassifier", "check_runtime", "name_variant"]

@@ -185,16 +185,13 @@ class _NullRegion:
 
     def points(self, levels: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """p_a, p_b and p_c, each (B * S,): at every level of p_b, p_a that share of the way through its range."""
-        low, high = self._range_of_both(levels)
-        a = np.clip(low[:, None] + (high - low)[:, None] * shares, 0, 1)
-        b = np.broadcast_to(levels[:, None], a.shape)
-        return a.ravel(), b.ravel(), np.maximum(self.r * b - (1 - self.r) * a, 0).ravel()
-
-    def _range_of_both(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        r, (a_low, a_high), (c_low, c_high) = self.r, self.both, self.candidate
+        r, b, (a_low, a_high), (c_low, c_high) = self.r, levels, self.both, self.candidate
         low = np.maximum(a_low, (r * b - c_high) / (1 - r))
         high = np.minimum(np.minimum(a_high, (r * b - c_low) / (1 - r)), (1 - (1 + r) * b) / r)
-        return low, np.maximum(low, high)  # at an end of the levels they are equal but for rounding
+        high = np.maximum(low, high)  # at an end of the levels they are equal but for rounding
+        a = np.clip(low[:, None] + (high - low)[:, None] * shares, 0, 1)
+        b = np.broadcast_to(levels[:, None], a.shape)
+        return a.ravel(), b.ravel(), np.maximum(r * b - (1 - r) * a, 0).ravel()
 
 
 def _clopper_pearson(count: float, num_examples: int, miss: float) -> tuple[float, float]:
@@ -252,31 +249,6 @@ def _smallest_c(b: np.ndarray, gain: np.ndarray, r: float, z: float) -> np.ndarr
     discriminant = z * z * r + 4 * constant
     root = (z * math.sqrt(r) + np.sqrt(np.maximum(discriminant, 0))) / 2
     return np.where(discriminant < 0, 0, np.maximum(root**2 - b - _extra(z), 0))
-
-
-def resample_spearman(
-    full: np.ndarray, candidate: np.ndarray, references: np.ndarray, num_resamples: int, seed: int
-) -> np.ndarray:
-    """Correlate both models' values with the references on the same R resamples of the examples, (2, R)."""
-    generator = np.random.default_rng(seed)
-    num_examples = len(references)
-    scores = []
-    for _ in range(num_resamples):
-        counts = np.bincount(generator.integers(num_examples, size=num_examples), minlength=num_examples)
-        scores.append([_spearman_of_counts(predictions, references, counts) for predictions in (full, candidate)])
-    return np.array(scores).T
-
-
-def _spearman_of_counts(predictions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> float:
-    """Correlate the mid-ranks that examples have when each occurs `counts` times."""
-    ranks = []
-    for values in (predictions, references):
-        _, group = np.unique(values, return_inverse=True)
-        group_counts = np.bincount(group, counts)
-        middle = (np.cumsum(group_counts) - group_counts / 2)[group]
-        ranks.append(middle - np.average(middle, weights=counts))
-    covariance, *variances = (counts @ (x * y) for x, y in (ranks, ranks[:1] * 2, ranks[1:] * 2))
-    return float(covariance / math.sqrt(variances[0] * variances[1])) if min(variances) > 0 else 0.0
 
 
 def bootstrap_p_value(full_scores: np.ndarray, candidate_scores: np.ndarray, r: float) -> float:

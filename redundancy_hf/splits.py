@@ -2,7 +2,8 @@
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,35 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SHARD = re.compile(r"-\d+-of-\d+(-\w+)?$")
 # what `save_to_disk` leaves
 SAVED = ("dataset_dict.json", "state.json")
+
+
+@dataclass
+class SplitArguments:
+    """Which data set is read, and how its splits are made; each kind of data adds its own."""
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
+    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many examples."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many examples."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn examples."})
+
+    def check(self):
+        """Refuse what is out of range.
+
+        Raises:
+            ValueError: Names the argument.
+        """
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"`validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
+        for name in ("max_train_samples", "max_validation_samples", "max_test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def read_splits(
@@ -122,6 +152,32 @@ def _read_path(path: Path, builders: dict[str, str]) -> dict[str, Dataset]:
     splits = {split: load_files(files, builders) for split, files in found.items()}
     of_csv = {split: rows for split, rows in splits.items() if builders[_part_name(found[split][0])[1]] == "csv"}
     return splits | type_columns(of_csv)
+
+
+def carve_splits(
+    splits: Mapping[str, Dataset], carve: Callable[[Dataset, str], tuple[Dataset, Dataset]]
+) -> dict[str, Dataset]:
+    """Make the validation split the test split if there is no other, and carve what is missing from train.
+
+    Args:
+        splits: "train", and maybe "validation" and "test".
+        carve: Parts train for a split of that name, in what is left and that split.
+    """
+    splits = dict(splits)
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    for name in ("test", "validation"):
+        if name not in splits:
+            splits["train"], splits[name] = carve(splits["train"], name)
+    return {name: splits[name] for name in ("train", "validation", "test")}
+
+
+def draw_splits(splits: Mapping[str, Dataset], arguments: SplitArguments) -> dict[str, Dataset]:
+    """Draw at most as many rows of every split as asked for."""
+    return {
+        name: draw_rows(split, getattr(arguments, f"max_{name}_samples"), arguments.split_seed)
+        for name, split in splits.items()
+    }
 
 
 def draw_rows(split: Dataset, number: int | None, seed: int) -> Dataset:

@@ -9,10 +9,13 @@ from typing import Any
 from datasets import DatasetDict
 
 from .record import TaskRecord, make_flags
+from .splits import SplitArguments
 
 
 @dataclass
-class TaskArguments:
+class TaskArguments(SplitArguments):
+    """How a data set of texts is read."""
+
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -22,10 +25,8 @@ class TaskArguments:
             "columns are fixed."
         },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the text; inferred if not given."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the label; inferred if not given."})
     problem_type: str | None = field(
         default=None,
         metadata={
@@ -40,13 +41,6 @@ class TaskArguments:
         },
     )
     max_length: int = field(default=128, metadata={"help": "Longest input, in tokens; longer ones are truncated."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of train that becomes a validation or test split that is missing."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most so many examples."})
-    max_validation_samples: int | None = field(default=None, metadata={"help": "Validate on at most so many examples."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Test on at most so many examples."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of carved splits and of drawn examples."})
     label_order: list[str] | None = field(
         default=None,
         metadata={
@@ -54,6 +48,16 @@ class TaskArguments:
             "does not. The class that a metric is of stays the same."
         },
     )
+
+    def check(self):
+        super().check()
+        if self.max_length < 1:
+            raise ValueError(f"`max_length` must be at least 1, got {self.max_length}.")
+        if self.text_pair_column and not self.text_column:
+            raise ValueError(
+                f"`text_pair_column` {self.text_pair_column!r} is the second text of a pair; name the first by "
+                "`text_column`."
+            )
 
 
 class TaskFlags(make_flags(TaskArguments)):  # type: ignore[misc]

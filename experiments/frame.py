@@ -1,9 +1,14 @@
-"""What every experiment shares: how its tables are written, where its record comes from, and how pictures are saved."""
+"""What every experiment shares: its command line, how tables are written, where records come from, and pictures."""
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from redundancy_hf.command import parse_call
 
 # what older records call their programs
 FORMER = {
@@ -12,6 +17,30 @@ FORMER = {
     "experiments/peers.py": "scripts/compare_peers.py",
     "experiments/schedules.py": "scripts/study_schedules.py",
 }
+
+
+def command_of(
+    run: Callable[..., Any] | None, description: str, draw: Callable[..., None] | None = None
+) -> Callable[[], None]:
+    """Give an experiment its command line: flags run it, and with `--draw` first they draw the records named there.
+
+    Args:
+        run: What the flags call, by its signature.
+        description: Shown by `--help`.
+        draw: What `--draw` calls with the files as `records`.
+    """
+
+    def main():
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        arguments = sys.argv[1:]
+        if draw is not None and (run is None or arguments[:1] == ["--draw"]):
+            arguments = ["--records" if argument == "--draw" else argument for argument in arguments]
+            draw(**parse_call(draw, description, arguments))
+        elif run is not None:
+            run(**parse_call(run, description))
+
+    return main
 
 
 def format_table(header: Iterable[Any], rows: Iterable[Iterable[Any]], note: str = "") -> str:
@@ -74,7 +103,7 @@ def describe_runs(records: dict) -> str:
     return f"Commands: {'; '.join(runs)}\n"
 
 
-def read_record(path: str, program: str) -> dict:
+def read_record(path: str | Path, program: str) -> dict:
     """Read what an experiment or a verb has left.
 
     Args:
@@ -95,6 +124,16 @@ def read_record(path: str, program: str) -> dict:
     if not command.removeprefix("python ").startswith(known):
         raise ValueError(f"{path} is not a record of {program}; give the JSON file that it wrote.")
     return record
+
+
+def refuse_twice(names: list[str]):
+    """Refuse records of one task.
+
+    Raises:
+        ValueError: A name occurs twice.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"--records has {', '.join(twice)} twice; give one record of a task.")
 
 
 def open_panels(

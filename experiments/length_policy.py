@@ -10,30 +10,17 @@ that is at least as accurate there. Their expected latency over the texts' lengt
 the test predictions, which nothing was chosen on.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from frame import command_of, format_table, name_command, percent
 
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search.policy import choose_policy, predict_policy
 from classformer_hf.search.space import Schedule
-from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.command import run_command, write_record
 from redundancy_hf.metrics import compute_score, paired_standard_error
-
-
-@dataclass
-class PolicyArguments:
-    validation: str = field(metadata={"help": "npz file of predictions to choose on."})
-    test: str = field(metadata={"help": "npz file of predictions of the same schedules to report on."})
-    latency_table: str = field(metadata={"help": "latency_table.json of the machine."})
-    limits: list[int] = field(
-        default_factory=lambda: [16, 32, 48, 64, 96], metadata={"help": "Longest inputs of the buckets, in tokens."}
-    )
-    required_performance: list[float] = field(
-        default_factory=lambda: [0.95, 0.97, 0.99], metadata={"help": "Shares of the full model's score."}
-    )
-    metric_name: str = field(default="accuracy", metadata={"help": "Metric of the task."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
 
 class Predictions:
@@ -47,10 +34,13 @@ class Predictions:
             self.schedules = [Schedule.from_key(key) for key in self.keys]
             self.predictions, self.references = data["predictions"][rows], data["references"]
             self.lengths = data["lengths"].astype(int)
-        if not any(max(schedule.gamma) == 1 for schedule in self.schedules):
+        is_full = [max(schedule.gamma) == 1 for schedule in self.schedules]
+        if not any(is_full):
             raise ValueError(f"{path} has no predictions of the full model, which the others are a share of.")
-        self.metric_name = metric_name
-        self.full = next(i for i, schedule in enumerate(self.schedules) if max(schedule.gamma) == 1)
+        self.metric_name, self.full = metric_name, is_full.index(True)
+
+    def score(self, predictions: np.ndarray) -> float:
+        return compute_score(self.metric_name, predictions, self.references)
 
     def predict(self, policy: Schedule) -> np.ndarray:
         """Give the predictions of a schedule or of a policy."""
@@ -62,25 +52,21 @@ class Predictions:
     def describe(self, policy: Schedule, table: LatencyTable) -> dict:
         """Score and expected latency, relative to the full model."""
         predictions, full = self.predict(policy), self.predictions[self.full]
-        scores = [compute_score(self.metric_name, one, self.references) for one in (predictions, full)]
-        full_schedule = self.schedules[self.full]
-        time = predict_policy(table, policy, self.lengths) / predict_policy(table, full_schedule, self.lengths)
+        time, full_time = (predict_policy(table, one, self.lengths) for one in (policy, self.schedules[self.full]))
         return {
             "key": policy.key,
-            "score": scores[0],
-            "performance": scores[0] / scores[1],
+            "score": self.score(predictions),
+            "performance": self.score(predictions) / self.score(full),
             "paired_standard_error": paired_standard_error(self.metric_name, predictions, full, self.references),
-            "latency_ratio": time,
+            "latency_ratio": time / full_time,
         }
 
 
 def compare(
-    required: float, limits: list[int], validation: Predictions, test: Predictions, table: LatencyTable
+    required: float, limits: Sequence[int], validation: Predictions, test: Predictions, table: LatencyTable
 ) -> dict:
     """Choose both on the validation predictions and describe them on both splits."""
-    scores = np.array(
-        [compute_score(validation.metric_name, one, validation.references) for one in validation.predictions]
-    )
+    scores = np.array([validation.score(one) for one in validation.predictions])
     times = table.predict_many(validation.schedules, validation.lengths)
     feasible = np.flatnonzero(scores >= required * scores[validation.full])
     single = feasible[np.argmin(times[feasible])]
@@ -94,24 +80,40 @@ def compare(
         validation.metric_name,
         scores[single],
     )
-    chosen = {"single": validation.schedules[single], "policy": policy}
-    record: dict = {"required_performance": required}
-    for name, schedule in chosen.items():
-        record[name] = {"validation": validation.describe(schedule, table), "test": test.describe(schedule, table)}
-    for split in ("validation", "test"):
+    splits, record = {"validation": validation, "test": test}, {"required_performance": required}
+    for name, schedule in {"single": validation.schedules[single], "policy": policy}.items():
+        record[name] = {split: predictions.describe(schedule, table) for split, predictions in splits.items()}
+    for split in splits:
         ratio = record["policy"][split]["latency_ratio"] / record["single"][split]["latency_ratio"]
         record[f"{split}_latency_change"] = ratio - 1
     return record
 
 
-def main():
-    (arguments,) = parse_arguments([PolicyArguments], __doc__)
-    table = LatencyTable.load(arguments.latency_table)
-    test = Predictions(arguments.test, arguments.metric_name)
+def run(
+    validation: str,
+    test: str,
+    latency_table: str,
+    limits: Sequence[int] = (16, 32, 48, 64, 96),
+    required_performance: Sequence[float] = (0.95, 0.97, 0.99),
+    metric_name: str = "accuracy",
+    results_file: str | None = None,
+) -> dict[str, Any] | None:
+    """Compare for several requirements.
+
+    Args:
+        validation: npz file of predictions to choose on.
+        test: npz file of predictions of the same schedules to report on.
+        latency_table: latency_table.json of the machine.
+        limits: Longest inputs of the buckets, in tokens.
+        required_performance: Shares of the full model's score.
+        metric_name: Metric of the task.
+        results_file: JSON file for the results.
+    """
+    latencies = LatencyTable.load(latency_table)
     # what has not been tried on the test texts cannot be reported on them
-    validation = Predictions(arguments.validation, arguments.metric_name, test.keys)
-    test = Predictions(arguments.test, arguments.metric_name, validation.keys)
-    rows = [compare(r, arguments.limits, validation, test, table) for r in arguments.required_performance]
+    chosen_on = Predictions(validation, metric_name, Predictions(test, metric_name).keys)
+    told_on = Predictions(test, metric_name, chosen_on.keys)
+    rows = [compare(required, limits, chosen_on, told_on, latencies) for required in required_performance]
     for row in rows:
         single, policy = row["single"]["test"], row["policy"]["test"]
         print(
@@ -119,16 +121,36 @@ def main():
             f"{100 * single['performance']:.1f} %, policy {policy['latency_ratio']:.3f} at "
             f"{100 * policy['performance']:.1f} %: {100 * row['test_latency_change']:+.1f} % latency"
         )
-    write_record(
-        arguments.results_file,
-        limits_tokens=arguments.limits,
-        num_validation_examples=len(validation.references),
-        num_test_examples=len(test.references),
-        length_quantiles_tokens=np.percentile(test.lengths, [5, 25, 50, 75, 95]).tolist(),
-        hardware=table.hardware,
+    return write_record(
+        results_file,
+        limits_tokens=list(limits),
+        num_validation_examples=len(chosen_on.references),
+        num_test_examples=len(told_on.references),
+        length_quantiles_tokens=np.percentile(told_on.lengths, [5, 25, 50, 75, 95]).tolist(),
+        hardware=latencies.hardware,
         requirements=rows,
     )
 
+
+def table(record: dict) -> str:
+    """A schedule per length bucket against the best single one."""
+    rows = []
+    for row in record["requirements"]:
+        both = [row[name]["test"] for name in ("single", "policy")]
+        cells = [(f"`{one['key']}`", f"{one['latency_ratio']:.3f}", percent(one["performance"])) for one in both]
+        change = f"{100 * row['test_latency_change']:+.1f}"
+        rows.append([f"{percent(row['required_performance'], 0)} %", *cells[0], *cells[1], change])
+    header = ["keep", "single", "latency", "kept, %", "by length", "latency", "kept, %", "change, %"]
+    quantiles = " / ".join(f"{value:.0f}" for value in record["length_quantiles_tokens"])
+    note = (
+        f"Chosen on {record['num_validation_examples']} texts, reported on {record['num_test_examples']} others; "
+        f"latency by the table, relative to the full model, {record['hardware']['device_name']}; lengths at "
+        f"5/25/50/75/95 %: {quantiles} tokens. {name_command(record)}"
+    )
+    return format_table(header, rows, note)
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

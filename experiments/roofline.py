@@ -12,23 +12,23 @@ profile says what the time goes into, and a last comparison whether joining the 
 would pay.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from frame import command_of, describe_hardware, format_table, interval, name_command
 from torch.nn import functional as F
-from transformers.utils import logging as transformers_logging
+from tqdm import tqdm
 
 from classformer_hf import ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.architectures import build_stock
 from classformer_hf.checkpoints import reconfigure
-from classformer_hf.roofline import list_products, measure, run_all
 from classformer_hf.search import Schedule
-from redundancy_hf.command import parse_arguments, run_command, write_record
-from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.command import run_command, write_record
+from redundancy_hf.timing import hardware_fingerprint, time_in_turns
 
 # of plain RoBERTa, between which its overhead is interpolated
 GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -43,20 +43,60 @@ GROUPS = {
     "masks": ("aten::all", "aten::eq", "aten::ne", "aten::cumsum", "aten::_to_copy"),
 }
 LAST = "views and the rest"
+# operations, bytes that are moved, and what computes it
+Product = tuple[int, int, Callable[[], torch.Tensor]]
 
 
-@dataclass
-class RooflineArguments:
-    model_name_or_path: str = field(metadata={"help": "Checkpoint whose shape and weights are taken."})
-    schedules: list[str] = field(metadata={"help": "As a search names them: 1-2-1_eta0."})
-    lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512], metadata={"help": "Tokens of the texts."})
-    rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the tables."})
+def list_products(model: Any, tokens_in: int, lengths: list[int]) -> list[Product]:
+    """Give the matrix products of a classifier's layers in their order, for a text and the tokens that leave each."""
+    products: list[Product] = []
+
+    def add_linear(linear: torch.nn.Linear, rows: int):
+        states, (width_out, width_in) = torch.randn(1, rows, linear.in_features), linear.weight.shape
+        num_bytes = 4 * (width_out * width_in + rows * (width_in + width_out))
+        products.append((2 * rows * width_in * width_out, num_bytes, lambda: F.linear(states, linear.weight)))
+
+    def add_attention(queries: int, keys: int):
+        heads = model.config.num_attention_heads
+        width = model.config.hidden_size // heads
+        query, key, value = (torch.randn(heads, tokens, width) for tokens in (queries, keys, keys))
+        scores = torch.rand(heads, queries, keys)
+        flops, num_bytes = 2 * heads * queries * keys * width, 4 * heads * (queries + keys) * width
+        products.append((flops, num_bytes, lambda: query @ key.transpose(1, 2)))
+        products.append((flops, num_bytes, lambda: scores @ value))
+
+    for layer, tokens_out in zip(model.roberta.encoder.layer, lengths, strict=True):
+        attention = layer.attention.self
+        add_linear(attention.query, tokens_out)
+        add_linear(attention.key, tokens_in)
+        add_linear(attention.value, tokens_in)
+        add_attention(tokens_out, tokens_in)
+        for linear in (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense):
+            add_linear(linear, tokens_out)
+        tokens_in = tokens_out
+    return products
+
+
+def run_all(products: list[Product]):
+    for *_, call in products:
+        call()
+
+
+def measure(calls: dict[Any, Callable[[], Any]], rounds: int, what: str) -> dict[Any, np.ndarray]:
+    """Give the processor time of every call in every round, in milliseconds, (rounds,)."""
+    with torch.inference_mode(), tqdm(total=rounds + 2, desc=what, unit="round") as bar:
+        times = time_in_turns([calls], rounds, clock="thread_cpu", on_round=bar.update)
+    return {name: ticks[:, 0] for name, ticks in times.ticks.items()}
+
+
+def summarise(values: np.ndarray) -> list[float]:
+    """Median and quartiles."""
+    return np.percentile(values, [50, 25, 75]).tolist()
 
 
 def measure_machine(model: ClassformerForSequenceClassification, rounds: int) -> dict[str, Any]:
     """Measure rates of matrix products per shape, and the bandwidth of reading memory."""
-    shapes, calls = {}, {}
+    flops, calls = {}, {}
     layer = model.roberta.encoder.layer[0]
     for linear in (layer.attention.self.query, layer.intermediate.dense, layer.output.dense):
         # as many copies as the model has layers, or all would lie in a cache
@@ -64,70 +104,62 @@ def measure_machine(model: ClassformerForSequenceClassification, rounds: int) ->
         for rows in GRID:
             states = torch.randn(1, rows, linear.in_features)
             name = f"{rows} x {linear.in_features} x {linear.out_features}"
-            shapes[name] = 2 * rows * linear.weight.numel() * len(weights)
+            flops[name] = 2 * rows * linear.weight.numel() * len(weights)
             calls[name] = lambda states=states, weights=weights: [F.linear(states, weight) for weight in weights]
     memory = torch.ones(2**26)  # 256 MiB, larger than any cache
     times = measure({**calls, "memory": memory.sum}, rounds, "machine")
-    rates = {name: shapes[name] / float(np.median(times[name])) / 1e6 for name in shapes}
+    rates = {name: flops[name] / float(np.median(times[name])) / 1e6 for name in flops}
     read = 4 * memory.numel() / float(np.median(times["memory"])) / 1e6
     return {"rates_gflops": rates, "peak_gflops": max(rates.values()), "bandwidth_gb_per_s": read}
 
 
-def compare_with_bounds(arguments: RooflineArguments, model: Any, machine: dict[str, Any]) -> list[dict]:
+def compare_with_bounds(
+    model: Any, scheduled: dict[str, Any], lengths: Sequence[int], rounds: int, machine: dict[str, Any]
+) -> list[dict]:
     """Time models, plain RoBERTa and their products, and compare with what the bounds promise."""
-    num_layers, longest = model.config.num_hidden_layers, max(arguments.lengths)
+    num_layers = model.config.num_hidden_layers
     stock, outside = build_stock(model), build_stock(model, 0)
-    grid = sorted({*(n for n in GRID if n <= longest), *arguments.lengths})
+    grid = sorted({*(n for n in GRID if n <= max(lengths)), *lengths})
     calls: dict[Any, Callable] = {}
     for n in grid:
         inputs = make_inputs(model, n)
-        calls["stock", n] = lambda inputs=inputs: stock(**inputs)
-        calls["outside", n] = lambda inputs=inputs: outside(**inputs)
-        calls["stock products", n] = run_all(list_products(model, n, [n] * num_layers))
-    products, lengths_of = {}, {}
-    for key in arguments.schedules:
-        schedule = Schedule.from_key(key)
-        scheduled = reconfigure(model, **schedule.config)
-        for n in arguments.lengths:
-            inputs = make_inputs(model, n)
-            lengths = scheduled.config.layer_lengths(n, cls_only=scheduled.config.last_layer_cls_only)
-            lengths_of[key, n], products[key, n] = lengths, list_products(model, n, lengths)
-            calls[key, n] = lambda scheduled=scheduled, inputs=inputs: scheduled(**inputs)
-            calls[key, n, "products"] = run_all(products[key, n])
-    times = measure(calls, arguments.rounds, "passes")
+        calls["stock", n], calls["outside", n] = partial(stock, **inputs), partial(outside, **inputs)
+        calls["stock products", n] = partial(run_all, list_products(model, n, [n] * num_layers))
+    leaving, products = {}, {}
+    for key, own in scheduled.items():
+        for n in lengths:
+            leaving[key, n] = own.config.layer_lengths(n, cls_only=own.config.last_layer_cls_only)
+            products[key, n] = list_products(model, n, leaving[key, n])
+            calls[key, n] = partial(own, **make_inputs(model, n))
+            calls[key, n, "products"] = partial(run_all, products[key, n])
+    times = measure(calls, rounds, "passes")
     # (rounds, grid): what a layer of plain RoBERTa takes beyond its products
     overhead = np.stack(
         [(times["stock", n] - times["outside", n] - times["stock products", n]) / num_layers for n in grid], axis=1
     )
     rows = []
-    for (key, n), lengths in lengths_of.items():
-        at_lengths = np.array([[np.interp(tokens, grid, of_round) for tokens in lengths] for of_round in overhead])
-        own = (times[key, n] - times["outside", n] - times[key, n, "products"]) / num_layers
-        predicted = times["outside", n] + times[key, n, "products"] + at_lengths.sum(axis=1)
+    for (key, n), kept in leaving.items():
+        at_lengths = np.array([np.interp(kept, grid, of_round) for of_round in overhead])
+        bound, outer, whole = times[key, n, "products"], times["outside", n], times[key, n]
+        predicted = outer + bound + at_lengths.sum(axis=1)
         peak, bandwidth = 1e6 * machine["peak_gflops"], 1e6 * machine["bandwidth_gb_per_s"]
-        roofline = sum(max(flops / peak, num_bytes / bandwidth) for flops, num_bytes, _ in products[key, n])
         rows.append(
             {
                 "schedule": key,
                 "tokens": n,
-                "layer_lengths": lengths,
+                "layer_lengths": kept,
                 "gflops": sum(flops for flops, *_ in products[key, n]) / 1e9,
-                "roofline_ms": roofline,
-                "products_ms": float(np.median(times[key, n, "products"])),
-                "measured_ms": float(np.median(times[key, n])),
-                "overhead_per_layer_us": summarise(1000 * own),
+                "roofline_ms": sum(max(flops / peak, size / bandwidth) for flops, size, _ in products[key, n]),
+                "products_ms": float(np.median(bound)),
+                "measured_ms": float(np.median(whole)),
+                "overhead_per_layer_us": summarise(1000 * (whole - outer - bound) / num_layers),
                 "stock_overhead_per_layer_us": summarise(1000 * at_lengths.mean(axis=1)),
-                "speedup": summarise(times["stock", n] / times[key, n]),
+                "speedup": summarise(times["stock", n] / whole),
                 "predicted_speedup": summarise(times["stock", n] / predicted),
-                "reached": summarise(predicted / times[key, n]),
+                "reached": summarise(predicted / whole),
             }
         )
     return rows
-
-
-def summarise(values: np.ndarray) -> list[float]:
-    """Median and quartiles."""
-    return [float(value) for value in np.percentile(values, [50, 25, 75])]
 
 
 def make_inputs(model: Any, num_tokens: int) -> dict[str, torch.Tensor]:
@@ -149,11 +181,8 @@ def profile(model: Any, inputs: dict[str, torch.Tensor], passes: int = 20) -> di
     shares = dict.fromkeys([*GROUPS, LAST], 0.0)
     for event in events:
         shares[group_of.get(event.key, LAST)] += event.self_cpu_time_total / total
-    return {
-        "tokens": inputs["input_ids"].shape[1],
-        "shares": shares,
-        "num_operators": sum(event.count for event in events) / passes,
-    }
+    num_operators = sum(event.count for event in events) / passes
+    return {"tokens": inputs["input_ids"].shape[1], "shares": shares, "num_operators": num_operators}
 
 
 def compare_joined_projections(model: Any, rounds: int) -> dict[int, list[float]]:
@@ -170,39 +199,91 @@ def compare_joined_projections(model: Any, rounds: int) -> dict[int, list[float]
     return {tokens: summarise(times[tokens, "joined"] / times[tokens, "apart"]) for tokens in (8, 32, 128)}
 
 
-def main():
-    (arguments,) = parse_arguments((RooflineArguments,), __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+def run(
+    model_name_or_path: str,
+    schedules: list[str],
+    lengths: Sequence[int] = (64, 128, 256, 512),
+    rounds: int = 20,
+    results_file: str | None = None,
+) -> dict[str, Any] | None:
+    """Measure the machine, then schedules against their bounds.
+
+    Args:
+        model_name_or_path: Checkpoint whose shape and weights are taken.
+        schedules: As a search names them: 1-2-1_eta0.
+        lengths: Tokens of the texts.
+        rounds: Rounds of interleaved timing.
+        results_file: JSON file for the tables.
+    """
     torch.set_num_threads(1)
-    model: Any = load_from_encoder(arguments.model_name_or_path, ClassformerForSequenceClassification, num_labels=2)
-    model.eval()
-    scheduled = {key: reconfigure(model, **Schedule.from_key(key).config) for key in arguments.schedules}
-    stock = build_stock(model)
-    machine = measure_machine(model, arguments.rounds)
+    model: Any = load_from_encoder(model_name_or_path, ClassformerForSequenceClassification, num_labels=2).eval()
+    scheduled = {key: reconfigure(model, **Schedule.from_key(key).config) for key in schedules}
+    machine = measure_machine(model, rounds)
     print(f"peak {machine['peak_gflops']:.0f} GFLOP/s, reading {machine['bandwidth_gb_per_s']:.1f} GB/s")
-    rows = compare_with_bounds(arguments, model, machine)
+    rows = compare_with_bounds(model, scheduled, lengths, rounds, machine)
     for row in rows:
         print(
             f"{row['schedule']} at {row['tokens']}: {row['speedup'][0]:.2f}x, predicted "
             f"{row['predicted_speedup'][0]:.2f}x, reached {100 * row['reached'][0]:.0f} %; overhead per layer "
             f"{row['overhead_per_layer_us'][0]:.0f} us, plain RoBERTa {row['stock_overhead_per_layer_us'][0]:.0f} us"
         )
-    inputs = make_inputs(model, sorted(arguments.lengths)[len(arguments.lengths) // 2])
-    profiles = {"plain RoBERTa": profile(stock, inputs)}
-    profiles.update({key: profile(one, inputs) for key, one in scheduled.items()})
-    write_record(
-        arguments.results_file,
-        model=Path(arguments.model_name_or_path).name,
-        rounds=arguments.rounds,
+    inputs = make_inputs(model, sorted(lengths)[len(lengths) // 2])
+    models = {"plain RoBERTa": build_stock(model), **scheduled}
+    return write_record(
+        results_file,
+        model=Path(model_name_or_path).name,
+        rounds=rounds,
         hardware=hardware_fingerprint(),
         **machine,
         weight_megabytes=sum(p.numel() for p in model.roberta.encoder.parameters()) * 4 / 1e6,
         rows=rows,
-        profiles=profiles,
-        joined_projections=compare_joined_projections(model, arguments.rounds),
+        profiles={name: profile(one, inputs) for name, one in models.items()},
+        joined_projections=compare_joined_projections(model, rounds),
     )
 
+
+def table(record: dict) -> str:
+    """Measured speed-up of schedules against what the machine's rates promise."""
+    rows = []
+    for row in record["rows"]:
+        bounds = [f"{100 * row[f'{bound}_ms'] / row['measured_ms']:.0f}" for bound in ("roofline", "products")]
+        speedups = [interval(*row[name]) for name in ("speedup", "predicted_speedup")]
+        reached = interval(*(100 * value for value in row["reached"]), digits=0)
+        overheads = [interval(*row[f"{who}overhead_per_layer_us"], digits=0) for who in ("", "stock_")]
+        about = [f"`{row['schedule']}`", row["tokens"], f"{row['gflops']:.2f}"]
+        rows.append([*about, *bounds, *speedups, reached, *overheads])
+    header = ["schedule", "tokens", "GFLOP", "roofline, %", "products, %", "x stock", "promised", "reached, %"]
+    note = (
+        f"{record['model']}, batch 1, median and quartiles of {record['rounds']} rounds of processor time, "
+        f"{describe_hardware(record)}. Measured: {record['peak_gflops']:.0f} GFLOP/s at best, "
+        f"{record['bandwidth_gb_per_s']:.1f} GB/s reading, {record['weight_megabytes']:.0f} MB of weights in the "
+        "layers. Roofline and products: share of the time that the bound, or the matrix products alone, would take. "
+        "Promised: what the products' own times and plain RoBERTa's overhead at the lengths that leave each layer "
+        f"give. Overhead: of a layer, in microseconds, beside that of plain RoBERTa's layers at the lengths that leave "
+        f"each layer. {name_command(record)}"
+    )
+    return format_table([*header, "overhead", "of plain layers"], rows, note)
+
+
+def profile_table(record: dict) -> str:
+    """What the time of a pass goes into."""
+    profiles = record["profiles"]
+    first = next(iter(profiles.values()))
+    rows = [
+        [name, *(f"{100 * profiled['shares'][name]:.1f}" for profiled in profiles.values())]
+        for name in sorted(first["shares"], key=lambda name: -first["shares"][name])
+    ]
+    rows.append(["operators in a pass", *(f"{profiled['num_operators']:.0f}" for profiled in profiles.values())])
+    header = ["share of the time, %", *(name if " " in name else f"`{name}`" for name in profiles)]
+    joined = ", ".join(f"{interval(*ratios)} at {n} tokens" for n, ratios in record["joined_projections"].items())
+    note = (
+        f"torch.profiler, {first['tokens']} tokens, batch 1. One matrix product for queries, keys and values takes "
+        f"{joined} of the time of three.\n"
+    )
+    return format_table(header, rows, note)
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

@@ -9,52 +9,35 @@ first folder as stock RoBERTa with eager attention. Time is the processor's for 
 work in threads of their own. Exported graphs stay in OUTPUT_DIR and are used again.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from frame import command_of, describe_hardware, format_table, name_command, speedup
 from torch import nn
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
+from tuning import score, take_turns
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.architectures import build_stock
 from classformer_hf.export import export_once
-from redundancy_hf.command import parse_arguments, run_command, write_record
+from classformer_hf.search import Schedule
+from redundancy_hf.command import run_command, write_record
 from redundancy_hf.data import load_task, tokenize
-from redundancy_hf.evaluation import order_outputs, predict
+from redundancy_hf.evaluation import order_outputs
 from redundancy_hf.folders import is_export
 from redundancy_hf.limits import load_tokenizer
-from redundancy_hf.metrics import compute_score, majority_score, predictions_from_logits, standard_error
+from redundancy_hf.metrics import majority_score
 from redundancy_hf.readings import choose_arguments, open_model, record_reading
-from redundancy_hf.record import make_flags
 from redundancy_hf.runtimes import ExportedClassifier, check_runtime
-from redundancy_hf.task import TaskArguments
-from redundancy_hf.timing import hardware_fingerprint, measure_latency, sample_inputs
+from redundancy_hf.task import TaskArguments, TaskFlags
+from redundancy_hf.timing import hardware_fingerprint, sample_inputs
 
 STOCK = "stock eager float32"
 EXPORTED = "as exported"
 VARIANTS = ("torch", "torch-compile", "torch-bf16", "onnx", "onnx-int8", "openvino")
-
-
-@dataclass
-class RuntimeArguments:
-    models: list[str] = field(
-        metadata={
-            "help": "Folders of trained Classformers, the first one without reductions; or of exports, which are "
-            "compared as they are."
-        }
-    )
-    output_dir: str = field(metadata={"help": "Folder for the exported graphs."})
-    variants: list[str] = field(
-        default_factory=lambda: [variant for variant in VARIANTS if variant != "torch-bf16"],
-        metadata={"help": f"What to compare: {', '.join(VARIANTS)}."},
-    )
-    num_inputs: int = field(default=48, metadata={"help": "Texts that are timed, at quantiles of the length."})
-    rounds: int = field(default=20, metadata={"help": "Rounds of interleaved timing."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
 
 
 class Compiled(nn.Module):
@@ -75,7 +58,7 @@ class Compiled(nn.Module):
 
 def build(folder: str, variant: str, output: Path) -> Any:
     """Load a folder in a variant, or open an export."""
-    if is_export(Path(folder)):
+    if variant == EXPORTED:
         return ExportedClassifier.from_pretrained(folder, num_threads=1)
     runtime, _, precision = variant.partition("-")
     if runtime != "torch":
@@ -85,12 +68,17 @@ def build(folder: str, variant: str, output: Path) -> Any:
     return Compiled(model) if precision == "compile" else model
 
 
-def list_jobs(models: list[str], variants: list[str]) -> list[tuple[str, str]]:
+def list_jobs(models: list[str], variants: Sequence[str]) -> list[tuple[str, str]]:
     """Give folders and variants; an export is of one.
 
     Raises:
-        ValueError: The first folder has no weights, or two have one name.
+        ValueError: A variant is unknown, the first folder has no weights, or two have one name.
     """
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"--variants knows {', '.join(VARIANTS)}, got {variant}.")
+        runtime, _, precision = variant.partition("-")
+        check_runtime(runtime, precision == "int8")
     if is_export(Path(models[0])):
         raise ValueError(f"the first of --models is the reference and needs weights, got the export {models[0]}.")
     names = [Path(folder).name for folder in models]
@@ -100,64 +88,90 @@ def list_jobs(models: list[str], variants: list[str]) -> list[tuple[str, str]]:
     return [(folder, variant) for folder in models for variant in ([EXPORTED] if is_export(Path(folder)) else variants)]
 
 
-def check_variants(variants: list[str]):
-    for variant in variants:
-        if variant not in VARIANTS:
-            raise ValueError(f"--variants knows {', '.join(VARIANTS)}, got {variant}.")
-        runtime, _, precision = variant.partition("-")
-        check_runtime(runtime, precision == "int8")
+def run(
+    models: list[str],
+    output_dir: str,
+    task: TaskFlags,
+    variants: Sequence[str] = tuple(variant for variant in VARIANTS if variant != "torch-bf16"),
+    num_inputs: int = 48,
+    rounds: int = 20,
+    results_file: str | None = None,
+) -> dict[str, Any]:
+    """Score and time all models in all variants.
 
-
-def main():
-    arguments, flags = parse_arguments((RuntimeArguments, make_flags(TaskArguments)), __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    Args:
+        models: Folders of trained Classformers, the first one without reductions; or of exports, which are compared as
+            they are.
+        output_dir: Folder for the exported graphs.
+        task: The data, where they are not those of the first folder.
+        variants: What to compare: torch, torch-compile, torch-bf16, onnx, onnx-int8, openvino.
+        num_inputs: Texts that are timed, at quantiles of the length.
+        rounds: Rounds of interleaved timing.
+        results_file: JSON file for the table.
+    """
     torch.set_num_threads(1)
-    check_variants(arguments.variants)
-    jobs = list_jobs(arguments.models, arguments.variants)
-    read = [open_model(folder, Path(folder)) for folder in arguments.models]
-    task_arguments = choose_arguments(TaskArguments, read, vars(flags))
-    tokenizer = load_tokenizer(arguments.models[0])
-    task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
-    split = task.splits["test"]
-    full = ClassformerForSequenceClassification.from_pretrained(arguments.models[0])
-    models: dict[str, Any] = {STOCK: build_stock(full, attention="eager"), "stock sdpa": build_stock(full)}
-    about: dict[str, tuple[str, str]] = {STOCK: ("stock", "eager"), "stock sdpa": ("stock", "sdpa")}
+    jobs = list_jobs(models, variants)
+    read = [open_model(folder, Path(folder)) for folder in models]
+    arguments = choose_arguments(TaskArguments, read, vars(task))
+    tokenizer = load_tokenizer(models[0])
+    data = tokenize(load_task(arguments), tokenizer, arguments.max_length)
+    full = ClassformerForSequenceClassification.from_pretrained(models[0])
+    built: dict[str, Any] = {STOCK: build_stock(full, attention="eager"), "stock sdpa": build_stock(full)}
+    about = {STOCK: ("stock", "eager"), "stock sdpa": ("stock", "sdpa")}
     for folder, variant in tqdm(jobs, desc="loading and exporting", unit="model"):
         name = f"{Path(folder).name} {variant}"
-        models[name] = build(folder, variant, Path(arguments.output_dir) / Path(folder).name)
-        about[name] = (Path(folder).name, models[name].variant if variant == EXPORTED else variant)
-    rows = []
-    references = np.asarray(split["labels"])
-    for name, model in tqdm(models.items(), desc="scoring", unit="model"):
-        model_name, variant = about[name]
-        config = model.config
-        row: dict[str, Any] = {"model": model_name, "variant": variant}
-        row |= {"gamma": getattr(config, "gamma", None), "eta": getattr(config, "eta", None)}
-        logits = predict(model, split, tokenizer)[:, order_outputs(config, task, name)]
-        predictions = predictions_from_logits(task.problem_type, logits)
-        row["score"] = compute_score(task.metric_name, predictions, references)
-        row["standard_error"] = standard_error(task.metric_name, predictions, references)
-        rows.append(row)
-    if task.record is not None and task.record.rows is not None:
-        record_reading(read, task.record.rows["test"], dataset=task.name, split="test")
-    inputs = sample_inputs(split, arguments.num_inputs)
-    with tqdm(total=arguments.rounds + 2, desc="timing", unit="round") as bar:
-        found = measure_latency(models, inputs, STOCK, arguments.rounds, 2, bar.update, clock="process_cpu")
-    for row, name in zip(rows, models, strict=True):
-        row["latency"] = asdict(found[name])
-        print(f"{name:40} {1 / row['latency']['ratio']:.2f}x  {row['score']:.4f}")
-    write_record(
-        arguments.results_file,
-        dataset=task.name,
-        metric_name=task.metric_name,
-        num_examples=len(split),
-        majority_score=majority_score(task, "test"),
+        built[name] = build(folder, variant, Path(output_dir) / Path(folder).name)
+        about[name] = (Path(folder).name, built[name].variant if variant == EXPORTED else variant)
+    rows = {}
+    for name, model in tqdm(built.items(), desc="scoring", unit="model"):
+        schedule = {key: getattr(model.config, key, None) for key in ("gamma", "eta")}
+        _, scored = score(model, data, "test", tokenizer, order_outputs(model.config, data, name))
+        rows[name] = {"model": about[name][0], "variant": about[name][1], **schedule, **scored}
+    if data.record is not None and data.record.rows is not None:
+        record_reading(read, data.record.rows["test"], dataset=data.name, split="test")
+    inputs = sample_inputs(data.splits["test"], num_inputs)
+    for name, latency in take_turns(built, inputs, STOCK, rounds, clock="process_cpu").items():
+        rows[name]["latency"] = latency
+        print(f"{name:40} {1 / latency['ratio']:.2f}x  {rows[name]['score']:.4f}")
+    return write_record(
+        results_file,
+        dataset=data.name,
+        metric_name=data.metric_name,
+        num_examples=len(data.splits["test"]),
+        majority_score=majority_score(data, "test"),
         timed_lengths=[single["input_ids"].shape[1] for single in inputs],
         hardware=hardware_fingerprint(),
-        rows=rows,
+        rows=list(rows.values()),
     )
 
+
+def table(record: dict) -> str:
+    """Speed-up against stock by model and variant, with the schedule's own gain within each variant."""
+    stock, *rows = record["rows"]
+    by_name = {(row["model"], row["variant"]): row for row in rows}
+    full = next(row["model"] for row in rows if row["gamma"])
+    lines = []
+    for row in rows:
+        latency = row["latency"]
+        # stock in another form has no schedule that could gain
+        reference = by_name.get((full, row["variant"]), row)["latency"]
+        schedule = f"`{Schedule.from_config(row).key}`" if row["gamma"] else "stock RoBERTa"
+        scored = f"{row['score']:.3f} +- {row['standard_error']:.3f}", f"{100 * row['score'] / stock['score']:.1f}"
+        gain = f"{reference['ratio'] / latency['ratio']:.2f}"
+        lines.append([schedule, row["variant"], speedup(latency), gain, *scored])
+    header = ["schedule", "runtime and precision", "x stock", "x by the schedule", "score", "% of stock"]
+    note = (
+        f"{record['dataset'].upper()}: x stock is against RoBERTa with eager attention in torch, float32, with the "
+        f"weights of the first model ({record['metric_name']} {stock['score']:.3f}), in the same rounds, median and "
+        f"quartiles of {stock['latency']['rounds']} rounds of processor time on {len(record['timed_lengths'])} texts "
+        f"(median {int(np.median(record['timed_lengths']))} tokens), batch 1; score: {record['metric_name']} on the "
+        f"test split, n = {record['num_examples']}, majority class {record['majority_score']:.3f}; "
+        f"{describe_hardware(record)}. {name_command(record)}"
+    )
+    return format_table(header, lines, note)
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

@@ -12,122 +12,132 @@ text, it is the reference. Four ways to batch the same texts:
 - bucketed: by the power of two that a text fits in, padded to it, so that there are few shapes
 """
 
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
+from batches import BATCHINGS, AllBatches, draw_texts, make_batches
+from frame import command_of, describe_runs, format_table, speedup
+from tuning import take_turns
 
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.architectures import build_stock
-from classformer_hf.throughput import BATCHINGS, AllBatches, make_batches
-from redundancy_hf.command import parse_arguments, run_command, write_record
+from classformer_hf.search import Schedule
+from redundancy_hf.command import run_command, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import is_export
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.readings import choose_arguments, open_model
-from redundancy_hf.record import make_flags
 from redundancy_hf.runtimes import ExportedClassifier
-from redundancy_hf.task import TaskArguments
-from redundancy_hf.timing import hardware_fingerprint, measure_latency
-
-REFERENCE = "stock unsorted"
+from redundancy_hf.task import TaskArguments, TaskFlags
+from redundancy_hf.timing import hardware_fingerprint
 
 
-@dataclass
-class ThroughputArguments:
-    models: list[str] = field(
-        metadata={"help": "Folders of Classformers, the first one without reductions, or of exports."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Texts per batch."})
-    num_texts: int = field(default=512, metadata={"help": "Texts of the test split, drawn at random."})
-    rounds: int = field(default=8, metadata={"help": "Rounds of interleaved timing."})
-    device: str = field(default="cpu", metadata={"help": "Where the models run."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the table."})
+def load_models(folders: list[str], device: str) -> dict[str, Any]:
+    """Load Classformers, or open exports, by the names of their folders, and the first one as stock RoBERTa.
+
+    Raises:
+        ValueError: The first folder has no weights, an export is not to run on the CPU, or two have one name.
+    """
+    if is_export(Path(folders[0])):
+        raise ValueError(f"the first of --models is the reference and needs weights, {folders[0]} is an export.")
+    found: dict[str, Any] = {}
+    for folder in map(Path, folders):
+        if not is_export(folder):
+            found[folder.name] = ClassformerForSequenceClassification.from_pretrained(folder).eval()
+        elif device == "cpu":
+            found[folder.name] = ExportedClassifier.from_pretrained(folder, num_threads=1)
+        else:
+            raise ValueError(f"exports run on the CPU, got --device {device}.")
+    models = {"stock": build_stock(next(iter(found.values()))), **found}
+    if len(models) <= len(folders):
+        raise ValueError(f"--models need folders of different names, got {', '.join(folders)}.")
+    return {name: model.to(device) for name, model in models.items()}
 
 
-def load_model(folder: str) -> Any:
-    """Load a Classformer, or open an export."""
-    if is_export(Path(folder)):
-        return ExportedClassifier.from_pretrained(folder, num_threads=1)
-    return ClassformerForSequenceClassification.from_pretrained(folder).eval()
+def run(
+    models: list[str],
+    task: TaskFlags,
+    batch_size: int = 32,
+    num_texts: int = 512,
+    rounds: int = 8,
+    device: str = "cpu",
+    results_file: str | None = None,
+) -> dict[str, Any] | None:
+    """Time all models on all batches, side by side.
 
-
-def main():
-    arguments, flags = parse_arguments((ThroughputArguments, make_flags(TaskArguments)), __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    Args:
+        models: Folders of Classformers, the first one without reductions, or of exports.
+        task: The data, where they are not those of the first folder.
+        batch_size: Texts per batch.
+        num_texts: Texts of the test split, drawn at random.
+        rounds: Rounds of interleaved timing.
+        device: Where the models run.
+        results_file: JSON file for the table.
+    """
     torch.set_num_threads(1)
-    for name in ("batch_size", "num_texts", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
-    read = [open_model(folder, Path(folder)) for folder in arguments.models]
-    task_arguments = choose_arguments(TaskArguments, read, vars(flags))
-    tokenizer = load_tokenizer(arguments.models[0])
-    split = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length).splits["test"]
-    drawn = np.random.default_rng(0).permutation(len(split))[: arguments.num_texts]
-    texts = [split[int(row)]["input_ids"] for row in drawn]
-    loaded = [load_model(folder) for folder in arguments.models]
-    is_exported = [isinstance(model, ExportedClassifier) for model in loaded]
-    if is_exported[0]:
-        raise ValueError(
-            f"the first of --models is the reference and needs weights, {arguments.models[0]} is an export."
-        )
-    if any(is_exported) and arguments.device != "cpu":
-        raise ValueError(f"exports run on the CPU, got --device {arguments.device}.")
-    models: dict[str, Any] = {"stock": build_stock(loaded[0])}
-    models |= {Path(folder).name: model for folder, model in zip(arguments.models, loaded, strict=True)}
-    if len(models) <= len(loaded):
-        raise ValueError(f"--models need folders of different names, got {', '.join(arguments.models)}.")
-    batches = {name: make_batches(texts, name, arguments.batch_size, tokenizer.pad_token_id or 0) for name in BATCHINGS}
-    device = torch.device(arguments.device)
+    for name, value in (("batch_size", batch_size), ("num_texts", num_texts), ("rounds", rounds)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    read = [open_model(folder, Path(folder)) for folder in models]
+    arguments = choose_arguments(TaskArguments, read, vars(task))
+    tokenizer = load_tokenizer(models[0])
+    texts = draw_texts(tokenize(load_task(arguments), tokenizer, arguments.max_length).splits["test"], num_texts)
+    loaded = load_models(models, device)
     batches = {
-        name: [{key: value.to(device) for key, value in batch.items()} for batch in some]
-        for name, some in batches.items()
-    }
-    runs = {
-        f"{name} {batching}": AllBatches(model.to(device), batches[batching])
-        for name, model in models.items()
+        batching: [
+            {key: value.to(device) for key, value in batch.items()}
+            for batch in make_batches(texts, batching, batch_size, tokenizer.pad_token_id or 0)
+        ]
         for batching in BATCHINGS
     }
-    with tqdm(total=arguments.rounds + 1, desc="timing", unit="round") as bar:
-        # other runtimes work in threads of their own
-        clock = "process_cpu" if any(is_exported) else None
-        found = measure_latency(runs, [{}], REFERENCE, arguments.rounds, 1, bar.update, clock)
-    tokens = sum(map(len, texts))
-    rows = []
-    for name in models:
-        for batching in BATCHINGS:
-            latency = found[f"{name} {batching}"]
-            padded = sum(batch["input_ids"].numel() for batch in batches[batching])
-            rows.append(
-                {
-                    "model": name,
-                    "gamma": getattr(models[name].config, "gamma", None),
-                    "eta": getattr(models[name].config, "eta", None),
-                    "batching": batching,
-                    "padding": 1 - tokens / padded,
-                    "num_batches": len(batches[batching]),
-                    **asdict(latency),
-                }
-            )
-            print(
-                f"{name:24} {batching:9} {1 / latency.ratio:.2f}x [{1 / latency.ratio_high:.2f} "
-                f"{1 / latency.ratio_low:.2f}], {100 * rows[-1]['padding']:.0f} % padding"
-            )
-    write_record(
-        arguments.results_file,
-        dataset=Path(str(task_arguments.dataset_name)).name,
-        batch_size=arguments.batch_size,
+    jobs = {f"{name} {batching}": (name, batching) for name in loaded for batching in BATCHINGS}
+    runs = {job: AllBatches(loaded[name], batches[batching]) for job, (name, batching) in jobs.items()}
+    # other runtimes work in threads of their own
+    has_exports = any(isinstance(model, ExportedClassifier) for model in loaded.values())
+    clock = "process_cpu" if has_exports else None
+    rows, tokens = [], sum(map(len, texts))
+    for job, latency in take_turns(runs, [{}], "stock unsorted", rounds, 1, clock).items():
+        name, batching = jobs[job]
+        padding = 1 - tokens / sum(batch["input_ids"].numel() for batch in batches[batching])
+        schedule = {key: getattr(loaded[name].config, key, None) for key in ("gamma", "eta")}
+        about = {"batching": batching, "padding": padding, "num_batches": len(batches[batching])}
+        rows.append({"model": name, **schedule, **about, **latency})
+        print(f"{name:24} {batching:9} {speedup(latency).replace(' [', 'x [')}, {100 * padding:.0f} % padding")
+    return write_record(
+        results_file,
+        dataset=Path(str(arguments.dataset_name)).name,
+        batch_size=batch_size,
         num_texts=len(texts),
         mean_tokens=tokens / len(texts),
-        hardware=hardware_fingerprint(device),
+        hardware=hardware_fingerprint(torch.device(device)),
         rows=rows,
     )
 
+
+def table(records: dict) -> str:
+    """Texts per second of models and ways to batch, relative to stock on unsorted batches."""
+    rows = []
+    for record in records.values():
+        dataset, batchings = record["dataset"].upper(), list(dict.fromkeys(row["batching"] for row in record["rows"]))
+        for model in dict.fromkeys(row["model"] for row in record["rows"]):
+            own = [row for row in record["rows"] if row["model"] == model]
+            name = f"`{Schedule.from_config(own[0]).key}`" if own[0]["gamma"] else "stock RoBERTa"
+            rows.append([dataset, name, *map(speedup, own)])
+        rows.append([dataset, "padding, %", *(f"{100 * row['padding']:.0f}" for row in record["rows"][: len(own)])])
+    texts = "; ".join(
+        f"{r['dataset'].upper()} {r['num_texts']} texts of {r['mean_tokens']:.0f} tokens in the mean, in batches of "
+        f"{r['batch_size']}, {r['rows'][0]['rounds']} rounds"
+        for r in records.values()
+    )
+    note = (
+        f"Texts per second relative to stock RoBERTa on unsorted batches, median and quartiles of rounds; {texts}. "
+        f"{describe_runs(records)}"
+    )
+    return format_table(["dataset", "schedule", *batchings], rows, note)
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

@@ -248,12 +248,13 @@ def _has_rows(content: Any) -> bool:
     return isinstance(content, dict) and any(map(_has_rows, content.values()))
 
 
-def write_record(path: str | None, **content: Any):
-    """Write what a script found, after its command, as JSON; nothing where no path is given."""
-    if path is None:
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(format_record({"command": describe_command(), **content}) + "\n")
+def write_record(path: str | None, **content: Any) -> dict[str, Any]:
+    """Give what a command found, after that command, and write it as JSON where a path is given."""
+    record = {"command": describe_command(), **content}
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(format_record(record) + "\n")
+    return record
 
 
 def check_settings(path: Path, settings: dict, is_writer: bool):

@@ -215,8 +215,9 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
         raise Parsed
 
     stops = {"parse_arguments": stop, "parse_call": stop_call}
+    reader = module if any(hasattr(module, name) for name in stops) else sys.modules["frame"]
     with (
-        patch.multiple(module, **{name: stop for name, stop in stops.items() if hasattr(module, name)}),
+        patch.multiple(reader, **{name: stop for name, stop in stops.items() if hasattr(reader, name)}),
         patch.object(sys, "argv", [name, *arguments]),
         contextlib.redirect_stderr(words),
         contextlib.chdir(ROOT),

@@ -14,7 +14,6 @@ import classformer_hf
 import vision_hf
 from avae_hf.analysis import pose_of
 from avae_hf.training import AVAETrainer, AVAETrainingArguments
-from classformer_hf.baselines import FirstLayers
 from classformer_hf.checkpoints import reconfigure
 from classformer_hf.export import export
 from classformer_hf.multitask import MultitaskClassformer
@@ -94,7 +93,6 @@ FORWARDS = {
     "classformer_hf/modeling_classformer:ClassformerModel": lambda: (tiny_classifier().roberta, IDS),
     "classformer_hf/modeling_classformer:ClassformerForSequenceClassification": lambda: (tiny_classifier(), IDS),
     "classformer_hf/modeling_classformer:ClassformerForMaskedLM": lambda: (tiny_language_model(), IDS),
-    "classformer_hf/baselines:PeerMethod": lambda: (FirstLayers(tiny_classifier(1), 1), IDS),
     "classformer_hf/multitask:MultitaskClassformer": lambda: (
         MultitaskClassformer(tiny_classifier().config, [2], [1.0]),
         (IDS, torch.ones_like(IDS), torch.tensor([0]), torch.tensor([1.0])),

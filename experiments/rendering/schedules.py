@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
-from frame import around, describe_machine, format_table, interval, list_commands, percent
+from frame import around, describe_machine, format_table, interval, list_commands
 
 # RoBERTa-base on development sets, table 5.1: the author's run, random weights
 THESIS_TABLE_5_1 = {
@@ -16,24 +16,6 @@ THESIS_TABLE_5_1 = {
 }
 # the thesis: 7 tasks, share kept against training size and against mean length
 THESIS_PREDICTION = {"training texts": (-0.25, 0.59), "mean length": (-0.17, 0.71)}
-
-
-def lengths_table(record: dict) -> str:
-    """How long the training texts of every task are."""
-    shares = list(next(iter(record["datasets"].values()))["quantiles"])
-    rows = [
-        [
-            name.upper(),
-            f"{row['num_examples']:,}",
-            f"{row['mean']:.1f}",
-            *(f"{row['quantiles'][share]:.0f}" for share in shares),
-            percent(row["share_cut"]),
-        ]
-        for name, row in record["datasets"].items()
-    ]
-    header = ["task", "training texts", "mean tokens", *(f"{100 * float(share):g} %" for share in shares)]
-    header.append(f"at least {record['max_length']}, %")
-    return format_table(header, rows) + f"\nCommand: `{record['command']}`\n"
 
 
 def iterate_tasks(records: dict) -> Iterator[tuple[str, dict, dict, list[dict]]]:

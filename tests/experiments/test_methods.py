@@ -5,9 +5,7 @@ import math
 
 import pytest
 import torch
-
-from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.baselines import (
+from methods import (
     AttentionThreshold,
     AttentionTopK,
     CoreSet,
@@ -27,6 +25,8 @@ from classformer_hf.baselines import (
     pool,
     positions_of,
 )
+
+from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 
 # settings that change nothing, and settings that reduce
 NEUTRAL = {

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from batches import BATCHINGS, AllBatches, make_batches
+from peers import mark_front
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.baselines import mark_front
 from classformer_hf.checkpoints import reconfigure
-from classformer_hf.throughput import BATCHINGS, AllBatches, make_batches
 
 TEXTS = [[length] * length for length in (3, 9, 2, 17, 5, 9, 4)]
 WIDTHS = {

@@ -4,14 +4,18 @@ import copy
 import json
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
+import cascades
+import lengths
+import peers
 import pytest
+import thesis_searches
+import throughput
+from frame import open_panels
+from rendering import pretraining, schedules
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))
-from rendering import performance, pretraining, schedules, thesis_searches  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def read(pattern):
@@ -20,16 +24,14 @@ def read(pattern):
     return records
 
 
-@pytest.mark.parametrize(
-    "view, pattern", [("cascade_table", "cascade_*.json"), ("throughput_table", "throughput_*.json")]
-)
-def test_every_command_is_named(view, pattern):
+@pytest.mark.parametrize(("question", "pattern"), [(cascades, "cascade_*.json"), (throughput, "throughput_*.json")])
+def test_every_command_is_named(question, pattern):
     records = read(pattern)
-    text = getattr(performance, view)(records)
+    text = question.table(records)
     for record in records.values():
         assert record["command"] in text and str(record["hardware"]["load_average"][0]) in text
         assert f"| {record['dataset'].upper()} |" in text
-    if view == "cascade_table":
+    if question is cascades:
         assert all(f"{record['num_schedules']} ({record['dataset'].upper()})" in text for record in records.values())
 
 
@@ -43,7 +45,7 @@ def test_peers_summary_counts_by_hand():
         point("merging", 0.6, 0.7, is_on_front=False, below_front=0.1),
         point("merging", 0.4, 0.75, is_on_front=True, below_front=0.0),
     ]
-    text = performance.peers_summary({"peers_x": {"dataset": "x", "points": points, "majority_score": 0.5}})
+    text = peers.summary_table({"peers_x": {"dataset": "x", "points": points, "majority_score": 0.5}})
     assert "| merging | **0** | 1 of 2 |" in text and "| **classformer** | **0** |  |" in text
 
 
@@ -154,7 +156,7 @@ def test_views_of_fixed_schedules_by_hand(fixed_schedules):
 
 def test_lengths_table_by_hand():
     row = {"num_examples": 1200, "mean": 8.25, "quantiles": {"0.5": 8.0}, "share_cut": 0.125}
-    text = schedules.lengths_table({"datasets": {"rte": row}, "max_length": 512, "command": "python x"})
+    text = lengths.table({"datasets": {"rte": row}, "max_length": 512, "command": "python x"})
     assert "| RTE | 1,200 | 8.2 | 8 | 12.5 |" in text and "| 50 % | at least 512, % |" in text
 
 
@@ -224,7 +226,7 @@ def searches():
 
 
 def test_views_of_thesis_searches_by_hand(searches):
-    text = thesis_searches.thesis_searches_table(searches)
+    text = thesis_searches.table(searches)
     # of the initial set only the seeded trial keeps 95 %: 0.9 / 0.6
     row = "| RTE | accuracy | 1,000 | 9 | 80.0 [75.0, 85.0] | 50.0, 200 | 95 % | 5 | `2-1-1_eta0` | 62 % |"
     row += " 1.67 [1.50, 1.90] | 2.00 [1.80, 2.20] | 1.50 | no |"
@@ -279,12 +281,12 @@ def test_requirements_table_by_hand(searches):
 def test_searches_are_drawn(run, tmp_path):
     results = ROOT / "results"
     figure = tmp_path / "pictures" / "searches.png"
-    code, _, words = run("draw_searches", "--records", results / "thesis_sst2_99.json", "--figure", figure)
+    code, _, words = run("thesis_searches", "--draw", results / "thesis_sst2_99.json", "--figure", figure)
     assert code == 0 and figure.stat().st_size > 10_000, words
     shutil.copy(results / "thesis_sst2_99.json", tmp_path)  # the search for 95 % is not beside it
-    code, _, words = run("draw_searches", "--records", tmp_path / "thesis_sst2_99.json", "--figure", figure)
+    code, _, words = run("thesis_searches", "--draw", tmp_path / "thesis_sst2_99.json", "--figure", figure)
     assert code == 1 and "thesis_sst2_95.json" in words
-    code, _, words = run("draw_searches", "--records", results / "thesis_sst2_95.json", "--figure", figure)
+    code, _, words = run("thesis_searches", "--draw", results / "thesis_sst2_95.json", "--figure", figure)
     assert code == 1 and "_99.json" in words
 
 
@@ -298,10 +300,10 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
         ("no_99.json", "no_99.json cannot be read: No such file"),
         ("half_99.json", "half_99.json is a search for 95%, not for 99% as its name says"),
     ):
-        code, _, words = run("draw_searches", "--records", tmp_path / path, "--figure", tmp_path / "x.png")
+        code, _, words = run("thesis_searches", "--draw", tmp_path / path, "--figure", tmp_path / "x.png")
         assert code == 1 and message in words
     study, searched = tmp_path / "study.json", ROOT / "results" / "thesis_sst2_99.json"
-    code, _, words = run("draw_searches", "--records", searched, searched, "--figure", tmp_path / "x.png")
+    code, _, words = run("thesis_searches", "--draw", searched, searched, "--figure", tmp_path / "x.png")
     assert code == 1 and "--records has sst2 twice" in words
     fixed_schedules["a"]["command"] = "python study_schedules.py --that_ran_in_its_own_folder"
     study.write_text(json.dumps(fixed_schedules["a"]))
@@ -323,11 +325,10 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
 def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
     for name in [name for name in searches if name.startswith("thesis_rte")]:
         (tmp_path / f"{name}.json").write_text(json.dumps(searches[name]))
-    script = runpy.run_path(str(ROOT / "experiments" / "draw_searches.py"), run_name="drawing")
     path = str(tmp_path / "thesis_rte_99.json")
-    _, (task, average) = script["open_panels"](2, 2, (3, 3))
-    script["draw_task"](task, path)
-    script["draw_average"](average, [path])
+    _, (task, average) = open_panels(2, 2, (3, 3))
+    thesis_searches.draw_task(task, path)
+    thesis_searches.draw_average(average, [path])
 
     def points(panel):
         lines = panel.get_lines()

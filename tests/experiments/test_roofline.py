@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from roofline import list_products, measure
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
-from classformer_hf.roofline import list_products, measure
 
 
 def test_operations_and_bytes_by_hand(tiny_settings):

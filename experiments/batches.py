@@ -1,13 +1,9 @@
-"""Ways to batch the same texts, to compare how many a model classifies in a second.
-
-- padded: in their order, every batch padded to the longest of all texts
-- unsorted: in their order, every batch padded to its own longest text
-- sorted: by length first, then as above
-- bucketed: by the power of two that a text fits in, padded to it, so that there are few shapes
-"""
+"""Ways to batch the same texts; experiments/throughput.py says what they are."""
 
 import itertools
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,18 +22,13 @@ class AllBatches(nn.Module):
             self.model(**batch)
 
 
+def draw_texts(split: Any, number: int) -> list[list[int]]:
+    """Draw the token ids of so many texts at random."""
+    return [split[int(row)]["input_ids"] for row in np.random.default_rng(0).permutation(len(split))[:number]]
+
+
 def make_batches(texts: list[list[int]], batching: str, size: int, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
-    """Cut texts into padded batches.
-
-    Args:
-        texts: Token ids of every text.
-        batching: One of `BATCHINGS`.
-        size: Texts per batch.
-        pad_token_id: Of the model.
-
-    Returns:
-        Inputs of a model; all texts, each once.
-    """
+    """Cut texts, as token ids, into padded inputs of a model, in one of the `BATCHINGS`; all texts, each once."""
     longest = max(map(len, texts))
 
     def round_up(length: int) -> int:
@@ -45,9 +36,8 @@ def make_batches(texts: list[list[int]], batching: str, size: int, pad_token_id:
 
     if batching in ("sorted", "bucketed"):
         texts = sorted(texts, key=len)
-    key = (lambda text: round_up(len(text))) if batching == "bucketed" else (lambda text: 0)
     batches = []
-    for _, group in itertools.groupby(texts, key):
+    for _, group in itertools.groupby(texts, lambda text: round_up(len(text)) if batching == "bucketed" else 0):
         members = list(group)
         for rows in (members[start : start + size] for start in range(0, len(members), size)):
             width = {"padded": longest, "bucketed": round_up(len(rows[-1]))}.get(batching, max(map(len, rows)))
@@ -55,6 +45,3 @@ def make_batches(texts: list[list[int]], batching: str, size: int, pad_token_id:
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
             batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
-
-
-__all__ = ["BATCHINGS", "AllBatches", "make_batches"]

@@ -49,7 +49,7 @@ def test_winners_are_timed_on_each_other_s_targets(run, search, found, tmp_path)
     code, _, words = search(other, "--reuse", found, "--dtype", "bfloat16")
     assert code == 0, words
     code, printed, words = run(*("targets", "--folders", found, other, "--rounds", 1, "--results_file", results))
-    assert code == 0 and "timed on (column)" in printed, words
+    assert code == 0 and "timed on bf16" in printed, words
     record = json.loads(results.read_text())
     assert set(record["ratios"]) == set(record["ratios"]["one"]) == {"one", "bf16"}
     first, second = record["targets"]
@@ -124,7 +124,7 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
         assert not (is_beaten and point["is_on_front"])
     assert "time relative to the full model" in printed
     figure = tmp_path / "peers.png"
-    code, _, words = run("draw_peers", "--records", tmp_path / "peers.json", "--figure", figure)
+    code, _, words = run("peers", "--draw", tmp_path / "peers.json", "--figure", figure)
     assert code == 0 and figure.stat().st_size > 10_000, words
     # early exits are trained once; a point whose row and weights are lost is trained again, the others are read
     assert len(list((tmp_path / "peers" / "entropy" / "seed-42").glob("row_*.json"))) == 2
@@ -229,7 +229,7 @@ def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
 
 def test_cost_of_one_text_at_a_time_in_int8(run, two_folders, tiny_text_file, tmp_path):
     command = [
-        *("int8", two_folders[1], "--dataset_name", tiny_text_file, *CARVED, "--rounds", 1),
+        *("int8", "--folder", two_folders[1], "--dataset_name", tiny_text_file, *CARVED, "--rounds", 1),
         *("--num_texts", 6, "--batch_sizes", 3, "--output_dir", tmp_path, "--results_file", tmp_path / "int8.json"),
     ]
     code, printed, words = run(*command)

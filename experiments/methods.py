@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .modeling_classformer import ClassformerForSequenceClassification, ClassformerLayer, refuse_unknown
+from classformer_hf.modeling_classformer import ClassformerForSequenceClassification, ClassformerLayer, refuse_unknown
 
 HIDDEN = -1e9
 

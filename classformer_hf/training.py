@@ -146,6 +146,20 @@ class ClassformerTrainingArguments(TrainingArguments):
         return {name: str(getattr(self, name)) for name in RECIPE}
 
 
+@dataclass
+class LongTrainingArguments(ClassformerTrainingArguments):
+    """The recipe of a training before fine-tuning: no validation chooses an epoch, and checkpoints go by steps."""
+
+    eval_strategy: str = field(default="no", metadata={"help": "When to evaluate; what counts comes afterwards."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save what a resumed run starts from."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or a share of all steps."})
+    logging_strategy: str = field(default="steps", metadata={"help": "When to log: no, steps or epoch."})
+    logging_steps: float = field(default=0.05, metadata={"help": "Steps between logs, or a share of all steps."})
+    load_best_model_at_end: bool = field(default=False, metadata={"help": "Keep the best checkpoint."})
+    # of several tasks, groups of one length would be groups of one task
+    train_sampling_strategy: str = field(default="random", metadata={"help": "random or sequential."})
+
+
 @dataclass(frozen=True)
 class FineTuned:
     """What one fine-tuning gave.

@@ -9,73 +9,151 @@ Batches mix the tasks, each has a head of its own, and every loss is divided by 
 a folder with the encoder, which `redundancy-hf train` and `redundancy-hf search` start from. The same command resumes.
 """
 
-import json
-import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorWithPadding, Trainer, set_seed
+from transformers import DataCollatorWithPadding, Trainer
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import FLAGS, check_settings, describe_command, describe_flags, parse_arguments
+from redundancy_hf.command import FLAGS, check_settings, describe_command, describe_flags, parse_call
 from redundancy_hf.data import load_tasks
 from redundancy_hf.folders import save_folder
 from redundancy_hf.limits import check_first_token, check_inputs, load_tokenizer
 from redundancy_hf.plan import describe_lost_training, stoppable
 from redundancy_hf.record import join_records
 from redundancy_hf.timing import hardware_fingerprint
-from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
+from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, run_seed, show_progress
 
 from .. import ClassformerModel, load_from_encoder
 from ..checkpoints import checkpoint_fingerprint, choose_schedule
 from ..multitask import MultitaskClassformer, mix_tasks
 from ..pretraining import count_training_flops
-from ..training import ClassformerTrainingArguments, refuse_label_smoothing
+from ..training import ClassformerTrainingArguments, LongTrainingArguments, refuse_label_smoothing
+from .pretrain import RESULTS
 
 
 @dataclass
-class MultitaskArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the checkpoint to start from."})
-    dataset_names: list[str] = field(
-        metadata={"help": "Tasks: GLUE names, folders, files or standard_library (embedded)."}
-    )
-    gamma: list[int] | None = field(default=None, metadata={"help": "One reduction factor per layer."})
-    eta: int = field(default=0, metadata={"help": "Leading tokens that stay, together with --gamma."})
-    max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Take at most so many examples per task."})
-
-
-@dataclass
-class MultitaskTrainingArguments(ClassformerTrainingArguments):
-    """The recipe without validation: what counts is the fine-tuning afterwards."""
+class MultitaskTrainingArguments(LongTrainingArguments):
+    """The recipe, without validation."""
 
     output_dir: str | None = field(default="runs/multitask", metadata={"help": "Folder for everything written."})
-    eval_strategy: str = field(default="no", metadata={"help": "Nothing is validated."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to save what a resumed run starts from."})
-    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or a share of all steps."})
-    logging_strategy: str = field(default="steps", metadata={"help": "When to log: no, steps or epoch."})
-    logging_steps: float = field(default=0.05, metadata={"help": "Steps between logs, or a share of all steps."})
-    load_best_model_at_end: bool = field(default=False, metadata={"help": "Keep the best checkpoint."})
-    # groups of one length would be groups of one task
-    train_sampling_strategy: str = field(default="random", metadata={"help": "random or sequential."})
 
 
-def build_trainer(
-    model: MultitaskClassformer, mixed: Any, tokenizer: Any, training: ClassformerTrainingArguments
-) -> Trainer:
-    trainer = Trainer(
-        model=model,
-        args=training,
-        train_dataset=mixed,
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[StopOnInvalidLoss()],
-    )
-    show_progress(trainer)
-    return trainer
+def train_multitask(
+    model_name_or_path: str,
+    dataset_names: Sequence[str],
+    training: MultitaskTrainingArguments,
+    gamma: Sequence[int] | None = None,
+    eta: int = 0,
+    max_length: int = 128,
+    max_train_samples: int | None = None,
+) -> dict[str, Any]:
+    """Train an encoder on several tasks at once; what is finished is read back.
+
+    Args:
+        model_name_or_path: Folder or Hub name of the checkpoint to start from.
+        dataset_names: Tasks: GLUE names, folders, files or standard_library (embedded).
+        training: The recipe; its output folder is then a folder with the encoder.
+        gamma: One reduction factor per layer.
+        eta: Leading tokens that stay, together with --gamma.
+        max_length: Longer texts are cut to so many tokens.
+        max_train_samples: Take at most so many examples per task.
+
+    Returns:
+        The row of results: losses at the beginning and the end, tokens, seconds, operations.
+
+    Raises:
+        ValueError: The data or the checkpoint cannot be read, arguments do not fit, or the folder holds another
+            training.
+    """
+    if training.logging_strategy == "no":
+        raise ValueError("--logging_strategy no leaves no loss to report; use steps or epoch.")
+    training.require_training()
+    refuse_label_smoothing(training, "several tasks at once")
+    if len(dataset_names) < 2:
+        raise ValueError("--dataset_names needs two tasks at least; `redundancy-hf train` trains on one.")
+    output, tokenizer = Path(str(training.output_dir)), load_tokenizer(model_name_or_path)
+    flags = {"model_name_or_path": model_name_or_path, "dataset_names": list(dataset_names), "eta": eta}
+    flags |= {"gamma": gamma and list(gamma), "max_length": max_length, "max_train_samples": max_train_samples}
+    tasks = load_tasks(list(dataset_names), tokenizer, max_length, max_train_samples)
+    schedule = choose_schedule(gamma, eta)
+    settings = {
+        "checkpoint": checkpoint_fingerprint(model_name_or_path),
+        "tasks": [task.fingerprint for task in tasks],
+        "schedule": schedule,
+        "recipe": training.describe_recipe(),
+        FLAGS: describe_flags(**flags),
+    }
+    check_settings(output / "settings.json", settings, training.process_index == 0)
+    if (output / RESULTS).exists():
+        print(f"{output} is finished.")
+    job = MultitaskTraining(model_name_or_path, tasks, tokenizer, schedule)
+    return run_seed(job.train, training, output, training.seed, RESULTS)
+
+
+@dataclass
+class MultitaskTraining:
+    """What is trained, on what."""
+
+    checkpoint: str
+    tasks: list[Any]
+    tokenizer: Any
+    schedule: dict[str, Any]
+
+    def train(self, arguments: ClassformerTrainingArguments, folder: Path) -> dict[str, Any]:
+        """Train and save the encoder; returns the row of results."""
+        tasks, mixed = self.tasks, mix_tasks(self.tasks)
+        encoder: Any = load_from_encoder(self.checkpoint, ClassformerModel, **self.schedule)
+        check_first_token(self.tokenizer)
+        check_inputs(encoder, mixed)
+        trainer = self.build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, arguments)
+        started = time.perf_counter()
+        with stoppable(describe_lost_training(arguments)):
+            trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints"))
+        seconds, epochs = time.perf_counter() - started, trainer.state.epoch or 0
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        row: dict[str, Any] = {
+            "command": describe_command(),
+            "hardware": hardware_fingerprint(),
+            "objective": "multitask",
+            "tasks": {task.name: len(task.splits["train"]) for task in tasks},
+            "loss_before": losses[0],
+            "loss_after": losses[-1],
+            "perplexity": None,
+            "tokens": round(sum(map(len, mixed["input_ids"])) * epochs),
+            # of this run, where it was resumed
+            "seconds": round(seconds, 1),
+            "training_flops": count_flops(trainer) * len(mixed) * epochs,
+        }
+        if arguments.process_index == 0:
+            trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+            # whole, as readers expect it: with a pooler
+            save_folder(trained.copy_to(encoder), folder, self.tokenizer)
+            records = [task.record for task in tasks if task.record is not None]
+            join_records(records, self.checkpoint, folder).write(folder)
+            print(
+                f"{len(tasks)} tasks, {len(mixed):,} examples: training loss {losses[0]:.3f} -> {losses[-1]:.3f}, "
+                f"where guessing has 1; {row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {folder}"
+            )
+        return row
+
+    def build_trainer(
+        self, model: MultitaskClassformer, mixed: Any, arguments: ClassformerTrainingArguments
+    ) -> Trainer:
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=mixed,
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            callbacks=[StopOnInvalidLoss()],
+        )
+        show_progress(trainer)
+        return trainer
 
 
 def count_flops(trainer: Trainer, num_batches: int = 16) -> float:
@@ -89,67 +167,6 @@ def count_flops(trainer: Trainer, num_batches: int = 16) -> float:
 
 
 def main():
-    arguments, training = parse_arguments((MultitaskArguments, MultitaskTrainingArguments), __doc__)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if training.logging_strategy == "no":
-        raise ValueError("--logging_strategy no leaves no loss to report; use steps or epoch.")
-    training.require_training()
-    refuse_label_smoothing(training, "several tasks at once")
-    if len(arguments.dataset_names) < 2:
-        raise ValueError("--dataset_names needs two tasks at least; `redundancy-hf train` trains on one.")
-    output = Path(str(training.output_dir))
-    training.output_dir = str(output / "checkpoints")
-    tokenizer = load_tokenizer(arguments.model_name_or_path)
-    tasks = load_tasks(arguments.dataset_names, tokenizer, arguments.max_length, arguments.max_train_samples)
-    schedule = choose_schedule(arguments.gamma, arguments.eta)
-    settings = {
-        "checkpoint": checkpoint_fingerprint(arguments.model_name_or_path),
-        "tasks": [task.fingerprint for task in tasks],
-        "schedule": schedule,
-        "recipe": training.describe_recipe(),
-        FLAGS: describe_flags(**asdict(arguments)),
-    }
-    check_settings(output / "settings.json", settings, training.process_index == 0)
-    results = output / "pretrain_results.json"
-    if results.exists():
-        print(f"{output} is finished.")
-        return
-    mixed = mix_tasks(tasks)
-    set_seed(training.seed)
-    encoder: Any = load_from_encoder(arguments.model_name_or_path, ClassformerModel, **schedule)
-    check_first_token(tokenizer)
-    check_inputs(encoder, mixed)
-    trainer = build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, tokenizer, training)
-    started = time.perf_counter()
-    with stoppable(describe_lost_training(training)):
-        trainer.train(resume_from_checkpoint=find_checkpoint(output / "checkpoints"))
-    seconds = time.perf_counter() - started
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tokens = sum(map(len, mixed["input_ids"])) * (trainer.state.epoch or 0)
-    row = {
-        "command": describe_command(),
-        "hardware": hardware_fingerprint(),
-        "objective": "multitask",
-        "tasks": {task.name: len(task.splits["train"]) for task in tasks},
-        "loss_before": losses[0],
-        "loss_after": losses[-1],
-        "perplexity": None,
-        "tokens": round(tokens),
-        # of this run, where it was resumed
-        "seconds": round(seconds, 1),
-        "training_flops": count_flops(trainer) * len(mixed) * (trainer.state.epoch or 0),
-    }
-    if training.process_index == 0:
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        # whole, as readers expect it: with a pooler
-        save_folder(trained.copy_to(encoder), output, tokenizer)
-        records = [task.record for task in tasks if task.record is not None]
-        join_records(records, arguments.model_name_or_path, output).write(output)
-        results.write_text(json.dumps(row, indent=2) + "\n")
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        print(
-            f"{len(tasks)} tasks, {len(mixed):,} examples: training loss {losses[0]:.3f} -> {losses[-1]:.3f}, where "
-            f"guessing has 1; "
-            f"{row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {output}"
-        )
+    train_multitask(**parse_call(train_multitask, __doc__))

@@ -2,7 +2,8 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from redundancy_hf.timing import measure_latency
+from redundancy_hf import export_lazily
+from redundancy_hf.timing import Target, measure_latency
 
 from .checkpoints import load_from_encoder
 from .configuration_classformer import ClassformerConfig
@@ -20,11 +21,28 @@ for _auto_class, _model_class in (
     _model_class.register_for_auto_class(_auto_class.__name__)
 ClassformerConfig.register_for_auto_class()
 
+# what a user runs, with its arguments
+VERBS = {
+    "ClassformerTrainingArguments": "training",
+    "MultitaskTrainingArguments": "commands.multitask",
+    "PretrainingArguments": "commands.pretrain",
+    "TextArguments": "texts",
+    "compare_latency": "commands.benchmark",
+    "export_classifier": "commands.export",
+    "pretrain_classformer": "commands.pretrain",
+    "train_classformer": "commands.train",
+    "train_multitask": "commands.multitask",
+    "write_latency_table": "commands.latency_table",
+}
+__getattr__ = export_lazily(__name__, VERBS)
+
 __all__ = [
+    *VERBS,
     "ClassformerConfig",
     "ClassformerForMaskedLM",
     "ClassformerForSequenceClassification",
     "ClassformerModel",
+    "Target",
     "count_flops",
     "load_from_encoder",
     "measure_latency",

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from redundancy_hf.pictures import open_grid
+
 from .configuration_avae import TRANSFORMS, AVAEConfig
 from .data import put_in_pose
 from .layers_avae import affine_matrix, invert_affine, warp
@@ -33,6 +35,13 @@ def pose_of(config: AVAEConfig, number: int, **values: float | torch.Tensor) -> 
     return torch.cat(parts, 1)
 
 
+def put_alike(model: Any, images: torch.Tensor, **values: float) -> torch.Tensor:
+    """Put upright inputs in one pose, as of [`pose_of`], with the background and the dimensions of a model."""
+    own = model.config
+    config = AVAEConfig(spatial_dims=own.spatial_dims, transforms=list(values), background=own.background)
+    return put_in_pose(config, images, pose_of(config, len(images), **values)).to(model.device)
+
+
 @torch.no_grad()
 def measure_curve(
     model: Any, images: torch.Tensor, transform: str, values: Sequence[float], batch_size: int = 128
@@ -49,14 +58,11 @@ def measure_curve(
     Returns:
         For every value: "value", mean "loss" and mean "squared_error".
     """
-    config = AVAEConfig(
-        spatial_dims=model.config.spatial_dims, transforms=[transform], background=model.config.background
-    )
     rows = []
     for value in values:
         losses, errors = [], []
         for batch in images.split(batch_size):
-            posed = put_in_pose(config, batch, pose_of(config, len(batch), **{transform: value})).to(model.device)
+            posed = put_alike(model, batch, **{transform: value})
             outputs = model(posed)
             losses.append(outputs.reconstruction_loss + outputs.divergence)
             errors.append((outputs.reconstruction - posed).square().flatten(1).sum(1))
@@ -177,13 +183,11 @@ def measure_consistency(model: Any, images: torch.Tensor, angles: Sequence[float
         Mean squared difference relative to the mean square of the aligned inputs: 0 for perfect agreement, about 2 for
         inputs that have nothing to do with each other.
     """
-    config = AVAEConfig(transforms=["rotation"], background=model.config.background)
     difference = total = 0.0
     for batch in images.split(batch_size):
         reference = model.align(batch.to(model.device))
         for angle in angles:
-            turned = put_in_pose(config, batch, pose_of(config, len(batch), rotation=angle)).to(model.device)
-            difference += (model.align(turned) - reference).square().sum().item()
+            difference += (model.align(put_alike(model, batch, rotation=angle)) - reference).square().sum().item()
             total += reference.square().sum().item()
     return difference / total
 
@@ -273,7 +277,7 @@ def measure_robustness(
 
     Args:
         model: Searches a 2D rotation; its canonical pose must be the classifier's.
-        classifier: With `predict` of flattened images.
+        classifier: Of flattened images, as scikit-learn has them.
         images: Upright, (N, C, H, W).
         labels: (N,).
         angles: In radians.
@@ -282,16 +286,15 @@ def measure_robustness(
     Returns:
         For every angle: "value", and the accuracies "turned" and "aligned".
     """
-    config = AVAEConfig(transforms=["rotation"], background=model.config.background)
     rows = []
     for angle in angles:
-        turned = put_in_pose(config, images, pose_of(config, len(images), rotation=angle))
-        aligned = torch.cat([model.align(batch.to(model.device)).cpu() for batch in turned.split(batch_size)])
-        accuracies = [
-            float((classifier.predict(inputs.flatten(1).numpy()) == labels.numpy()).mean())
-            for inputs in (turned, aligned)
-        ]
-        rows.append({"value": float(angle), "turned": accuracies[0], "aligned": accuracies[1]})
+        turned = put_alike(model, images, rotation=angle)
+        aligned = torch.cat([model.align(batch) for batch in turned.split(batch_size)])
+        kinds = {"turned": turned, "aligned": aligned}
+        accuracies = {
+            kind: classifier.score(inputs.flatten(1).cpu().numpy(), labels.numpy()) for kind, inputs in kinds.items()
+        }
+        rows.append({"value": float(angle), **accuracies})
     return rows
 
 
@@ -313,8 +316,6 @@ def draw_reconstructions(models: dict[str, Any], images: torch.Tensor, angles: S
         angles: In radians; of 3D inputs around their last axis, x, which is up in ModelNet.
         path: PNG.
     """
-    import matplotlib.pyplot as plt
-
     first = next(iter(models.values())).config
     config = AVAEConfig(spatial_dims=first.spatial_dims, transforms=["rotation"], background=first.background)
     turn = torch.zeros(len(angles), config.pose_dim)
@@ -326,18 +327,14 @@ def draw_reconstructions(models: dict[str, Any], images: torch.Tensor, angles: S
         rows[title] = project(model.decode(encoded.latent_mean, encoded.alpha))
         if model.config.transforms:
             rows[f"{title}: aligned"] = project(model.align(posed.to(model.device), encoded.alpha))
-    number = len(posed)
-    figure, axes = plt.subplots(len(rows), number, figsize=(0.62 * number, 0.68 * len(rows)), squeeze=False)
-    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([]), axis.set_yticks([])
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
-    for column, axis in enumerate(axes[0]):
-        axis.set_title(f"{math.degrees(angles[column % len(angles)]):.0f}°", fontsize=7)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    with open_grid(path, len(rows), len(posed), 0.62, 0.68) as (_, axes):
+        for line, (title, pictures) in zip(axes, rows.items(), strict=True):
+            for axis, picture in zip(line, pictures, strict=True):
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+                axis.set(xticks=[], yticks=[])
+            line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+        for column, axis in enumerate(axes[0]):
+            axis.set_title(f"{math.degrees(angles[column % len(angles)]):.0f}°", fontsize=7)
 
 
 def draw_orientations(epochs: dict[str, dict[str, dict]], path: str | Path):
@@ -347,26 +344,19 @@ def draw_orientations(epochs: dict[str, dict[str, dict]], path: str | Path):
         epochs: By title, e.g. "epoch 1", what [`measure_orientations`] gives.
         path: PNG.
     """
-    import matplotlib.pyplot as plt
-
     classes = list(next(iter(epochs.values())))
-    figure, axes = plt.subplots(
-        len(classes), len(epochs), figsize=(2.6 * len(epochs), 1.7 * len(classes)), squeeze=False, sharex=True
-    )
-    for column, (epoch, found) in enumerate(epochs.items()):
-        for row, name in enumerate(classes):
-            counts, axis = np.array(found[name]["counts"]), axes[row, column]
-            edges = np.linspace(-180, 180, len(counts) + 1)
-            axis.bar(edges[:-1], counts / max(counts.sum(), 1) * 100, np.diff(edges), align="edge", color="tab:blue")
-            axis.set_title(f'"{name}", {epoch}', fontsize=8)
-            axis.set_xticks([-180, -90, 0, 90, 180])
-            axis.tick_params(labelsize=7)
-        axes[-1, column].set_xlabel("degrees", fontsize=8)
-    for line in axes:
-        line[0].set_ylabel("% of inputs", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with open_grid(path, len(classes), len(epochs), 2.6, 1.7, sharex=True) as (_, axes):
+        for column, (epoch, found) in enumerate(epochs.items()):
+            for row, name in enumerate(classes):
+                counts, axis = np.array(found[name]["counts"]), axes[row, column]
+                edges = np.linspace(-180, 180, len(counts) + 1)
+                axis.stairs(counts / max(counts.sum(), 1) * 100, edges, fill=True, color="tab:blue")
+                axis.set_title(f'"{name}", {epoch}', fontsize=8)
+                axis.set_xticks([-180, -90, 0, 90, 180])
+                axis.tick_params(labelsize=7)
+            axes[-1, column].set_xlabel("degrees", fontsize=8)
+        for line in axes:
+            line[0].set_ylabel("% of inputs", fontsize=8)
 
 
 def draw_curves(
@@ -383,40 +373,18 @@ def draw_curves(
         path: PNG.
         marker: Of the points.
     """
-    import matplotlib.pyplot as plt
-
     names = list(dict.fromkeys(name for named in curves.values() for name in named))
-    figure, axes = plt.subplots(1, len(curves), figsize=(4.4 * len(curves), 3.8), squeeze=False)
     lines = {}
-    for axis, (title, named) in zip(axes[0], curves.items(), strict=True):
-        for name, points in named.items():
-            xs, ys = zip(*points, strict=True)
-            # a model has one colour in all panels
-            (lines[name],) = axis.plot(xs, ys, marker=marker, markersize=3, color=f"C{names.index(name)}")
-        values = [y for points in named.values() for _, y in points]
-        if 0 < 8 * min(values) < max(values):
-            axis.set_yscale("log")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel(labels[0]), axis.set_ylabel(labels[1])
-        axis.grid(alpha=0.3)
-    figure.tight_layout(rect=(0, 0.05 + 0.045 * math.ceil(len(names) / 3), 1, 1))
-    figure.legend(lines.values(), lines, loc="lower center", ncols=min(3, len(names)), fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-__all__ = [
-    "circular_concentration",
-    "draw_curves",
-    "draw_orientations",
-    "draw_reconstructions",
-    "estimate_log_likelihood",
-    "fit_upright_classifier",
-    "measure_consistency",
-    "measure_curve",
-    "measure_disentanglement",
-    "measure_orientations",
-    "measure_robustness",
-    "mutual_information",
-    "probe_angle",
-]
+    with open_grid(path, 1, len(curves), 4.4, 3.8) as (figure, axes):
+        for axis, (title, named) in zip(axes[0], curves.items(), strict=True):
+            for name, points in named.items():
+                xs, ys = zip(*points, strict=True)
+                # a model has one colour in all panels
+                (lines[name],) = axis.plot(xs, ys, marker=marker, markersize=3, color=f"C{names.index(name)}")
+            values = [y for points in named.values() for _, y in points]
+            if 0 < 8 * min(values) < max(values):
+                axis.set_yscale("log")
+            axis.set_title(title, fontsize=10)
+            axis.set(xlabel=labels[0], ylabel=labels[1])
+            axis.grid(alpha=0.3)
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(3, len(names)), fontsize=8)

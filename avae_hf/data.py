@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset
+from torch.utils.data import default_collate
 from transformers import AutoImageProcessor
 
 from redundancy_hf.images import DIGITS, ImageDataArguments, complete_splits, find_columns, read_image_splits
@@ -83,11 +84,8 @@ class ShapeTaskFlags(make_flags(ShapeTaskArguments)):  # type: ignore[misc]
     """Of [`ShapeTaskArguments`] what is given; what is not may stand in a model's `task.json`."""
 
 
-AS_RECORDED = ShapeTaskFlags()
-
-
 class PoseDataset(torch.utils.data.Dataset):
-    """Inputs with poses for the Trainer; [`PoseCollator`] puts them there.
+    """Inputs with poses for the Trainer; [`collate`] puts them there.
 
     Args:
         images: Upright, (N, C, ...).
@@ -108,20 +106,9 @@ class PoseDataset(torch.utils.data.Dataset):
         pose = draw_poses(self.config, 1)[0] if self.poses is None else self.poses[row]
         return {"pixel_values": self.images[row], "pose": pose, "labels": self.labels[row]}
 
-    @property
-    def collate(self) -> "PoseCollator":
-        """The collator for these poses."""
-        return PoseCollator(self.config)
-
-
-class PoseCollator:
-    """Stacks examples and puts every one in its pose, all at once."""
-
-    def __init__(self, config: AVAEConfig):
-        self.config = config
-
-    def __call__(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        batch = {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Stack examples and put every one in its pose, all at once."""
+        batch = default_collate(examples)
         batch["pixel_values"] = put_in_pose(self.config, batch["pixel_values"], batch["pose"])
         return batch
 

@@ -1,5 +1,6 @@
 """Images and voxels for the affine variational autoencoder: one size, values from 0 to 1, room around to turn."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -11,17 +12,6 @@ from transformers.image_utils import to_numpy_array
 LUMINANCE = (0.299, 0.587, 0.114)
 # what Pillow calls images of so many channels
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-SETTINGS = (
-    "image_size",
-    "spatial_dims",
-    "num_channels",
-    "object_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
 
 
 class AVAEImageProcessor(BaseImageProcessor):
@@ -191,5 +181,8 @@ class AVAEImageProcessor(BaseImageProcessor):
         padding = [side for space in reversed(room) for side in (space // 2, space - space // 2)]
         return torch.nn.functional.pad(values, padding)
 
+
+# arguments of the class
+SETTINGS = tuple(inspect.signature(AVAEImageProcessor).parameters)
 
 __all__ = ["AVAEImageProcessor"]

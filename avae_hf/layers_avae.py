@@ -178,16 +178,3 @@ class Decoder(nn.Module):
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Give images, (B, C, ...), in the canonical pose."""
         return self.layers(self.expand(latent).unflatten(1, self.start))
-
-
-__all__ = [
-    "ConvNormAct",
-    "Decoder",
-    "Encoder",
-    "affine_matrix",
-    "invert_affine",
-    "rotation_angles",
-    "rotation_matrix",
-    "small_rotation",
-    "warp",
-]

@@ -144,14 +144,10 @@ class AVAEModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)  # type: ignore[arg-type]
-            init.ones_(module.running_var)  # type: ignore[arg-type]
-            init.zeros_(module.num_batches_tracked)  # type: ignore[arg-type]
         elif isinstance(module, AVAEModel):
             init.zeros_(module.centre)  # type: ignore[arg-type]
+        else:
+            super()._init_weights(module)
 
     @can_return_tuple
     def forward(

@@ -520,6 +520,3 @@ def search_pose(
         loss = torch.minimum(unmoved, loss)
     angles, others = alpha.tensor_split([config.pose_sizes.get("rotation", 0)], dim=1)
     return torch.cat([(angles + math.pi).remainder(2 * math.pi) - math.pi, others], 1), loss
-
-
-__all__ = ["PoseObjective", "draw_poses", "gather_weights", "negative_elbo", "search_pose"]

@@ -71,10 +71,8 @@ class AVAETrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(pixel_values=inputs["pixel_values"])
-        error = (outputs.reconstruction - inputs["pixel_values"]).float().square().flatten(1).sum(1)
-        terms = torch.stack([error, outputs.reconstruction_loss, outputs.divergence], 1)
         labels = tuple(inputs[name] for name in ("pose", "labels"))
-        return outputs.loss.detach(), (terms, outputs.alpha), labels
+        return outputs.loss.detach(), (list_terms(outputs, inputs["pixel_values"]), outputs.alpha), labels
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         (terms, alpha), (pose, labels) = cast(Any, (prediction.predictions, prediction.label_ids))
@@ -87,18 +85,16 @@ class AVAETrainer(Trainer):
         return summarise_terms(terms)
 
 
-def summarise_terms(terms: np.ndarray) -> dict[str, float]:
-    """Average the terms of the loss.
+def list_terms(outputs: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """List, of every input, squared error summed over pixels, reconstruction loss and divergence, (N, 3)."""
+    error = (outputs.reconstruction - pixels).float().square().flatten(1).sum(1)
+    return torch.stack([error, outputs.reconstruction_loss, outputs.divergence], 1)
 
-    Args:
-        terms: Squared error summed over pixels, reconstruction loss and divergence, (N, 3).
-    """
-    error, reconstruction, divergence = terms.astype(np.float64).mean(0)
-    return {
-        "squared_error": float(error),
-        "reconstruction_loss": float(reconstruction),
-        "divergence": float(divergence),
-    }
+
+def summarise_terms(terms: np.ndarray) -> dict[str, float]:
+    """Average what [`list_terms`] gives."""
+    names = ("squared_error", "reconstruction_loss", "divergence")
+    return dict(zip(names, terms.mean(0, dtype=np.float64).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -116,22 +112,14 @@ def evaluate_model(
     Returns:
         "terms", (N, 3) as of [`summarise_terms`], "alpha", (N, P), "latent", (N, latent_dim), "pose" and "labels".
     """
-    found: dict[str, list[torch.Tensor]] = {"terms": [], "alpha": [], "latent": [], "pose": [], "labels": []}
+    found = []
     for start in progress(range(0, len(dataset), batch_size)):
         batch = dataset.collate([dataset[row] for row in range(start, min(start + batch_size, len(dataset)))])
-        pixels = batch["pixel_values"].to(model.device)
+        pixels = batch.pop("pixel_values").to(model.device)
         outputs = model(pixels)
-        error = (outputs.reconstruction - pixels).square().flatten(1).sum(1)
-        values = {
-            "terms": torch.stack([error, outputs.reconstruction_loss, outputs.divergence], 1),
-            "alpha": outputs.alpha,
-            "latent": outputs.latent_mean,
-            "pose": batch["pose"],
-            "labels": batch["labels"],
-        }
-        for name, value in values.items():
-            found[name].append(value.float().cpu() if value.is_floating_point() else value.cpu())
-    return {name: torch.cat(values).numpy() for name, values in found.items()}
+        own = {"terms": list_terms(outputs, pixels), "alpha": outputs.alpha, "latent": outputs.latent_mean}
+        found.append({**batch, **{name: value.float() for name, value in own.items()}})
+    return {name: torch.cat([batch[name].cpu() for batch in found]).numpy() for name in found[0]}
 
 
 def build_trainer(

@@ -75,9 +75,6 @@ class ImageTaskFlags(make_flags(ImageTaskArguments)):  # type: ignore[misc]
     """Of [`ImageTaskArguments`] what is given; what is not may stand in a model's `task.json`."""
 
 
-AS_RECORDED = ImageTaskFlags()
-
-
 @dataclass(frozen=True)
 class ImageTask:
     """A data set that a classifier of images can be trained on.

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from redundancy_hf.pictures import open_grid
+
 MAX_KERNELS = 64
 
 
@@ -91,25 +93,17 @@ def draw_kernel_sheets(models: dict[str, nn.Module], layer: int, path: str | Pat
     Raises:
         ValueError: A model has no such layer, or one of another size.
     """
-    import matplotlib.pyplot as plt
-
     sheets = {name: kernels_of_layer(model, layer) for name, model in models.items()}
     reference = _flatten(next(iter(sheets.values())))
     similarity = {}
-    for name, kernels in sheets.items():
-        partners, cosine = match_kernels(_flatten(kernels), reference)
-        similarity[name] = {"cosine": cosine, "random": _similarity_by_chance(_flatten(kernels), reference)}
-        sheets[name] = kernels[partners]
-    figure, axes = plt.subplots(1, len(sheets), figsize=(3.4 * len(sheets), 4.1), squeeze=False)
-    for axis, (name, kernels) in zip(axes[0], sheets.items(), strict=True):
-        axis.imshow(_tile(kernels), cmap="gray", interpolation="nearest")
-        found = similarity[name]
-        axis.set_title(f"{name}\ncosine {found['cosine']:.2f}, random {found['random']:.2f}", fontsize=10)
-        axis.axis("off")
-    figure.suptitle(f"Kernels of the first layer{'' if layer == 0 else ' that can share'}", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 0.97), w_pad=4)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with open_grid(path, 1, len(sheets), 3.4, 4.1) as (figure, axes):
+        for axis, (name, kernels) in zip(axes[0], sheets.items(), strict=True):
+            partners, cosine = match_kernels(_flatten(kernels), reference)
+            similarity[name] = {"cosine": cosine, "random": _similarity_by_chance(_flatten(kernels), reference)}
+            axis.imshow(_tile(kernels[partners]), cmap="gray", interpolation="nearest")
+            axis.set_title(f"{name}\ncosine {cosine:.2f}, random {similarity[name]['random']:.2f}", fontsize=10)
+            axis.axis("off")
+        figure.suptitle(f"Kernels of the first layer{' that can share' * (layer > 0)}", fontsize=11)
     return similarity
 
 
@@ -221,28 +215,21 @@ def draw_grad_cam(
     Raises:
         ValueError: A model has no such layer.
     """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        len(images), len(models) + 1, figsize=(1.5 * (len(models) + 1), 1.65 * len(images)), squeeze=False
-    )
-    for row, image in enumerate(images):
-        axes[row, 0].imshow(image.convert("RGB"))
-        name = next(iter(models.values())).config.id2label[labels[row]]
-        axes[row, 0].set_title(name, fontsize=8)
-    for column, (name, model) in enumerate(models.items(), start=1):
-        heat, logits = grad_cam(model, pixel_values, torch.tensor(labels), find_layer(model, layer_name))
+    with open_grid(path, len(images), len(models) + 1, 1.5, 1.65) as (_, axes):
+        for axis in axes.flat:
+            axis.axis("off")
+        names = next(iter(models.values())).config.id2label
         for row, image in enumerate(images):
-            axis, predicted = axes[row, column], int(logits[row].argmax())
-            axis.imshow(image.convert("L").resize(heat.shape[:0:-1]), cmap="gray")
-            axis.imshow(heat[row].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=1)
-            verdict = "right" if predicted == labels[row] else model.config.id2label[predicted]
-            axis.set_title(f"{name}: {verdict}" if row == 0 else verdict, fontsize=8)
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+            axes[row, 0].imshow(image.convert("RGB"))
+            axes[row, 0].set_title(names[labels[row]], fontsize=8)
+        for column, (name, model) in enumerate(models.items(), start=1):
+            heat, logits = grad_cam(model, pixel_values, torch.tensor(labels), find_layer(model, layer_name))
+            for row, image in enumerate(images):
+                axis, predicted = axes[row, column], int(logits[row].argmax())
+                axis.imshow(image.convert("L").resize(heat.shape[:0:-1]), cmap="gray")
+                axis.imshow(heat[row].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=1)
+                verdict = "right" if predicted == labels[row] else model.config.id2label[predicted]
+                axis.set_title(f"{name}: {verdict}" if row == 0 else verdict, fontsize=8)
 
 
 def draw_weight_histograms(networks: dict[str, tuple[nn.Module, nn.Module]], path: str | Path, num_layers: int = 4):
@@ -256,40 +243,18 @@ def draw_weight_histograms(networks: dict[str, tuple[nn.Module, nn.Module]], pat
     Raises:
         ValueError: A quantised network has no codebook of single weights.
     """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        len(networks), num_layers, figsize=(3.2 * num_layers, 2.4 * len(networks)), squeeze=False
-    )
-    for row, (title, (network, quantised)) in zip(axes, networks.items(), strict=True):
-        plain = dict(network.named_modules())
-        layers = {n: m for n, m in quantised.named_modules() if getattr(m, "codebook", torch.empty(0, 0)).ndim == 1}
-        if not layers:
-            raise ValueError(f"{title} has no layer with a codebook of single weights.")
-        names = list(layers)
-        for axis, number in zip(row, np.linspace(0, len(names) - 1, num_layers).round().astype(int), strict=True):
-            name = names[number]
-            weights = expanded_weight(plain[name]).flatten().numpy()
-            axis.hist(weights, bins=200, color="tab:blue")
-            entries = layers[name].codebook.detach().numpy()
-            axis.plot(entries, np.zeros_like(entries), "|", color="tab:red", markersize=12, markeredgewidth=1.5)
-            axis.set_title(name.removeprefix("model."), fontsize=8)
-            axis.tick_params(labelsize=7)
-        row[0].set_ylabel(f"{title}\nweights", fontsize=9)
-    figure.suptitle("Weights of four layers; red: what quantising puts them on", fontsize=11)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-__all__ = [
-    "draw_grad_cam",
-    "draw_kernel_sheets",
-    "draw_weight_histograms",
-    "expanded_weight",
-    "find_layer",
-    "grad_cam",
-    "kernels_of_layer",
-    "list_convolutions",
-    "match_kernels",
-]
+    with open_grid(path, len(networks), num_layers, 3.2, 2.4) as (figure, axes):
+        for row, (title, (network, quantised)) in zip(axes, networks.items(), strict=True):
+            layers = {n: m for n, m in quantised.named_modules() if getattr(m, "codebook", torch.empty(0, 0)).ndim == 1}
+            if not layers:
+                raise ValueError(f"{title} has no layer with a codebook of single weights.")
+            names = list(layers)
+            for axis, number in zip(row, np.linspace(0, len(names) - 1, num_layers).round().astype(int), strict=True):
+                name = names[number]
+                axis.hist(expanded_weight(network.get_submodule(name)).flatten().numpy(), bins=200, color="tab:blue")
+                entries = layers[name].codebook.detach().numpy()
+                axis.plot(entries, np.zeros_like(entries), "|", color="tab:red", markersize=12, markeredgewidth=1.5)
+                axis.set_title(name.removeprefix("model."), fontsize=8)
+                axis.tick_params(labelsize=7)
+            row[0].set_ylabel(f"{title}\nweights", fontsize=9)
+        figure.suptitle("Weights of four layers; red: what quantising puts them on", fontsize=11)

@@ -76,6 +76,3 @@ def geometry_of(conv: Any) -> dict[str, Any]:
     """List what the convolution is but its weights."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     return {name: getattr(conv, name) for name in names}
-
-
-__all__ = ["CodebookConv2d", "geometry_of", "use_codebooks"]

@@ -120,11 +120,7 @@ class SharedDepthwiseConv2d(_SharedConv):
 
     Args:
         channels: Input and output channels, C.
-        kernel_size: Size of the kernel, k.
-        stride: Of the convolution.
-        padding: Zeros on each side, or "same".
-        dilation: Distance between the points of the kernel.
-        bias: Whether to add a bias per channel; it is not shared.
+        kernel_size, stride, padding, dilation, bias: As of [`torch.nn.Conv2d`]; a bias is not shared.
         sharing_factor: Channels per kernel, s; stored are (C / s, 1, k, k).
         grad_reduction: "mean": a kernel gets the mean of its channels' gradients (thesis section 3.2); "sum": their
             sum, as the author's code and plain automatic differentiation have it.
@@ -215,13 +211,8 @@ class SharedConv2d(_SharedConv):
     repeats what C_out / s filters give. Both are exact, and cost 1/s of the operations (1/s^2 together).
 
     Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        kernel_size: Size of the kernel, k.
-        stride: Of the convolution.
-        padding: Zeros on each side, or "same".
-        dilation: Distance between the points of the kernel.
-        bias: Whether to add a bias per output channel; it is not shared.
+        in_channels, out_channels: C_in and C_out.
+        kernel_size, stride, padding, dilation, bias: As of [`torch.nn.Conv2d`]; a bias is not shared.
         sharing_factor: Channels (or filters) per stored weight, s.
         share_dim: "in": stored are (C_out, C_in / s, k, k); "out": (C_out / s, C_in, k, k), so outputs are repeated and
             a network of such layers is no richer than a narrower one; "both": (C_out / s, C_in / s, k, k).
@@ -290,12 +281,8 @@ class SharedSeparableConv2d(nn.Module):
     ours.
 
     Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        kernel_size: Size of the depthwise kernel, k.
-        stride: Of the depthwise convolution.
-        padding: Zeros on each side, or "same".
-        dilation: Distance between the points of the kernel.
+        in_channels, out_channels: Of both together.
+        kernel_size, stride, padding, dilation: Of the depthwise convolution, as of [`torch.nn.Conv2d`].
         bias: Whether to add a bias per output channel.
         sharing_factor: Channels per depthwise kernel.
         pointwise_factor: Input channels per pointwise weight; 1, the thesis', shares none.
@@ -358,6 +345,3 @@ class SharedSeparableConv2d(nn.Module):
     def expand(self) -> nn.Sequential:
         """Build the plain depthwise and pointwise convolutions that compute the same."""
         return nn.Sequential(self.depthwise.expand(), self.pointwise.expand())
-
-
-__all__ = ["SharedConv2d", "SharedDepthwiseConv2d", "SharedSeparableConv2d", "sum_groups"]

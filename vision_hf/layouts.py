@@ -1,7 +1,7 @@
 """Plain networks in the layouts of transformers and timm, and ours: the same numbers under other names."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ from .configuration_shared_resnet import SharedResNetConfig
 from .expansion import expand_weights
 from .modeling_shared_efficientnet import SharedEfficientNetForImageClassification
 from .modeling_shared_resnet import SharedResNetForImageClassification
+
+# settings of EfficientNet that transformers calls as we do
+SAME = (
+    *("num_channels", "width_coefficient", "depth_coefficient", "depth_divisor", "hidden_act", "kernel_sizes"),
+    *("out_channels", "strides", "num_block_repeats", "expand_ratios", "squeeze_expansion_ratio", "batch_norm_eps"),
+    "dropout_rate",
+)
 
 
 def from_transformers(model: Any) -> PreTrainedModel:
@@ -37,31 +44,24 @@ def from_transformers(model: Any) -> PreTrainedModel:
             f"EfficientNetForImageClassification and ResNetForImageClassification can be converted, got "
             f"{type(model).__name__}."
         )
-    state = model.state_dict()
-    _load_renamed(ours, state, lambda key: transformers_key(key, ours.config))
+    _load_renamed(ours, model.state_dict(), TRANSFORMERS)
     return ours.to(model.device, model.dtype).eval()
 
 
 def _config_from_efficientnet(theirs: EfficientNetConfig, head: dict) -> SharedEfficientNetConfig:
     if theirs.pooling_type != "mean":
         raise ValueError(f'only `pooling_type="mean"` can be converted, got {theirs.pooling_type!r}.')
-    same: tuple[str, ...] = ("num_channels", "width_coefficient", "depth_coefficient", "depth_divisor", "hidden_act")
-    same += ("kernel_sizes", "out_channels", "strides", "num_block_repeats", "expand_ratios")
-    options = {name: getattr(theirs, name) for name in same}
+    options = {name: getattr(theirs, name) for name in SAME}
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    config = SharedEfficientNetConfig(
+    return SharedEfficientNetConfig(
         **options,
         image_size=theirs.image_size if isinstance(theirs.image_size, int) else theirs.image_size[0],
-        squeeze_expansion_ratio=theirs.squeeze_expansion_ratio,
-        batch_norm_eps=theirs.batch_norm_eps,
         batch_norm_momentum=1 - theirs.batch_norm_momentum,  # theirs is Keras' number
-        dropout_rate=theirs.dropout_rate,
         drop_path_rate=theirs.drop_connect_rate,
         padding_style="keras",
         symmetric_blocks=list(theirs.depthwise_padding),
         **head,
     )
-    return config
 
 
 def _symmetric_blocks(config: SharedEfficientNetConfig) -> list[int]:
@@ -114,11 +114,9 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
                 f"transformers' EfficientNet pads like TensorFlow and keeps all channels: it has {fixed}, got "
                 f"{others or {'channel_divisor': ours.channel_divisor}}."
             )
-        same: tuple[str, ...] = ("num_channels", "image_size", "width_coefficient", "depth_coefficient")
-        same += ("depth_divisor", "hidden_act", "kernel_sizes", "out_channels", "strides", "num_block_repeats")
-        same += ("expand_ratios", "dropout_rate", "squeeze_expansion_ratio", "batch_norm_eps")
         config: Any = EfficientNetConfig(
-            **{name: getattr(ours, name) for name in same},
+            **{name: getattr(ours, name) for name in SAME},
+            image_size=ours.image_size,
             in_channels=[ours.stem_channels, *ours.out_channels[:-1]],
             hidden_dim=ours.scale_width(ours.head_channels),
             batch_norm_momentum=1 - ours.batch_norm_momentum,
@@ -144,7 +142,7 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
         theirs = ResNetForImageClassification(config)
     else:
         raise ValueError(f"transformers has no plain counterpart of {type(model).__name__}.")
-    theirs.load_state_dict({transformers_key(key, ours): value for key, value in plain.state_dict().items()})
+    theirs.load_state_dict({rename_key(key, ours, TRANSFORMERS): value for key, value in plain.state_dict().items()})
     return theirs.to(plain.device, plain.dtype).train(model.training)
 
 
@@ -165,7 +163,7 @@ def from_timm(state: Mapping[str, torch.Tensor], config: Any) -> PreTrainedModel
     if config.model_type not in classes:
         raise ValueError(f"timm's layout is known for {sorted(classes)}, got {config.model_type!r}.")
     model = classes[config.model_type](config)
-    _load_renamed(model, state, lambda key: timm_key(key, config))
+    _load_renamed(model, state, TIMM)
     return model.eval()
 
 
@@ -178,12 +176,12 @@ def to_timm(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if not isinstance(model, SharedEfficientNetForImageClassification | SharedResNetForImageClassification):
         raise ValueError(f"timm's layout is of EfficientNet and ResNet classifiers, got {type(model).__name__}.")
     plain = expand_weights(model)
-    return {timm_key(key, plain.config): value for key, value in plain.state_dict().items()}
+    return {rename_key(key, plain.config, TIMM): value for key, value in plain.state_dict().items()}
 
 
-def _load_renamed(model: Any, state: Mapping[str, torch.Tensor], rename: Callable[[str], str]):
+def _load_renamed(model: Any, state: Mapping[str, torch.Tensor], layout: int):
     own = model.state_dict()
-    names = {key: rename(key) for key in own}
+    names = {key: rename_key(key, model.config, layout) for key in own}
     # some layouts leave the counters out
     missing = sorted(t for k, t in names.items() if t not in state and not k.endswith("num_batches_tracked"))
     unexpected = sorted(set(state) - set(names.values()))
@@ -196,84 +194,64 @@ def _load_renamed(model: Any, state: Mapping[str, torch.Tensor], rename: Callabl
     model.load_state_dict({key: state.get(theirs, own[key]) for key, theirs in names.items()})
 
 
-MBCONV_TRANSFORMERS = {
-    "expand": "expansion.expand_conv",
-    "expand_norm": "expansion.expand_bn",
-    "depthwise": "depthwise_conv.depthwise_conv",
-    "depthwise_norm": "depthwise_conv.depthwise_norm",
-    "squeeze_excite.reduce": "squeeze_excite.reduce",
-    "squeeze_excite.expand": "squeeze_excite.expand",
-    "project": "projection.project_conv",
-    "project_norm": "projection.project_bn",
+# ours, transformers' and timm's; timm counts the layers of a block without expansion otherwise
+MBCONV = (
+    ("expand", "expansion.expand_conv", "conv_pw", None),
+    ("expand_norm", "expansion.expand_bn", "bn1", None),
+    ("depthwise", "depthwise_conv.depthwise_conv", "conv_dw", "conv_dw"),
+    ("depthwise_norm", "depthwise_conv.depthwise_norm", "bn2", "bn1"),
+    ("squeeze_excite.reduce", "squeeze_excite.reduce", "se.conv_reduce", "se.conv_reduce"),
+    ("squeeze_excite.expand", "squeeze_excite.expand", "se.conv_expand", "se.conv_expand"),
+    ("project", "projection.project_conv", "conv_pwl", "conv_pw"),
+    ("project_norm", "projection.project_bn", "bn3", "bn2"),
+)
+ENDS = {
+    "shared_efficientnet": (
+        ("model.stem.conv", "efficientnet.embeddings.convolution", "conv_stem"),
+        ("model.stem.norm", "efficientnet.embeddings.batchnorm", "bn1"),
+        ("model.head.conv", "efficientnet.encoder.top_conv", "conv_head"),
+        ("model.head.norm", "efficientnet.encoder.top_bn", "bn2"),
+        ("classifier", "classifier", "classifier"),
+    ),
+    "shared_resnet": (
+        ("model.stem.0.conv", "resnet.embedder.embedder.convolution", "conv1"),
+        ("model.stem.0.norm", "resnet.embedder.embedder.normalization", "bn1"),
+        ("classifier", "classifier.1", "fc"),
+    ),
 }
-# timm calls the layers of a block without expansion otherwise
-MBCONV_TIMM = {
-    "expand": "conv_pw",
-    "expand_norm": "bn1",
-    "depthwise": "conv_dw",
-    "depthwise_norm": "bn2",
-    "squeeze_excite.reduce": "se.conv_reduce",
-    "squeeze_excite.expand": "se.conv_expand",
-    "project": "conv_pwl",
-    "project_norm": "bn3",
-}
-SEPARABLE_TIMM = {**MBCONV_TIMM, "depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
-EFFICIENTNET_ENDS = {
-    "transformers": {
-        "model.stem.conv": "efficientnet.embeddings.convolution",
-        "model.stem.norm": "efficientnet.embeddings.batchnorm",
-        "model.head.conv": "efficientnet.encoder.top_conv",
-        "model.head.norm": "efficientnet.encoder.top_bn",
-        "classifier": "classifier",
-    },
-    "timm": {
-        "model.stem.conv": "conv_stem",
-        "model.stem.norm": "bn1",
-        "model.head.conv": "conv_head",
-        "model.head.norm": "bn2",
-        "classifier": "classifier",
-    },
-}
-RESNET_ENDS = {
-    "transformers": {
-        "model.stem.0.conv": "resnet.embedder.embedder.convolution",
-        "model.stem.0.norm": "resnet.embedder.embedder.normalization",
-        "classifier": "classifier.1",
-    },
-    "timm": {"model.stem.0.conv": "conv1", "model.stem.0.norm": "bn1", "classifier": "fc"},
-}
+TRANSFORMERS, TIMM, TIMM_SEPARABLE = 1, 2, 3
 BLOCK_KEY = re.compile(r"model\.stages\.(\d+)\.(\d+)\.(.+)")
 
 
-def transformers_key(key: str, config: Any) -> str:
-    """Translate a name of our state dict into transformers'."""
-    module, _, tensor = key.rpartition(".")
-    is_efficientnet = config.model_type == "shared_efficientnet"
-    ends = (EFFICIENTNET_ENDS if is_efficientnet else RESNET_ENDS)["transformers"]
-    if module in ends:
-        return f"{ends[module]}.{tensor}"
-    stage, block, part = BLOCK_KEY.fullmatch(module).groups()  # type: ignore[union-attr]
-    if is_efficientnet:
-        number = int(block) + sum(config.scale_depth(n) for n in config.num_block_repeats[: int(stage)])
-        return f"efficientnet.encoder.blocks.{number}.{MBCONV_TRANSFORMERS[part]}.{tensor}"
-    part = part.replace("layers.", "layer.").replace("conv", "convolution").replace("norm", "normalization")
-    return f"resnet.encoder.stages.{stage}.layers.{block}.{part}.{tensor}"
+def _find_name(rows: tuple, name: str, layout: int) -> str | None:
+    return next((row[layout] for row in rows if row[0] == name), None)
 
 
-def timm_key(key: str, config: Any) -> str:
-    """Translate a name of our state dict into timm's."""
+def rename_key(key: str, config: Any, layout: int) -> str:
+    """Translate a name of our state dict into that of another layout, `TRANSFORMERS` or `TIMM`."""
     module, _, tensor = key.rpartition(".")
-    is_efficientnet = config.model_type == "shared_efficientnet"
-    ends = (EFFICIENTNET_ENDS if is_efficientnet else RESNET_ENDS)["timm"]
-    if module in ends:
-        return f"{ends[module]}.{tensor}"
+    if name := _find_name(ENDS[config.model_type], module, layout):
+        return f"{name}.{tensor}"
     stage, block, part = BLOCK_KEY.fullmatch(module).groups()  # type: ignore[union-attr]
-    if is_efficientnet:
-        names = SEPARABLE_TIMM if config.expand_ratios[int(stage)] == 1 else MBCONV_TIMM
-        return f"blocks.{stage}.{block}.{names[part]}.{tensor}"
+    rename = _rename_mbconv if config.model_type == "shared_efficientnet" else _rename_resnet
+    return f"{rename(int(stage), int(block), part, config, layout)}.{tensor}"
+
+
+def _rename_mbconv(stage: int, block: int, part: str, config: Any, layout: int) -> str:
+    if layout == TRANSFORMERS:
+        number = block + sum(config.scale_depth(blocks) for blocks in config.num_block_repeats[:stage])
+        return f"efficientnet.encoder.blocks.{number}.{_find_name(MBCONV, part, layout)}"
+    layout = TIMM_SEPARABLE if config.expand_ratios[stage] == 1 else TIMM
+    return f"blocks.{stage}.{block}.{_find_name(MBCONV, part, layout)}"
+
+
+def _rename_resnet(stage: int, block: int, part: str, config: Any, layout: int) -> str:
+    if layout == TRANSFORMERS:
+        part = part.replace("layers.", "layer.").replace("conv", "convolution").replace("norm", "normalization")
+        return f"resnet.encoder.stages.{stage}.layers.{block}.{part}"
     if part.startswith("shortcut"):
         part = "downsample.0" if part.endswith("conv") else "downsample.1"
     else:
         _, number, kind = part.split(".")
-        part = f"{'conv' if kind == 'conv' else 'bn'}{int(number) + 1}"
-    return f"layer{int(stage) + 1}.{block}.{part}.{tensor}"
+        part = f"{kind.replace('norm', 'bn')}{int(number) + 1}"
+    return f"layer{stage + 1}.{block}.{part}"

@@ -103,28 +103,21 @@ class SharedConvPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Draw as EfficientNet's authors do; the deviation of a kernel does not depend on the sharing factor."""
-        if isinstance(module, (nn.Conv2d, SharedConv2d, SharedDepthwiseConv2d)):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, CodebookConv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            init.normal_(module.codebook, std=math.sqrt(2 / fan_out))
-            indices: Any = module.indices
-            init.copy_(indices, torch.randint_like(indices, len(module.codebook)))
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)  # type: ignore[arg-type]
-            init.ones_(module.running_var)  # type: ignore[arg-type]
-            init.zeros_(module.num_batches_tracked)  # type: ignore[arg-type]
+        layer: Any = module
+        if isinstance(module, (nn.Conv2d, SharedConv2d, SharedDepthwiseConv2d, CodebookConv2d)):
+            fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
+            is_quantised = isinstance(module, CodebookConv2d)
+            init.normal_(layer.codebook if is_quantised else layer.weight, std=math.sqrt(2 / fan_out))
+            if is_quantised:
+                init.copy_(layer.indices, torch.randint_like(layer.indices, len(layer.codebook)))
+            if layer.bias is not None:
+                init.zeros_(layer.bias)
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.out_features)
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
 
 
 class SharedConvModel(SharedConvPreTrainedModel):
@@ -266,16 +259,3 @@ class SharedConvBackbone(BackboneMixin, SharedConvModel):
             feature_maps=tuple(by_name[name] for name in self.out_features),
             hidden_states=tuple(hidden_states),
         )
-
-
-__all__ = [
-    "ConvNormAct",
-    "SharedConvBackbone",
-    "SharedConvForImageClassification",
-    "SharedConvModel",
-    "SharedConvPreTrainedModel",
-    "batch_norm",
-    "pad_keras",
-    "pad_same",
-    "pad_strided",
-]

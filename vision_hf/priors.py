@@ -360,14 +360,3 @@ def quantise(model: PreTrainedModel, regulariser: Regulariser) -> PreTrainedMode
         layer.codebook.copy_(entries)
         layer.indices.copy_(indices)
     return quantised.train(model.training)
-
-
-__all__ = [
-    "MixturePrior",
-    "NearestBasisLoss",
-    "Regulariser",
-    "ReseedBases",
-    "find_convolutions",
-    "nearest",
-    "quantise",
-]

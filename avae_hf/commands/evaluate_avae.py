@@ -26,7 +26,6 @@ from redundancy_hf.training import load_folder
 
 from .. import analysis
 from ..data import (
-    AS_RECORDED,
     POSES,
     PoseDataset,
     ShapeTask,
@@ -91,7 +90,7 @@ def write_examples(images: torch.Tensor, folder: Path):
 
 def evaluate_avae(
     models: Sequence[str],
-    task: ShapeTaskFlags = AS_RECORDED,
+    task: ShapeTaskFlags = ShapeTaskFlags(),
     trust_remote_code: bool = True,
     batch_size: int = 128,
     figures_dir: str | None = None,

@@ -24,7 +24,7 @@ from redundancy_hf.timing import hardware_fingerprint
 from redundancy_hf.training import load_folder
 
 from ..cost import count_expanded_parameters, count_flops, forward_call, measure_ratios
-from ..data import AS_RECORDED, EvaluationTransform, ImageTaskArguments, ImageTaskFlags, load_task
+from ..data import EvaluationTransform, ImageTaskArguments, ImageTaskFlags, load_task
 from ..training import match_labels, measure_accuracy
 
 
@@ -69,7 +69,7 @@ def write_examples(split: Any, label_names: list[str], folder: Path, number: int
 
 def compare_image_classifiers(
     models: Sequence[str],
-    task: ImageTaskFlags = AS_RECORDED,
+    task: ImageTaskFlags = ImageTaskFlags(),
     split: str = "test",
     batch_size: int = 32,
     rounds: int = 20,

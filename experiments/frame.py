@@ -86,20 +86,25 @@ def describe_hardware(record: dict) -> str:
     return f"{threads}, {hardware['device_name']}, load average {hardware['load_average'][0]}"
 
 
+def link_command(record: dict) -> str:
+    """Give the command that repeats a record's run, linked to the record, which is the recipe."""
+    return f"[`{record['command']}`](../{record['command'].split()[-1]})"
+
+
 def name_command(record: dict) -> str:
     """Say what made a record."""
-    return f"Command: `{record['command']}`\n"
+    return f"Command: {link_command(record)}\n"
 
 
 def list_commands(records: Iterable[dict]) -> str:
     """Give the command of every record, folded."""
-    commands = "; ".join(f"`{record['command']}`" for record in records)
+    commands = "; ".join(map(link_command, records))
     return f"<details><summary>Commands</summary>\n\n{commands}\n\n</details>\n"
 
 
 def describe_runs(records: dict) -> str:
     """Say where and by which command each record was made."""
-    runs = (f"{r['dataset'].upper()}: {describe_hardware(r)}, `{r['command']}`" for r in records.values())
+    runs = (f"{r['dataset'].upper()}: {describe_hardware(r)}, {link_command(r)}" for r in records.values())
     return f"Commands: {'; '.join(runs)}\n"
 
 
@@ -119,7 +124,8 @@ def read_record(path: str | Path, program: str) -> dict:
         raise ValueError(f"the record {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"the record {path} is not JSON: {error}.") from error
-    command = str(record.get("command")) if isinstance(record, dict) else ""
+    # older records have the whole command
+    command = str(record.get("program", record.get("command"))) if isinstance(record, dict) else ""
     known = (program, Path(program).name, former := FORMER.get(program, program), Path(former).name)
     if not command.removeprefix("python ").startswith(known):
         raise ValueError(f"{path} is not a record of {program}; give the JSON file that it wrote.")

@@ -9,7 +9,7 @@ from typing import Any
 from frame import percent
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import describe_command, format_record
+from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.timing import hardware_fingerprint
 
 
@@ -32,7 +32,7 @@ class Record:
         self.content = {"settings": settings, **content, "rows": []} if is_new else json.loads(self.path.read_text())
         if self.content["settings"] != settings:
             raise ValueError(f"{path} holds a study with other settings; use another --results_file, or the old ones.")
-        self.content |= {"command": describe_command(), "hardware": hardware_fingerprint()}
+        self.content |= {**describe_run(), "hardware": hardware_fingerprint()}
         self.rows: list[dict] = self.content["rows"]
 
     def list_missing(self, **axes: Iterable) -> Iterator[dict[str, Any]]:

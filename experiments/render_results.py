@@ -57,6 +57,12 @@ def find_view(name: str) -> Callable[[Any], str]:
     return getattr(module, function or "table")
 
 
+def read(path: Path) -> dict:
+    """Read a record, and say by which command its file repeats it."""
+    record = json.loads(path.read_text())
+    return {**record, "command": f"{record['program']} {path}"} if "program" in record else record
+
+
 def render(text: str, results: Path) -> str:
     """Fill the marked places of a document.
 
@@ -68,7 +74,7 @@ def render(text: str, results: Path) -> str:
         start, name, view, end = match.groups()
         try:
             paths = sorted(results.glob(name)) if "*" in name else [results / name]
-            records = {path.stem: json.loads(path.read_text()) for path in paths}
+            records = {path.stem: read(path) for path in paths}
             record = records if "*" in name else records[Path(name).stem]
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{results / name} cannot be read: {error}.") from error

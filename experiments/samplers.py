@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from classformer_hf.search.benchmark import TabularBenchmark, analytic_benchmark, read_benchmark
 from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
-from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
+from redundancy_hf.command import describe_run, format_record, parse_arguments, run_command
 from redundancy_hf.timing import hardware_fingerprint
 
 PROCESSES = ("thesis", "gp", "constrained")
@@ -263,10 +263,11 @@ def join_earlier(content: dict, path: Path | None) -> dict:
         samplers = {**earlier["required"][required]["samplers"], **result["samplers"]}
         is_joined = is_joined or len(samplers) > len(result["samplers"])
         result["samplers"] = {name: samplers[name] for name in LABELS if name in samplers}
-    if is_joined and content["command"] not in earlier["command"]:
-        content["command"] = f"{earlier['command']}; {content['command']}"
-    elif is_joined:
-        content["command"] = earlier["command"]
+    if is_joined:
+        # those of the runs whose samplers stand here, the first as the record's own
+        earlier_runs = [earlier["arguments"], *earlier.get("joined", [])]
+        new = [] if content["arguments"] in earlier_runs else [content["arguments"]]
+        content |= {"arguments": earlier_runs[0], "joined": [*earlier_runs[1:], *new]}
     return content
 
 
@@ -286,7 +287,7 @@ def main():
         results[str(required)] = {"tables": describe_tables(arguments, required), "samplers": samplers}
     title = arguments.load(0).name
     content = {
-        "command": describe_command(),
+        **describe_run(),
         "note": " ".join(__doc__.split("\n\n")[1].split()),
         "table": title,
         "is_analytic": bool(arguments.analytic),

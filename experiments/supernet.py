@@ -32,7 +32,7 @@ from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.stages import identify, prepare_supernet
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
-from redundancy_hf.command import describe_command, format_record, parse_arguments, run_command
+from redundancy_hf.command import describe_run, format_record, parse_arguments, run_command
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import (
@@ -193,7 +193,7 @@ def report(study: Study) -> dict:
     supernet = np.array([compute_score(task.metric_name, single, references) for single in predictions])
     table = np.array(individual)
     return {
-        "command": describe_command(),
+        **describe_run(),
         "dataset": task.name,
         "metric_name": task.metric_name,
         "num_train_examples": len(task.splits["train"]),

@@ -128,7 +128,7 @@ def table(records: dict) -> str:
 def describe(records: dict) -> str:
     """Say how the searches came about."""
     searches = [record for _, _, record, _ in iterate_searches(records)]
-    half = dict.fromkeys(one["summary"]["dataset"].upper() for one in searches if "--bf16" in one["command"])
+    half = dict.fromkeys(one["summary"]["dataset"].upper() for one in searches if one.get("arguments", {}).get("bf16"))
     mixed = f" Trained and validated with bfloat16 autocast: {', '.join(half)}." if half else ""
     return (
         f"{describe_setup(searches)}, batch 1, timed in float32, median and quartiles "

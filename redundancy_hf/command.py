@@ -38,6 +38,8 @@ RENAMED = {
 SCREEN = "screen"
 # of the running command; packages name arguments in backticks, as a caller in Python knows them
 KNOWN_FLAGS: set[str] = set()
+# what the running command was asked for beside its defaults
+ARGUMENTS: dict[str, Any] = {}
 # a disk or a quota that is full, as the system and as the libraries that write models say it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # entry of a record of settings that says what is behind its fingerprints, and what those are of
@@ -144,7 +146,7 @@ def parse_arguments(
     positional: str | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple:
-    """Parse flags into dataclasses; a first argument `recipe.json` sets defaults that flags override.
+    """Parse flags into dataclasses; a first argument `recipe.json`, or a record, sets defaults that flags override.
 
     Args:
         dataclass_types: As for [`HfArgumentParser`].
@@ -168,26 +170,20 @@ def parse_arguments(
     # without the usage of a hundred flags
     parser.usage = f"%(prog)s [recipe.json] {'[' + positional.upper() + '] ' if positional else ''}[--flag value ...]"
     parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
+    usual = {action.dest: _read_default(parser, action) for action in reversed(parser._actions)}
     if arguments and arguments[0].endswith(".json"):
         path, *arguments = arguments
-        try:
-            recipe = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"the recipe {path} cannot be read: {error}.") from error
-        known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind) if field.init}
-        unknown = sorted(set(recipe) - known)
-        if unknown:
-            renamed = [
-                f"{old} is called {_find_new_name(old, known)} now" for old in unknown if _find_new_name(old, known)
-            ]
-            way_out = "; ".join(renamed) or "--help lists the known ones"
-            raise ValueError(f"the recipe {path} has unknown arguments {unknown}; {way_out}.")
-        parser.set_defaults(**recipe)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in recipe
+        _set_recipe(
+            parser, path, {one.name for kind in dataclass_types for one in dataclasses.fields(kind) if one.init}
+        )
     if positional is not None and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{positional}", *arguments]
     *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    given = vars(parser.parse_known_args(arguments)[0])
+    ARGUMENTS.clear()
+    # where a record is written does not say what is in it
+    asked = (key for key, value in given.items() if value != usual[key] and key != "results_file")
+    ARGUMENTS.update({key: _shorten(given[key]) for key in asked})
     if unused:
         flags = [option for action in parser._actions for option in action.option_strings]
         flag = unused[0].partition("=")[0]
@@ -213,16 +209,77 @@ def parse_arguments(
     return tuple(parsed)
 
 
+def _set_recipe(parser: argparse.ArgumentParser, path: str, known: Collection[str]):
+    """Let a file set defaults.
+
+    Raises:
+        ValueError: It cannot be read or names an unknown argument.
+    """
+    recipe = read_recipe(path)
+    if "results_file" not in known:
+        recipe.pop("results_file", None)
+    if unknown := sorted(set(recipe) - set(known)):
+        new_names = {old: _find_new_name(old, known) for old in unknown}
+        renamed = [f"{old} is called {new} now" for old, new in new_names.items() if new]
+        way_out = "; ".join(renamed) or "--help lists the known ones"
+        raise ValueError(f"the recipe {path} has unknown arguments {unknown}; {way_out}.")
+    parser.set_defaults(**recipe)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in recipe
+
+
+def _read_default(parser: argparse.ArgumentParser, action: argparse.Action) -> Any:
+    """Give a default as it is parsed, where it stands as text."""
+    return parser._get_value(action, action.default) if isinstance(action.default, str) else action.default
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """Read the arguments that a file holds: a recipe, or a record of an earlier run of the same program.
+
+    A record that is repeated is left as it is: the new one is written into `runs/`, if nothing else is said.
+
+    Raises:
+        ValueError: It cannot be read, or another program wrote it.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"the recipe {path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the recipe {path} must be an object of arguments by name, got a {type(content).__name__}.")
+    if "program" not in content:
+        return content
+    program, here = (Path(name.split()[-1]).stem for name in (content["program"], name_program()))
+    if program != here:
+        raise ValueError(f"{path} is a record of `{content['program']}`, which takes other arguments.")
+    return {"results_file": f"runs/{Path(path).name}", **content["arguments"]}
+
+
+def name_program() -> str:
+    """Name the running program as somebody types it."""
+    is_verb = sys.argv[0].startswith("redundancy-hf ")
+    return sys.argv[0] if is_verb else f"python {'/'.join(Path(sys.argv[0]).parts[-2:])}"
+
+
+def _shorten(value: Any) -> Any:
+    """Of a path outside the project give only its name, not where it lies here."""
+    if isinstance(value, list):
+        return [_shorten(one) for one in value]
+    is_outside = isinstance(value, str) and value.startswith(("/", "..", "~"))
+    return f"path/to/{Path(value).name}" if is_outside else value
+
+
 def describe_command() -> str:
-    """Give the running command for a record; of a path outside the project only its name, not where it lies here."""
+    """Give the running command for a card."""
+    return f"{name_program()} {shlex.join(map(_shorten, sys.argv[1:]))}".strip()
 
-    def shorten(argument: str) -> str:
-        return f"path/to/{Path(argument).name}" if argument.startswith(("/", "..", "~")) else argument
 
-    program = sys.argv[0].split()
-    if program[0] != "redundancy-hf":
-        program = ["python", "/".join(Path(sys.argv[0]).parts[-2:])]
-    return shlex.join([*program, *(shorten(argument) for argument in sys.argv[1:])])
+def describe_run() -> dict[str, Any]:
+    """Give what a record begins with, so that its file repeats the run: the program, and its arguments.
+
+    Where the record was written is not among them, nor is what has its default.
+    """
+    return {"program": name_program(), "arguments": dict(ARGUMENTS)}
 
 
 def format_record(content: Any, depth: int = 0) -> str:
@@ -249,8 +306,8 @@ def _has_rows(content: Any) -> bool:
 
 
 def write_record(path: str | None, **content: Any) -> dict[str, Any]:
-    """Give what a command found, after that command, and write it as JSON where a path is given."""
-    record = {"command": describe_command(), **content}
+    """Give what a command found, after its recipe, and write it as JSON where a path is given."""
+    record = {**describe_run(), **content}
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(format_record(record) + "\n")

@@ -203,6 +203,9 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
         ValueError: It refuses them.
     """
     module, words, values = load_job(name), io.StringIO(), {}
+    is_script = name not in VERBS and find_script(name).parent.name == "scripts"
+    verb = find_verb(name) if is_script else name
+    program = f"redundancy-hf {verb}" if verb in VERBS else f"experiments/{name}.py"
 
     def stop(*types, **keywords):
         for parsed in command.parse_arguments(*types, **keywords):
@@ -218,7 +221,7 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     reader = module if any(hasattr(module, name) for name in stops) else sys.modules["frame"]
     with (
         patch.multiple(reader, **{name: stop for name, stop in stops.items() if hasattr(reader, name)}),
-        patch.object(sys, "argv", [name, *arguments]),
+        patch.object(sys, "argv", [program, *arguments]),
         contextlib.redirect_stderr(words),
         contextlib.chdir(ROOT),
     ):

@@ -4,10 +4,13 @@ import ast
 import json
 import re
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from redundancy_hf.command import describe_run, parse_call, write_record
 from tests.documents import ROOT, find_examples, find_jobs, find_problem, find_snippets, list_commands, parse
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -74,33 +77,70 @@ def test_examples_of_helps_are_understood(tmp_path):
     assert len(snippets) >= 40
 
 
-def list_stored_commands(record) -> list[str]:
+def list_runs(record, program="") -> list[dict]:
+    """Give what a record holds of the runs behind it: programs and arguments."""
     if isinstance(record, dict):
-        own = [value for name, value in record.items() if name == "command"]
-        return own + [command for value in record.values() for command in list_stored_commands(value)]
-    if isinstance(record, list):
-        return [command for value in record for command in list_stored_commands(value)]
-    return []
+        program = record.get("program", program)
+        joined = [{"program": program, "arguments": arguments} for arguments in record.get("joined", [])]
+        own = [{name: record[name] for name in ("program", "arguments")}] if "program" in record else []
+        return own + joined + [run for value in record.values() for run in list_runs(value, program)]
+    return [run for value in record for run in list_runs(value, program)] if isinstance(record, list) else []
 
 
-def test_commands_of_records_are_understood(tmp_path):
-    records = [path for folder in ("results", "recipes") for path in sorted((ROOT / folder).glob("*.json"))]
-    commands = {
-        command: path.name for path in records for command in list_stored_commands(json.loads(path.read_text()))
-    }
-    assert find_problems(find_snippets("```bash\n" + "\n".join(commands) + "\n```\n"), tmp_path) == []
-    assert len(commands) >= 100
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_record_is_a_recipe(path, tmp_path):
+    """A record repeats its run: its program takes what the record holds."""
+    record, recipe = json.loads(path.read_text()), tmp_path / "recipe.json"
+    runs = list_runs(record)
+    for run in runs:
+        recipe.write_text(json.dumps(run))
+        assert find_problem([*run["program"].split(), str(recipe)]) == ""
+    # what somebody else has published
+    assert runs or path.stem == "architectures_published"
+
+
+def test_record_repeats_its_run(tmp_path, monkeypatch):
+    def run(factors: Sequence[int] = (1, 2), name: str | None = None, wide: bool = True, results_file: str = ""):
+        """Measure.
+
+        Args:
+            factors: Some.
+            name: Another one.
+            wide: Or not.
+            results_file: Of the record.
+        """
+
+    record = tmp_path / "record.json"
+    flags = ["--factors", "4", "--name", str(tmp_path / "model"), "--wide", "False", "--results_file", str(record)]
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "experiments" / "widths.py"), *flags])
+    asked = parse_call(run, "")
+    write_record(asked["results_file"], rows=[])
+    content = json.loads(record.read_text())
+    # neither what has its default nor where things lie here
+    arguments = {"factors": [4], "name": "path/to/model", "wide": False}
+    assert content == {"program": "python experiments/widths.py", "arguments": arguments, "rows": []}
+    assert parse_call(run, "", [str(record)]) == {**arguments, "results_file": "runs/record.json"}
+    again = parse_call(run, "", [str(record), "--factors", "1", "2", "--results_file", "x.json"])
+    assert again == {**arguments, "factors": [1, 2], "results_file": "x.json"}
+    assert "factors" not in describe_run()["arguments"]
+
+
+def test_record_of_another_program_or_flag_is_caught(tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"program": "redundancy-hf search", "arguments": {"trials": 3}}))
+    assert "unknown arguments ['trials']" in find_problem(["redundancy-hf", "search", str(recipe)])
+    assert "is a record of `redundancy-hf search`" in find_problem(["redundancy-hf", "evaluate", str(recipe)])
 
 
 def test_commands_of_searches_do_what_the_records_say():
     records = {path.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json")}
-    named = {name: record for name, record in records.items() if isinstance(record, dict)}
-    searches = {name: record for name, record in named.items() if "strategy" in record.get("summary", {})}
+    searches = {name: record for name, record in records.items() if "strategy" in record.get("summary", {})}
     assert "mrpc_search.json" in searches and len(searches) >= 15
     for name, record in searches.items():
-        values = parse("search_classformer", record["command"].split()[2:])
+        values = parse("search", [f"results/{name}"])
         told = {key: record["summary"][key] for key in ("strategy", "required_performance")}
         assert {key: values[key] for key in told} == told, name
+        assert values["results_file"] == f"runs/{name}", "a record that is repeated stays as it is"
 
 
 TRAINERS = ("search_classformer", "pretrain_classformer", "train_avae", "train_image_classifier")

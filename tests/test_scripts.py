@@ -179,7 +179,8 @@ def test_finished_search_repeats_nothing(run, searched):
     assert (output / "trials.jsonl").read_bytes() == before
     assert "asked: 99 %" in printed
     record = json.loads((output / "r.json").read_text())
-    assert len(record["trials"]) == 3 and str(output) not in record["command"]
+    assert len(record["trials"]) == 3 and str(output) not in json.dumps(record["arguments"])
+    assert record["program"] == "redundancy-hf search" and record["arguments"]["use_cpu"] is True
 
 
 @pytest.mark.parametrize(("strategy", "epochs"), [("thesis", "10.0"), ("random", "3.0")])

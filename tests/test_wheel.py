@@ -76,7 +76,7 @@ def test_installed_command_searches_evaluates_exports_and_publishes(
         *("--num_train_epochs", 1, "--required_performance", 0.5, "--force", "--rounds", 2, "--use_cpu"),
         *("--results_file", "search.json", "--output_dir", "run"),
     )
-    assert json.loads((empty / "search.json").read_text())["command"].startswith("redundancy-hf search ")
+    assert json.loads((empty / "search.json").read_text())["program"] == "redundancy-hf search"
     printed += redundancy_hf("evaluate", "run/full", "run/best")
     assert "reviews test: 16 examples" in printed
     printed += redundancy_hf("export", "run/best", "--runtime", "onnx")

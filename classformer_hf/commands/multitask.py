@@ -19,7 +19,7 @@ from typing import Any
 from transformers import DataCollatorWithPadding, Trainer
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import FLAGS, check_settings, describe_command, describe_flags, parse_call
+from redundancy_hf.command import FLAGS, check_settings, describe_flags, describe_run, parse_call
 from redundancy_hf.data import load_tasks
 from redundancy_hf.folders import save_folder
 from redundancy_hf.limits import check_first_token, check_inputs, load_tokenizer
@@ -117,7 +117,7 @@ class MultitaskTraining:
         seconds, epochs = time.perf_counter() - started, trainer.state.epoch or 0
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         row: dict[str, Any] = {
-            "command": describe_command(),
+            **describe_run(),
             "hardware": hardware_fingerprint(),
             "objective": "multitask",
             "tasks": {task.name: len(task.splits["train"]) for task in tasks},

@@ -32,7 +32,7 @@ from datasets import Dataset, IterableDataset
 from transformers import Trainer
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import FLAGS, check_settings, describe_command, describe_flags, parse_call, write_record
+from redundancy_hf.command import FLAGS, check_settings, describe_flags, describe_run, parse_call, write_record
 from redundancy_hf.corpus import load_standard_library_task, train_tokenizer
 from redundancy_hf.folders import save_folder
 from redundancy_hf.limits import check_inputs, load_tokenizer
@@ -247,7 +247,7 @@ class Pretraining:
         blocks = self.count_blocks(trainer)
         tokens = blocks * self.text.block_size
         row = {
-            "command": describe_command(),
+            **describe_run(),
             "objective": objective,
             "loss_before": before,
             "loss_after": after,

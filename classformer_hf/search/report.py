@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from redundancy_hf.cards import add_results, latency_results, name_dataset
 from redundancy_hf.certificate import TUNED
-from redundancy_hf.command import describe_command, format_record
+from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.folders import digest, find_weights, follow_umask
 from redundancy_hf.readings import copy_readings
 from redundancy_hf.record import FILE as TASK_FILE
@@ -176,7 +176,7 @@ def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], 
                 },
             }
         rows.append(row)
-    record = {"command": describe_command(), "seed": seed, "summary": summary(result, about), "trials": rows}
+    record = {**describe_run(), "seed": seed, "summary": summary(result, about), "trials": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(format_record(record) + "\n")
 

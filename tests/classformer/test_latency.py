@@ -333,6 +333,6 @@ def test_script_builds_and_checks(tmp_path, monkeypatch, capsys):
     assert LatencyTable.load(output).max_tokens == 8
     record = json.loads(results.read_text())
     assert len(record["schedules"]) == 3 and len(record["lengths_tokens"]) == 16
-    assert {"table_against_direct", "direct_against_direct", "hardware", "command", "busy_processes"} <= set(record)
-    assert str(tmp_path) not in record["command"]
+    assert {"table_against_direct", "direct_against_direct", "hardware", "arguments", "busy_processes"} <= set(record)
+    assert record["arguments"]["model_name_or_path"] == "path/to/model"
     assert "mean error" in capsys.readouterr().out

@@ -341,7 +341,7 @@ def test_race_is_resumed_and_drawn(tiny, tmp_path, run_script):
     result = json.loads((tmp_path / "r.json").read_text())
     summary = result["required"]["0.97"]["samplers"]["random"]
     assert summary["evaluations_to_99%"]["runs"] == 3 and len(summary["reward"]["median"]) == 4
-    assert not result["is_analytic"] and "path/to/table.parquet" in result["command"]
+    assert not result["is_analytic"] and result["arguments"]["benchmark"] == "path/to/table.parquet"
     assert (tmp_path / "r.png").stat().st_size > 10_000
 
 

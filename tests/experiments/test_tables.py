@@ -10,6 +10,7 @@ import cascades
 import lengths
 import peers
 import pytest
+import render_results
 import thesis_searches
 import throughput
 from frame import open_panels
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def read(pattern):
-    records = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(pattern))}
+    records = {path.stem: render_results.read(path) for path in sorted((ROOT / "results").glob(pattern))}
     assert len(records) > 1
     return records
 

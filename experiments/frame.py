@@ -87,7 +87,9 @@ def describe_hardware(record: dict) -> str:
 
 
 def link_command(record: dict) -> str:
-    """Give the command that repeats a record's run, linked to the record, which is the recipe."""
+    """Give the command that repeats a record's run, linked to the record, which is the recipe, once that is a file."""
+    if "command" not in record:
+        return f"`{record['program']}`"
     return f"[`{record['command']}`](../{record['command'].split()[-1]})"
 
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rendering import pretraining, schedules, search
+from rendering import search
 
 from redundancy_hf.command import parse_arguments, run_command
 
 BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VIEWS: dict[str, Callable[[Any], str]] = {
     name: function
-    for chapter in (pretraining, schedules, search)
+    for chapter in (search,)
     for name, function in inspect.getmembers(chapter, inspect.isfunction)
     if next(iter(inspect.signature(function).parameters)) in ("record", "records")
 }

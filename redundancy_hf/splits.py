@@ -63,7 +63,9 @@ class SplitArguments:
             ValueError: Names the argument.
         """
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"`validation_fraction` is a share of train between 0 and 1, got {self.validation_fraction}.")
+            raise ValueError(
+                f"`validation_fraction` is a share of train between 0 and 1, got {self.validation_fraction}."
+            )
         for name in ("max_train_samples", "max_validation_samples", "max_test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

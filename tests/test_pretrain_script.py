@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from transformers import RobertaModel
 from classformer_hf import ClassformerForMaskedLM, ClassformerForSequenceClassification, load_from_encoder, texts
 from classformer_hf.search.space import Schedule
 from redundancy_hf.folders import check_golden_output
-from tests.documents import find_script
+from tests.documents import load_job
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -372,12 +371,10 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
 
 
 def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_task):
-    script = runpy.run_path(str(find_script("schedules")), run_name="study")
-    study = script["Study"](script["StudyArguments"](str(tiny_roberta_folder), ["reviews"]), None)
-    schedule = Schedule((1, 2, 1))
+    variant, schedule = load_job("schedules").Variant, Schedule((1, 2, 1))
     stock = RobertaModel.from_pretrained(tiny_roberta_folder).embeddings.word_embeddings.weight
     for family, is_same in (("single", True), ("random_weights", False)):
-        model = study.start(script["Variant"](family, schedule), tiny_task)
+        model = variant(family, schedule).start(str(tiny_roberta_folder), tiny_task)
         assert model.config.gamma == [1, 2, 1] and model.config.num_labels == 2
         assert torch.equal(model.roberta.embeddings.word_embeddings.weight, stock) == is_same
 
@@ -391,7 +388,7 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
         *("--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
     ]
     code, printed, words = run(*study)
-    assert code == 0 and "single 1-4-1_eta0 seed 42" in printed, words
+    assert code == 0 and "1-4-1_eta0 seed 42" in printed, words
     record = json.loads((tmp_path / "study.json").read_text())
     assert [(row["family"], row["layer"], row["factor"], row["schedule"]) for row in record["rows"]] == [
         ("full", None, 1, "1-1-1_eta0"),
@@ -408,9 +405,9 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     assert record["datasets"]["reviews"]["mean_length"] > 3
     pictures = [tmp_path / f"{name}.png" for name in ("single", "last_layers", "constrained")]
     flags = [part for path in pictures for part in (f"--{path.stem}", path)]
-    code, _, words = run("draw_schedules", "--records", tmp_path / "study.json", *flags)
+    code, _, words = run("schedules", "--draw", tmp_path / "study.json", *flags)
     assert code == 0 and all(path.stat().st_size > 5000 for path in pictures), words
-    assert "nothing to draw" in run("draw_schedules", "--records", tmp_path / "study.json")[2]
+    assert "nothing to draw" in run("schedules", "--draw", tmp_path / "study.json")[2]
     assert "must be at least 2" in run(*study, "--factors", 1)[2]
     assert "unknown triple" in run(*study, "--families", "triple")[2]
     assert "--rounds must be at least 0" in run(*study, "--rounds", -1)[2]

@@ -27,7 +27,7 @@ SIZES = {
     "classify": "",
     "compare-images": "--rounds 1",
     "peers": "",
-    "draw_schedules": "",
+    "schedules": "",
     "thesis_searches": "",
     "evaluate-avae": SHAPES,
     "evaluate": "",

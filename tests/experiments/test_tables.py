@@ -2,19 +2,19 @@
 
 import copy
 import json
-import runpy
 import shutil
 from pathlib import Path
 
 import cascades
 import lengths
 import peers
+import pretraining
 import pytest
 import render_results
+import schedules
 import thesis_searches
 import throughput
 from frame import open_panels
-from rendering import pretraining, schedules
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +76,7 @@ def test_pretraining_table_says_what_is_above_none():
             }
         ],
     }
-    text = pretraining.pretraining_table(record)
+    text = pretraining.table(record)
     assert "| dense | 2.00 | 3 | 0.0001 | 9 to 6 | 60.0 (10.0 [5.0, 15.0]) | 50.0 | 83.6 | 73.3 |" in text
     assert "| none |  |  |  |  | 50.0 | 40.0 | 78.2 | 69.3 |" in text
     assert "| dense - none | 10.0 [5.0, 15.0] | above, 1 of 1 seeds | +4.0 |" in pretraining.order_table(record)
@@ -309,21 +309,21 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     fixed_schedules["a"]["command"] = "python study_schedules.py --that_ran_in_its_own_folder"
     study.write_text(json.dumps(fixed_schedules["a"]))
     for flags, message in (
-        (("--records", searched, "--single"), "is not a record of experiments/schedules.py"),
-        (("--records", study, study, "--single"), "--records has rte twice"),
-        (("--records", study, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
+        ((searched, "--single"), "is not a record of experiments/schedules.py"),
+        ((study, study, "--single"), "--records has rte twice"),
+        ((study, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
     ):
-        code, _, words = run("draw_schedules", *flags, tmp_path / "x.png")
+        code, _, words = run("schedules", "--draw", *flags, tmp_path / "x.png")
         assert code == 1 and message in words
     fixed_schedules["a"]["rows"] = [row for row in fixed_schedules["a"]["rows"] if row["family"] == "full"]
     study.write_text(json.dumps(fixed_schedules["a"]))
     for flag, family in (("--single", "single"), ("--last_layers", "single"), ("--constrained", "constrained")):
-        code, _, words = run("draw_schedules", "--records", study, flag, tmp_path / "x.png")
+        code, _, words = run("schedules", "--draw", study, flag, tmp_path / "x.png")
         assert code == 1 and f"run the study with --families {family}" in words
     assert not (tmp_path / "x.png").exists()
 
 
-def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
+def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path, monkeypatch):
     for name in [name for name in searches if name.startswith("thesis_rte")]:
         (tmp_path / f"{name}.json").write_text(json.dumps(searches[name]))
     path = str(tmp_path / "thesis_rte_99.json")
@@ -345,25 +345,23 @@ def test_panels_mark_what_was_found(searches, fixed_schedules, tmp_path):
     assert found["for 95%, validation"] == ((0.6, 96.25),) and found["for 95%, test"] == ((0.6, 75.0),)
     assert found["for 99%, test"] == ((1.0, 100.0),)
 
-    script = runpy.run_path(str(ROOT / "experiments" / "draw_schedules.py"), run_name="drawing")
     fixed_schedules["a"]["latency"]["rte"]["1-1-1_eta0"] = {"ratio": 1.0}
-    (tmp_path / "study.json").write_text(json.dumps(fixed_schedules["a"]))
-    (result,) = script["read_results"]([str(tmp_path / "study.json")])
+    (result,) = schedules.list_results({"a": fixed_schedules["a"]})
     drawn = {}
     # the picture itself instead of a file
-    script["draw_last_layers"].__globals__["save_figure"] = lambda figure, path: drawn.update({path: figure})
-    script["draw_last_layers"]([result], 4, "last")
+    monkeypatch.setattr(schedules, "save_figure", lambda figure, path: drawn.update({path: figure}))
+    schedules.draw_last_layers([result], 4, "last")
     (bars,) = drawn["last"].axes[0].containers
     # of three layers the first shortens three, to half of the full score, the second two, to 0.7
     assert bars.get_label() == "RTE" and bars[0].get_xydata().round(3).tolist() == [[3.0, 50.0], [2.0, 70.0]]
     assert bars[2][0].get_segments()[0].round(3).tolist() == [[3.0, 48.75], [3.0, 51.25]]  # 0.01 of 0.8
-    _, (panel,) = script["open_panels"](1, 1, (3, 3))
-    script["draw_constrained"](panel, result)
+    _, (panel,) = open_panels(1, 1, (3, 3))
+    schedules.draw_constrained(panel, result)
     assert {((0.5, 72.0),), ((1.0, 80.0),), ((0.0, 8.0), (1.0, 8.0))} <= {
         tuple(map(tuple, line.get_xydata().round(3).tolist())) for line in panel.get_lines()
     }
-    _, (panel,) = script["open_panels"](1, 1, (3, 3))
-    script["draw_single"](panel, result)
+    _, (panel,) = open_panels(1, 1, (3, 3))
+    schedules.draw_single(panel, result)
     (bars,) = panel.containers
     assert bars.get_label() == "4x" and bars[0].get_xydata().round(3).tolist() == [[1.0, 40.0], [2.0, 56.0]]
     assert points(panel)["no reduction"] == ((0.0, 80.0), (1.0, 80.0))

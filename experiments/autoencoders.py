@@ -6,7 +6,10 @@ r"""What is a pose search worth to an autoencoder, beside a plain one of equal l
 Studies: "pose" has both models on inputs that are turned, and turned and shifted (tables 4.1 and 4.2), and a plain one
 trained upright; "latent" has plain ones of several latent sizes on upright and on turned inputs (figures 4.7 and 4.8);
 "control" has an affine one that is trained with the direct search beside its twin with the fast one. The test split is
-read once per model. Finished rows are in RESULTS_FILE; the same command goes on where it stopped.
+read once per model. Finished rows are in RESULTS_FILE; the same command goes on where it stopped. Curves and
+orientations of records are drawn by
+
+    python experiments/autoencoders.py --draw results/avae_mnist.json --figures_dir docs/images
 """
 
 import copy
@@ -22,14 +25,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from frame import format_table, name_command, percent
-from record import Record, choose, describe_scale, group_rows, mean_and_each, prepare
+from frame import command_of, format_table, name_command, percent, read_record
+from record import Record, choose, describe_scale, describe_settings, group_rows, mean_and_each
 from tqdm import tqdm
 
 from avae_hf import AVAEConfig, AVAEModel, analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_model, summarise_terms, train
-from redundancy_hf.command import parse_call, run_command
+from redundancy_hf.command import run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.training import find_checkpoint, list_seeds, run_seed
 
@@ -42,6 +45,8 @@ SHEARS = [math.tan(math.radians(degrees)) for degrees in range(0, 51, 10)]
 ORDERS = {"1": "doubled_concentration", "6": "concentration", "9": "concentration"}
 
 Points = list[tuple[float, float]]
+# curves by title and name
+Panels = dict[str, dict[str, Points]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,9 @@ def run(
     chosen = choose("variants", variants, known)
     data, overrides = load_task(task, build_processor(task, image_size, spatial_dims, 1)), json.loads(config_overrides)
     settings = {
-        **prepare(training, data, data.images, study=study, image_size=image_size, config_overrides=overrides),
+        **describe_settings(
+            training, data, data.images, study=study, image_size=image_size, config_overrides=overrides
+        ),
         **{name: getattr(task, name) for name in ("classes", "object_size", "normalize")},
         "poses": {name: getattr(task, name) for name in POSE_SETTINGS},
         "measured": [num_curve, num_likelihood],
@@ -297,11 +304,10 @@ def disentanglement_table(record: dict) -> str:
     for (name,), same in group_rows(posed, "variant").items():
         cells = [name]
         for kind in ("latent_probe", "latent_information", "alpha_probe", "alpha_information"):
-            values = [row["disentanglement"][kind] for row in same if kind in row["disentanglement"]]
-            cells.append(mean_and_each(values, "{:.2f}".format) if values else "")
+            values = [row["disentanglement"].get(kind) for row in same]
+            cells.append(mean_and_each(values, "{:.2f}".format))
         cells.append(" / ".join(f"{np.mean(values):.2f}" for values in list_concentrations(same).values()))
-        consistency = [row["consistency"] for row in same if "consistency" in row]
-        cells.append(mean_and_each(consistency, "{:.3f}".format) if consistency else "")
+        cells.append(mean_and_each([row.get("consistency") for row in same], "{:.3f}".format))
         likelihoods = [row["log_likelihood"] for row in same if "log_likelihood" in row]
         mean = mean_and_each([one["mean"] for one in likelihoods], "{:.1f}".format) if likelihoods else ""
         rows.append([*cells, f"{mean} +- {likelihoods[0]['standard_error']:.1f}" if likelihoods else ""])
@@ -325,52 +331,68 @@ def average(curves: list[Points]) -> Points:
     return [(points[0][0], float(np.mean([y for _, y in points]))) for points in zip(*curves, strict=True)]
 
 
-def draw_angles(record: dict, path: str):
-    """Draw loss over angles, by model; the upright one also as it searches (figures 4.4 and 4.6)."""
+def list_angles(rows: list[dict]) -> Panels:
+    """Give loss over degrees, by model; the upright one also as it searches."""
     to_degrees: dict[str, Callable] = {"rotation": math.degrees, "shear": lambda value: math.degrees(math.atan(value))}
-    panels: dict[str, dict[str, list]] = {transform: defaultdict(list) for transform in to_degrees}
-    for row in record["rows"]:
+    found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
         for key, suffix in (("curves", ""), ("curves_searched", ", searched")):
             for name, points in row.get(key, {}).items():
                 transform, _, other = name.partition(",")
                 label = f"{row['variant']}{suffix}{' with shear' if other else ''}"
                 curve = [(to_degrees[transform](point["value"]), point["loss"]) for point in points]
-                panels[transform][label].append(curve)
-    curves = {title: {label: average(of) for label, of in found.items()} for title, found in panels.items()}
-    analysis.draw_curves(curves, ("degrees", "loss"), path)
+                found[transform][label].append(curve)
+    return {title: {label: average(curves) for label, curves in of.items()} for title, of in found.items()}
 
 
-def draw_sizes(record: dict, path: str):
-    """Draw squared error over latent size, by kind of inputs (figures 4.7 and 4.8)."""
+def list_sizes(rows: list[dict]) -> Panels:
+    """Give squared error over latent size, by kind of inputs."""
     curves: dict[str, Points] = defaultdict(list)
-    for (name,), rows in group_rows(record["rows"], "variant").items():
+    for (name,), same in group_rows(rows, "variant").items():
         kind, _, size = name.partition(", ")
-        curves[kind].append((int(size), float(np.mean(list_errors(rows)))))
-    analysis.draw_curves({"test inputs": curves}, ("latent size", "squared error"), path)
+        if size.isdigit():
+            curves[kind].append((int(size), float(np.mean(list_errors(same)))))
+    return {"test inputs": curves} if curves else {}
 
 
-def draw_epochs(record: dict, path: str):
-    """Draw training loss by epoch, one panel per kind of poses (figures 4.10 and 4.11)."""
-    panels: dict[str, dict[str, Points]] = defaultdict(dict)
-    for (name,), rows in group_rows(record["rows"], "variant").items():
+def list_epochs(rows: list[dict]) -> Panels:
+    """Give training loss by epoch, one panel per kind of poses that has two models."""
+    panels: Panels = defaultdict(dict)
+    for (name,), same in group_rows(rows, "variant").items():
         poses, _, model = name.rpartition(", ")
-        curves = [[(entry["epoch"], entry["loss"]) for entry in row["history"] if "loss" in entry] for row in rows]
+        curves = [[(entry["epoch"], entry["loss"]) for entry in row["history"] if "loss" in entry] for row in same]
         panels[poses][model] = average(curves)
-    curves = {poses: of for poses, of in panels.items() if len(of) > 1}
-    analysis.draw_curves(curves, ("epoch", "training loss"), path, "")
+    return {poses: of for poses, of in panels.items() if poses and len(of) > 1 and not "".join(of).isdigit()}
 
 
-def draw_orientations(record: dict, path: str):
-    """Draw the first seed's orientations of digits, of the variant that the path ends with (figures 4.12 and 4.13)."""
-    endings = {f"orientations_{to_slug(row['variant'])}": row for row in reversed(record["rows"])}
-    row = next(row for ending, row in endings.items() if Path(path).stem.endswith(ending))
-    epochs = {f"epoch {epoch}": found for epoch, found in row["orientations"].items()}
-    analysis.draw_orientations(epochs, path)
+def draw(records: list[str], figures_dir: str = "docs/images"):
+    """Draw what records have numbers for (figures 4.4, 4.6 to 4.8, 4.10 to 4.13); of several seeds curves are the mean.
+
+    Args:
+        records: JSON files of this experiment.
+        figures_dir: Folder for the PNG files, which are named after the records.
+    """
+    Path(figures_dir).mkdir(parents=True, exist_ok=True)
+    for record in records:
+        rows, stem = read_record(record, "experiments/autoencoders.py")["rows"], f"{figures_dir}/{Path(record).stem}"
+        pictures: dict[str, Callable[[str], None]] = {}
+        for name, list_curves, labels, marker in (
+            ("angles", list_angles, ("degrees", "loss"), "o"),
+            ("sizes", list_sizes, ("latent size", "squared error"), "o"),
+            ("epochs", list_epochs, ("epoch", "training loss"), ""),
+        ):
+            if panels := list_curves(rows):
+                pictures[name] = partial(analysis.draw_curves, panels, labels, marker=marker)
+        for row in rows:
+            if "orientations" in row and row["seed"] == min(other["seed"] for other in rows):
+                epochs = {f"epoch {epoch}": found for epoch, found in row["orientations"].items()}
+                pictures[f"orientations_{to_slug(row['variant'])}"] = partial(analysis.draw_orientations, epochs)
+        for name, write in pictures.items():
+            write(path=f"{stem}_{name}.png")
+            print(f"wrote {stem}_{name}.png")
 
 
-def main():
-    run(**parse_call(run, __doc__))
-
+main = command_of(run, __doc__, draw)
 
 if __name__ == "__main__":
     run_command(main)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from frame import format_table, name_command, percent
-from record import Record, choose, prepare
+from frame import command_of, format_table, name_command, percent
+from record import Record, choose, describe_settings
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
 import vision_hf
-from redundancy_hf.command import parse_call, run_command
+from redundancy_hf.command import run_command
 from vision_hf.conversion import METHODS, weight_error
 from vision_hf.data import ImageTaskArguments, load_task, transform_splits
 from vision_hf.expansion import is_ours
@@ -73,7 +73,7 @@ def run(
     training.eval_strategy = training.save_strategy = "no"
     training.disable_tqdm = True
     chosen, data = choose("methods", methods, METHODS), load_task(task)
-    settings = prepare(training, data, data.splits, num_statistics=num_statistics)
+    settings = describe_settings(training, data, data.splits, num_statistics=num_statistics)
     settings["recipe"] = training.describe_recipe()
     record = Record(results_file, settings, plain={})
     for folder in tqdm(models, desc="models", unit="model"):
@@ -117,9 +117,7 @@ def table(record: dict) -> str:
     )
 
 
-def main():
-    run(**parse_call(run, __doc__))
-
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frame import format_table, name_command, percent
-from record import Record, choose, describe_scale, group_rows, mean_and_each, prepare
+from frame import command_of, format_table, name_command, percent
+from record import Record, choose, describe_scale, describe_settings, group_rows, mean_and_each
 from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 
 import vision_hf  # noqa: F401  registers the families
-from redundancy_hf.command import parse_call, run_command
+from redundancy_hf.command import run_command
 from redundancy_hf.training import list_seeds, run_seed
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
 from vision_hf.explain import draw_weight_histograms
@@ -198,7 +198,9 @@ def run(
     chosen, data = choose("methods", methods, taus), load_task(task)
     start = "scratch" if from_scratch else [loss_epochs, loss_learning_rate]
     about = {"start": start, "options": {"num_bases": num_bases, "num_kernels": num_kernels}}
-    record = Record(results_file, prepare(training, data, data.splits, augmentation=task.augmentation, **about))
+    record = Record(
+        results_file, describe_settings(training, data, data.splits, augmentation=task.augmentation, **about)
+    )
     loss_recipe = {"learning_rate": loss_learning_rate, "num_train_epochs": loss_epochs, "lr_decay_epochs": 0.0}
     trainings = Trainings(config_name, data, task, training, None if from_scratch else loss_recipe, losses)
     for seed, method in product(list_seeds(training.seed, seeds), chosen):
@@ -252,9 +254,7 @@ def table(record: dict) -> str:
     return format_table(header, rows, note)
 
 
-def main():
-    run(**parse_call(run, __doc__))
-
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

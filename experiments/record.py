@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from frame import percent
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.timing import hardware_fingerprint
@@ -51,8 +50,8 @@ class Record:
         self.path.write_text(format_record(self.content) + "\n")
 
 
-def prepare(training: Any, data: Any, splits: dict[str, Collection], **settings: Any) -> dict[str, Any]:
-    """Keep trainings quiet, and give what makes those with several seeds comparable.
+def describe_settings(training: Any, data: Any, splits: dict[str, Collection], **settings: Any) -> dict[str, Any]:
+    """Give what makes trainings with several seeds comparable.
 
     Args:
         training: Their arguments.
@@ -60,8 +59,6 @@ def prepare(training: Any, data: Any, splits: dict[str, Collection], **settings:
         splits: What it is split into.
         settings: More of them.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     recipe = {name: value for name, value in training.describe_recipe().items() if name != "seed"}
     sizes = {name: len(split) for name, split in splits.items()}
     return {"task": data.fingerprint, "sizes": sizes, "recipe": recipe, **settings}
@@ -87,7 +84,10 @@ def group_rows(rows: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
 
 
 def mean_and_each(values: list[float], write: Callable[[float], str] = percent) -> str:
-    """Write a mean, and what it is of."""
+    """Write a mean, and what it is of; nothing where there is nothing."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
     mean = write(sum(values) / len(values))
     return f"{mean} ({', '.join(map(write, values))})" if len(values) > 1 else mean
 

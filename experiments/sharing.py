@@ -7,7 +7,10 @@ Studies: xception (depthwise sharing, sharing of both parts, removal), resnet (i
 author's variant: output filters repeated after their batch norm; removal), efficientnet (depthwise sharing). Every
 variant has the same recipe and nothing is chosen, so the test split is read once per training, at its end. Finished
 trainings are in RESULTS_FILE, their models in OUTPUT_DIR; the same command goes on where it was stopped. --time adds
-operations and time.
+operations and time. Records are drawn by
+
+    python experiments/sharing.py --draw results/sharing_xception.json results/sharing_resnet.json \
+        --figure docs/images/sharing.png
 """
 
 import copy
@@ -17,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from frame import format_table, interval, name_command, open_panels, percent, save_figure
-from record import Record, choose, describe_scale, group_rows, mean_and_each, prepare
+from frame import command_of, format_table, interval, name_command, open_panels, percent, read_record, save_figure
+from record import Record, choose, describe_scale, describe_settings, group_rows, mean_and_each
 from transformers import set_seed
 
 import vision_hf
-from redundancy_hf.command import parse_call, run_command
+from redundancy_hf.command import run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.training import list_seeds
 from vision_hf.cost import count_flops, forward_call, measure_ratios
@@ -162,7 +165,7 @@ def run(
     training.eval_strategy = training.save_strategy = "no"
     data, configs = load_task(task), list_variants(study)
     chosen = choose("variants", variants, configs)
-    settings = prepare(training, data, data.splits, study=study, augmentation=task.augmentation)
+    settings = describe_settings(training, data, data.splits, study=study, augmentation=task.augmentation)
     record = Record(results_file, settings)
     if time:
         record.content["costs"] = time_variants(configs, data)
@@ -228,10 +231,16 @@ def list_accuracies(rows: list[dict]) -> dict[str, dict[int, list[float]]]:
     return kinds
 
 
-def draw(records: dict[str, dict], path: str):
-    """Draw accuracy by what is left, a panel per study: every training as a dot, their mean as a line."""
-    figure, panels = open_panels(len(records), 3, (4.6, 3.8))
-    for panel, record in zip(panels, records.values(), strict=True):
+def draw(records: list[str], figure: str):
+    """Draw accuracy by what is left, a panel per study: every training as a dot, their mean as a line.
+
+    Args:
+        records: JSON files of this experiment.
+        figure: PNG file.
+    """
+    drawing, panels = open_panels(len(records), 3, (4.6, 3.8))
+    for panel, path in zip(panels, records, strict=True):
+        record = read_record(path, "experiments/sharing.py")
         for index, (kind, factors) in enumerate(list_accuracies(record["rows"]).items()):
             places = sorted(factors)
             means = [sum(factors[place]) / len(factors[place]) for place in places]
@@ -244,12 +253,10 @@ def draw(records: dict[str, dict], path: str):
         panel.set_ylabel("test accuracy, %")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, loc="lower left")
-    save_figure(figure, path)
+    save_figure(drawing, figure)
 
 
-def main():
-    run(**parse_call(run, __doc__))
-
+main = command_of(run, __doc__, draw)
 
 if __name__ == "__main__":
     run_command(main)

@@ -132,7 +132,7 @@ def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
         record = tmp_path / f"{name}.json"
         code, printed, words = run("pose_search", *flags, "--results_file", record, "--transforms", *more)
         assert code == 0 and "time" in printed, words
-        records[name] = json.loads(record.read_text())
+        records[name] = {**json.loads(record.read_text()), "command": "of the record"}
     assert [(one["kind"], one["name"]) for one in records.values()] == [
         ("search", "digits, rotation"),
         ("search", "digits, rotation and translation"),
@@ -166,13 +166,14 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
         assert {path.name for path in tmp_path.glob("*.png")} == {"study_turned.png", "study_upright.png"}
     content, job = json.loads(record.read_text()), load_job("autoencoders")
     tables = {"pose": ["pose", "disentanglement", "robustness"], "latent": [], "control": ["control"]}[study]
-    assert all("| --- |" in getattr(job, f"{name}_table")(content) for name in tables)
-    pictures = {"pose": ["angles", "epochs", "orientations"], "latent": ["sizes"], "control": ["orientations"]}[study]
-    for name in pictures:
-        ending = {"pose": "_turned_AVAE", "control": "_direct"}.get(study, "") if name == "orientations" else ""
-        path = tmp_path / f"{name}{ending}.png"
-        getattr(job, f"draw_{name}")(content, str(path))
-        assert path.stat().st_size > 5_000
+    assert all("| --- |" in getattr(job, f"{name}_table")({**content, "command": "x"}) for name in tables)
+    code, _, words = run("autoencoders", "--draw", record, "--figures_dir", tmp_path / "pictures")
+    assert code == 0, words
+    assert {path.stem.removeprefix("study_") for path in (tmp_path / "pictures").iterdir()} == {
+        "pose": {"angles", "epochs", "orientations_turned_AVAE"},
+        "latent": {"sizes"},
+        "control": {"orientations_fast", "orientations_direct"},
+    }[study]
     content["rows"] = content["rows"][:1]
     record.write_text(json.dumps(content))
     weights = sorted((tmp_path / "models").glob("*/model.safetensors"))

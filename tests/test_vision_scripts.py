@@ -14,6 +14,7 @@ import pytest
 from transformers import pipeline
 
 import vision_hf
+from tests.documents import load_job
 from vision_hf.data import ImageTaskArguments
 
 ROOT = Path(__file__).parent.parent
@@ -268,6 +269,10 @@ def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study
     rows = json.loads(record.read_text())["rows"]
     assert len(rows) == {"sharing": 2, "learned_sharing": 9, "conversion": 2}[study]
     content = json.loads(record.read_text())
+    assert "| --- |" in load_job(study).table({**content, "command": "of the record"})
+    if study == "sharing":
+        assert run("sharing", "--draw", record, "--figure", tmp_path / "sharing.png")[0] == 0
+        assert (tmp_path / "sharing.png").stat().st_size > 5_000
     content["rows"] = content["rows"][:1]
     record.write_text(json.dumps(content))
     code, _, words = run(*command)

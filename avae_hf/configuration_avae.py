@@ -1,7 +1,7 @@
 """Configuration of the affine variational autoencoder (R. Bidart, thesis 2023, chapter 4)."""
 
 # transformers answers with the first folder's code where two of one name have the same configuration file
-# digest of the code that travels with this file: 86d99c3695aa8381
+# digest of the code that travels with this file: 0c5aa9ba34588813
 
 import copy
 import math
@@ -184,9 +184,7 @@ class AVAEConfig(PreTrainedConfig):
             channels = getattr(self, name)
             if len(channels) != length or min(channels) < 1:
                 raise ValueError(f"`{name}` needs {length} numbers of at least 1, got {channels}.")
-        for name in ("in_channels", "latent_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        self._check_minimum(1, "in_channels", "latent_dim")
 
     def validate_transforms(self):
         unknown = [name for name in self.transforms if name not in TRANSFORMS]
@@ -194,30 +192,20 @@ class AVAEConfig(PreTrainedConfig):
             raise ValueError(f"`transforms` must be different ones of {TRANSFORMS}, got {self.transforms}.")
 
     def validate_likelihood(self):
-        if self.likelihood not in ("gaussian", "bernoulli"):
-            raise ValueError(f'`likelihood` must be "gaussian" or "bernoulli", got {self.likelihood!r}.')
-        if self.output_activation not in ("sigmoid", "identity"):
-            raise ValueError(f'`output_activation` must be "sigmoid" or "identity", got {self.output_activation!r}.')
+        self._check_options(likelihood=("gaussian", "bernoulli"), output_activation=("sigmoid", "identity"))
         if self.likelihood == "bernoulli" and self.output_activation != "sigmoid":
             raise ValueError('the Bernoulli likelihood needs probabilities: use `output_activation="sigmoid"`.')
         if not (0 < self.reconstruction_scale < math.inf):
             raise ValueError(f"`reconstruction_scale` must be above 0, got {self.reconstruction_scale}.")
 
     def validate_search(self):
-        if self.search not in ("fast", "direct"):
-            raise ValueError(f'`search` must be "fast" or "direct", got {self.search!r}.')
-        if self.search_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f'`search_dtype` must be "float32" or "bfloat16", got {self.search_dtype!r}.')
-        for name in ("num_restarts", "num_kept", "num_basins", "num_refinements"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("num_steps", "num_rotations", "max_translation", "max_log_scale", "max_shear"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        self._check_options(search=("fast", "direct"), search_dtype=("float32", "bfloat16"))
+        self._check_minimum(1, "num_restarts", "num_kept", "num_basins", "num_refinements")
+        self._check_minimum(0, "num_steps", "num_rotations", "max_translation", "max_log_scale", "max_shear")
+        # to see local minima
+        self._check_minimum(4, "num_angles")
         if self.num_kept > self.num_restarts:
             raise ValueError(f"`num_kept` {self.num_kept} must not be above `num_restarts` {self.num_restarts}.")
-        if self.num_angles < 4:
-            raise ValueError(f"`num_angles` must be at least 4 to see local minima, got {self.num_angles}.")
         if self.search_learning_rate <= 0:
             raise ValueError(f"`search_learning_rate` must be above 0, got {self.search_learning_rate}.")
         unknown = sorted(set(self.train_search or {}) - set(SEARCH_SETTINGS))
@@ -225,6 +213,17 @@ class AVAEConfig(PreTrainedConfig):
             raise ValueError(f"`train_search` has {unknown}; the search has {SEARCH_SETTINGS}.")
         if self.train_search:
             self.for_training().validate_search()
+
+    def _check_minimum(self, lowest: int, *names: str):
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}, got {value}.")
+
+    def _check_options(self, **options: tuple[str, str]):
+        for name, (first, second) in options.items():
+            if getattr(self, name) not in (first, second):
+                raise ValueError(f'`{name}` must be "{first}" or "{second}", got {getattr(self, name)!r}.')
 
     def for_training(self) -> "AVAEConfig":
         """Give the configuration with the settings of the search that training has."""

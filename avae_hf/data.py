@@ -323,12 +323,4 @@ def _normalise(processor: AVAEImageProcessor, images: dict[str, torch.Tensor]) -
     mean, deviation = images["train"].mean().item(), images["train"].std().item()
     for name in images:
         images[name] = (images[name] - mean) / deviation
-    return AVAEImageProcessor(
-        processor.image_size,
-        processor.spatial_dims,
-        processor.num_channels,
-        processor.object_size,
-        do_normalize=True,
-        image_mean=mean,
-        image_std=deviation,
-    )
+    return processor.with_settings(do_normalize=True, image_mean=mean, image_std=deviation)

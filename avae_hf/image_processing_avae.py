@@ -94,7 +94,7 @@ class AVAEImageProcessor(BaseImageProcessor):
             ValueError: An input has another shape, other channels, more pixels than the result, or NaN.
         """
         if settings:
-            return self._change(settings).preprocess(images, return_tensors, input_data_format)
+            return self.with_settings(**settings).preprocess(images, return_tensors, input_data_format)
         if input_data_format not in (None, "channels_first", "channels_last"):
             raise ValueError(
                 f'`input_data_format` must be "channels_first" or "channels_last", got {input_data_format!r}.'
@@ -106,7 +106,8 @@ class AVAEImageProcessor(BaseImageProcessor):
         values: Any = torch.stack(pixels) if return_tensors == "pt" else [image.numpy() for image in pixels]
         return BatchFeature({"pixel_values": values}, return_tensors)
 
-    def _change(self, settings: dict[str, Any]) -> "AVAEImageProcessor":
+    def with_settings(self, **settings: Any) -> "AVAEImageProcessor":
+        """Give a processor of which only these settings are others."""
         unknown = sorted(settings.keys() - set(SETTINGS))
         if unknown:
             known = ("return_tensors", "input_data_format", *SETTINGS)

@@ -200,7 +200,7 @@ def write_card(
     trained: Trained,
     images: torch.Tensor,
     about_dataset: dict[str, Any],
-    **facts: Any,
+    facts: dict[str, Any],
 ):
     """Write a saved folder's model card, with its conventions, a picture and its limits (thesis 6.2.2).
 

@@ -83,10 +83,9 @@ def run(
             layers |= shared_layers(kind, *shape[:3], factor)
         images = torch.randn(batch_size, shape[0], shape[3], shape[3])
         calls = {name: MODES[mode](layer, images) for name, layer in layers.items()}
-        ratios = measure_ratios(calls, "plain", rounds, seconds_per_call)
         row = {"kind": kind, "mode": mode}
         row |= dict(zip(("channels", "kernel_size", "stride", "image_size"), shape, strict=True))
-        rows.append({**row, "ratios": {name: vars(ratio) for name, ratio in ratios.items()}})
+        rows.append({**row, "ratios": measure_ratios(calls, "plain", rounds, seconds_per_call)})
     summary = summarise(rows)
     about = {"hardware": hardware_fingerprint(), "batch_size": batch_size, "rounds": rounds}
     write_record(results_file, **about, summary=summary, shapes=rows)

@@ -138,7 +138,7 @@ def time_variants(variants: dict[str, Any], task: ImageTask) -> dict[str, dict]:
         images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         calls = {name: forward_call(model, images) for name, model in models.items()}
         for name, ratio in measure_ratios(calls, "plain", rounds=30, seconds_per_call=0.05).items():
-            costs[name][f"time_ratio_batch_{batch}"] = vars(ratio)
+            costs[name][f"time_ratio_batch_{batch}"] = ratio
     return costs
 
 

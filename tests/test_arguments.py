@@ -137,6 +137,9 @@ CALLS = {
     "vision_hf/training:ImageTrainer.__init__": lambda folder: ImageTrainer(**UNKNOWN),
     "avae_hf/training:AVAETrainer.__init__": lambda folder: AVAETrainer(None, AVAETrainingArguments(), **UNKNOWN),
     "avae_hf/analysis:pose_of": lambda folder: pose_of(avae_hf.AVAEConfig(), 1, **UNKNOWN),
+    "avae_hf/image_processing_avae:AVAEImageProcessor.with_settings": (
+        lambda folder: avae_hf.AVAEImageProcessor(8).with_settings(**UNKNOWN)
+    ),
     "avae_hf/image_processing_avae:AVAEImageProcessor.preprocess": (
         lambda folder: avae_hf.AVAEImageProcessor(8)(torch.rand(8, 8), **UNKNOWN)
     ),
@@ -175,7 +178,10 @@ HANDED_ON = {
     "classformer_hf/search/executors:DaskExecutor.__init__": "to Dask, which refuses what it does not know",
     "classformer_hf/search/supernet:SupernetTrainer.compute_loss": "to the Trainer",
     "redundancy_hf/runtimes:ExportedClassifier.save_pretrained": "refuses every call",
-    "vision_hf/configuration_shared_conv:check_lengths": "names of settings",
+    "redundancy_hf/cards:write_card": "metadata, which a card may have any of",
+    "redundancy_hf/pictures:open_grid": "to matplotlib, which refuses what it does not know",
+    "vision_hf/configuration_shared_conv:SharedConvConfig.check_options": "names of settings",
+    "avae_hf/analysis:put_alike": "to pose_of",
     "vision_hf/training:ImageTrainer.compute_loss": "to the Trainer",
     "vision_hf/training:ImageTrainer.evaluation_loop": "to the Trainer",
     "avae_hf/training:AVAETrainer.compute_loss": "from the Trainer",

@@ -130,6 +130,20 @@ class SharedConvConfig(BackboneConfigMixin, PreTrainedConfig):
             return factor
         return [1 if name in (exceptions or []) else factor for name in self.name_stages()]
 
+    def check_options(self, **options: tuple[str, ...]):
+        """Refuse a setting that is none of its options."""
+        for name, allowed in options.items():
+            if getattr(self, name) not in allowed:
+                known = " or ".join(f'"{option}"' for option in allowed)
+                raise ValueError(f"`{name}` must be {known}, got {getattr(self, name)!r}.")
+
+    def check_lengths(self, *names: str):
+        """Refuse lists without one value for each stage but an exit."""
+        stages = [name for name in self.name_stages() if name != "exit"]
+        for name in names:
+            if len(getattr(self, name)) != len(stages):
+                raise ValueError(f"`{name}` needs one value for each of {stages}, got {getattr(self, name)}.")
+
     def validate_factors(self):
         for name in ("sharing_factor", "pointwise_sharing_factor", "channel_divisor"):
             factor, stages = getattr(self, name), self.name_stages()
@@ -140,8 +154,7 @@ class SharedConvConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {factor}; 1 changes nothing.")
 
     def validate_options(self):
-        if self.grad_reduction not in ("mean", "sum"):
-            raise ValueError(f'`grad_reduction` must be "mean" or "sum", got {self.grad_reduction!r}.')
+        self.check_options(grad_reduction=("mean", "sum"))
         unknown = sorted(set(self.unshared_stages or []) - set(self.name_stages()))
         if unknown:
             raise ValueError(f"`unshared_stages` has {unknown}; the stages are {self.name_stages()}.")
@@ -149,11 +162,4 @@ class SharedConvConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"`dropout_rate` must be in [0, 1), got {self.dropout_rate}.")
 
 
-def check_lengths(stages: list[str], **lists: list | tuple):
-    """Refuse per-stage lists of another length than the stages have."""
-    for name, values in lists.items():
-        if len(values) != len(stages):
-            raise ValueError(f"`{name}` needs one value for each of {stages}, got {values}.")
-
-
-__all__ = ["SharedConvConfig", "auto_map_of", "check_lengths"]
+__all__ = ["SharedConvConfig"]

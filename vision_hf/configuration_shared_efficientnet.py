@@ -5,7 +5,7 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
-from .configuration_shared_conv import SharedConvConfig, check_lengths
+from .configuration_shared_conv import SharedConvConfig
 
 # width, depth, pixels, dropout of Tan and Le
 SCALES = {
@@ -97,20 +97,14 @@ class SharedEfficientNetConfig(SharedConvConfig):
         return math.ceil(blocks * self.depth_coefficient)
 
     def validate_architecture(self):
-        check_lengths(
-            self.name_stages(),
-            kernel_sizes=self.kernel_sizes,
-            strides=self.strides,
-            num_block_repeats=self.num_block_repeats,
-            expand_ratios=self.expand_ratios,
-        )
-        for name in ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios"):
+        lists = ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios")
+        self.check_lengths(*lists)
+        for name in lists:
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be an activation of transformers, got {self.hidden_act!r}.")
-        if self.padding_style not in ("symmetric", "same", "keras"):
-            raise ValueError(f'`padding_style` must be "symmetric", "same" or "keras", got {self.padding_style!r}.')
+        self.check_options(padding_style=("symmetric", "same", "keras"))
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
 

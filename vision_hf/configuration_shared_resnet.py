@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_shared_conv import SharedConvConfig, check_lengths
+from .configuration_shared_conv import SharedConvConfig
 
 
 @strict
@@ -63,16 +63,13 @@ class SharedResNetConfig(SharedConvConfig):
         return [f"stage{number}" for number in range(1, len(self.hidden_sizes) + 1)]
 
     def validate_architecture(self):
-        check_lengths(self.name_stages(), depths=self.depths)
-        options = {
-            "layer_type": ("basic", "bottleneck"),
-            "stem_type": ("imagenet", "cifar"),
-            "share_dim": ("in", "out", "both"),
-            "batch_norm_position": ("after", "before"),
-        }
-        for name, allowed in options.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        self.check_lengths("depths")
+        self.check_options(
+            layer_type=("basic", "bottleneck"),
+            stem_type=("imagenet", "cifar"),
+            share_dim=("in", "out", "both"),
+            batch_norm_position=("after", "before"),
+        )
         if self.batch_norm_position == "before" and self.share_dim != "out":
             raise ValueError('`batch_norm_position="before"` the repetition needs `share_dim="out"`.')
 

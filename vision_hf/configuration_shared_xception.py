@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_shared_conv import SharedConvConfig, check_lengths
+from .configuration_shared_conv import SharedConvConfig
 
 PRESETS: dict[str, dict] = {
     "author-cifar": {"unshared_stages": ["stage1", "stage2", "exit"]},
@@ -100,14 +100,7 @@ class SharedXceptionConfig(SharedConvConfig):
                 "`stem_channels` and `stem_strides` need one value per convolution of the stem, got "
                 f"{self.stem_channels} and {self.stem_strides}."
             )
-        check_lengths(
-            [name for name in self.name_stages() if name != "exit"],
-            stage_channels=self.stage_channels,
-            stage_strides=self.stage_strides,
-            stage_blocks=self.stage_blocks,
-            block_depths=self.block_depths,
-            grows_late=self.grows_late,
-        )
+        self.check_lengths("stage_channels", "stage_strides", "stage_blocks", "block_depths", "grows_late")
 
 
 __all__ = ["SharedXceptionConfig"]

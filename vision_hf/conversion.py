@@ -78,13 +78,6 @@ def scale_into_norm_behind(norm: Any, scale: torch.Tensor):
     norm.bias[is_dead] = constant[is_dead]
 
 
-@torch.no_grad()
-def scale_norm_in_front(norm: Any, scale: torch.Tensor):
-    """Multiply what a batch norm gives by positive factors, which pass the ReLU behind it."""
-    norm.weight *= scale
-    norm.bias *= scale
-
-
 def find_slots(model: Any) -> list[Slot]:
     """List the layers of a plain network that `sharing_factor` applies to."""
     slots: list[Slot] = []
@@ -123,9 +116,9 @@ def _xception_slots(name: str, block: Any) -> list[Slot]:
     for number, unit in enumerate(block.units):
         pointwise = unit.conv.pointwise
 
+        @torch.no_grad()
         def absorb(scale: torch.Tensor, pointwise=pointwise):
-            with torch.no_grad():
-                pointwise.weight *= scale[:, None, None]
+            pointwise.weight *= scale[:, None, None]
 
         permuted = None
         if number > 0:  # the first one reads what the shortcut reads
@@ -145,8 +138,11 @@ def _resnet_slots(name: str, block: Any) -> list[Slot]:
             before = block.layers[number - 1]
             permuted = [(before.conv.weight, 0), *norm_tensors(before.norm)]
 
+            @torch.no_grad()
             def absorb(scale: torch.Tensor, norm=before.norm):
-                scale_norm_in_front(norm, scale)
+                # positive, so that they pass the ReLU behind it
+                norm.weight *= scale
+                norm.bias *= scale
 
         slots.append(Slot(f"{name}.layers.{number}.conv", layer.conv, 1, permuted, absorb, is_signed=False))
     return slots
@@ -169,24 +165,23 @@ def balanced_groups(
         Rows of every group, (C / size, size).
     """
     from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
     from sklearn.cluster import KMeans
+    from sklearn.preprocessing import normalize
 
     num_groups = len(kernels) // size
     points = kernels.astype(np.float64)
     if directions != "none":
-        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+        points = normalize(points)
         if directions == "signed":
             points = points * np.where(points[np.arange(len(points)), np.abs(points).argmax(1)] < 0, -1, 1)[:, None]
     centres = KMeans(num_groups, n_init=1, random_state=seed).fit(points).cluster_centers_
     groups = np.arange(len(kernels)).reshape(num_groups, size)
     for _ in range(iterations):
         if directions == "none":
-            cost = ((kernels[:, None] - centres[None]) ** 2).sum(-1) if kernels.size * num_groups < 2e7 else None
-            if cost is None:  # the same up to a constant per row, without the large intermediate
-                cost = (centres**2).sum(1)[None] - 2 * kernels @ centres.T
+            cost = cdist(kernels, centres, "sqeuclidean")
         else:
-            unit = centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-            fit = kernels @ unit.T
+            fit = kernels @ normalize(centres).T
             cost = -np.square(fit if directions == "signed" else np.maximum(fit, 0))
         _, columns = linear_sum_assignment(np.repeat(cost, size, axis=1))
         assigned = np.argsort(columns // size, kind="stable").reshape(num_groups, size)

@@ -1,7 +1,6 @@
 """What shared convolutions cost: forward and training time against the plain convolutions that they stand for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from redundancy_hf.timing import time_in_turns
 
 
-@dataclass(frozen=True)
-class TimeRatio:
-    """Processor time relative to a reference in the same round: median and quartiles over rounds."""
-
-    ratio: float
-    low: float
-    high: float
-
-
 def measure_ratios(
     calls: Mapping[str, Callable[[], Any]], reference: str, rounds: int = 30, seconds_per_call: float = 0.02
-) -> dict[str, TimeRatio]:
+) -> dict[str, dict[str, float]]:
     """Time functions against each other: all take a turn in every round, in an order drawn anew.
 
     Args:
@@ -30,10 +20,13 @@ def measure_ratios(
         reference: Name of the one that the others are divided by.
         rounds: Number of ratios behind the median.
         seconds_per_call: A function is repeated within its turn until about so long is up.
+
+    Returns:
+        By name, processor time relative to the reference in the same round: median and quartiles over rounds.
     """
     times = time_in_turns([calls], rounds, 1, "process_cpu", seconds_per_turn=seconds_per_call)
     found = times.compare(reference)
-    return {name: TimeRatio(one.ratio, one.ratio_low, one.ratio_high) for name, one in found.items()}
+    return {name: {"ratio": one.ratio, "low": one.ratio_low, "high": one.ratio_high} for name, one in found.items()}
 
 
 def forward_call(layer: nn.Module, images: torch.Tensor) -> Callable[[], Any]:

@@ -19,6 +19,7 @@ import PIL.Image
 import torch
 from datasets import DatasetDict, Image
 from transformers import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -30,9 +31,6 @@ logger = logging.getLogger(__name__)
 # what a command says on standard output
 screen = logging.getLogger("screen")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass
 class ImageTaskArguments(ImageDataArguments):
@@ -42,10 +40,11 @@ class ImageTaskArguments(ImageDataArguments):
         metadata={"help": "Evaluate on the middle of the image, this share of its shorter side; without it, on all."},
     )
     image_mean: list[float] = field(
-        default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of red, green and blue, from 0 to 1."}
+        default_factory=lambda: list(IMAGENET_DEFAULT_MEAN),
+        metadata={"help": "Mean of red, green and blue, from 0 to 1."},
     )
     image_std: list[float] = field(
-        default_factory=lambda: list(IMAGENET_STD), metadata={"help": "Standard deviation of the channels."}
+        default_factory=lambda: IMAGENET_DEFAULT_STD[:], metadata={"help": "Standard deviation of the channels."}
     )
     augmentation: str = field(
         default="crop_flip",

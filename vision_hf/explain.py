@@ -47,11 +47,11 @@ def match_kernels(kernels: np.ndarray, reference: np.ndarray) -> tuple[np.ndarra
         ValueError: The shapes differ.
     """
     from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics.pairwise import cosine_similarity
 
     if kernels.shape != reference.shape:
         raise ValueError(f"kernels can be matched with as many of one size, got {kernels.shape} and {reference.shape}.")
-    unit = [rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (reference, kernels)]
-    similarity = unit[0] @ unit[1].T
+    similarity = cosine_similarity(reference, kernels)
     rows, partners = linear_sum_assignment(similarity, maximize=True)
     return partners, float(similarity[rows, partners].mean())
 
@@ -124,13 +124,13 @@ def _tile(kernels: np.ndarray) -> np.ndarray:
     lowest = kernels.min(axis=(1, 2, 3), keepdims=True)
     span = np.maximum(kernels.max(axis=(1, 2, 3), keepdims=True) - lowest, 1e-12)
     pixels = ((kernels - lowest) / span).transpose(0, 2, 3, 1)
-    pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] != 3 else pixels
-    columns, size = math.ceil(math.sqrt(len(pixels))), pixels.shape[1] + 1
-    sheet = np.ones((math.ceil(len(pixels) / columns) * size - 1, columns * size - 1, 3))
-    for number, kernel in enumerate(pixels):
-        top, left = number // columns * size, number % columns * size
-        sheet[top : top + size - 1, left : left + size - 1] = kernel
-    return sheet
+    columns = math.ceil(math.sqrt(len(pixels)))
+    rows = math.ceil(len(pixels) / columns)
+    # white between them, and where there are none
+    framed = np.ones((rows * columns, pixels.shape[1] + 1, pixels.shape[2] + 1, 3))
+    framed[: len(pixels), :-1, :-1] = pixels
+    sheet = framed.reshape(rows, columns, *framed.shape[1:]).swapaxes(1, 2)
+    return sheet.reshape(rows * framed.shape[1], -1, 3)[:-1, :-1]
 
 
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:

@@ -428,7 +428,12 @@ def train(trainer: ImageTrainer) -> Trained:
 
 
 def write_card(
-    folder: Path, model: PreTrainedModel, trained: Trained, task: ImageTask, about_dataset: dict[str, Any], **facts: Any
+    folder: Path,
+    model: PreTrainedModel,
+    trained: Trained,
+    task: ImageTask,
+    about_dataset: dict[str, Any],
+    facts: dict[str, Any],
 ):
     """Write a saved folder's model card with stored and applied parameters.
 
@@ -441,8 +446,7 @@ def write_card(
         facts: More of what the card says: "num_epochs", "seed", and the "base_model", which only counts by its name on
             the Hub.
     """
-    if facts["base_model"] is not None and Path(facts["base_model"]).exists():
-        facts["base_model"] = None
+    base_model = None if Path(facts["base_model"] or ".").exists() else facts["base_model"]
     result = EvalResult(
         task_type="image-classification",
         **about_dataset,
@@ -450,10 +454,9 @@ def write_card(
         metric_type="accuracy",
         metric_value=round(trained.accuracy, 4),
     )
-    values = {**model.config.to_dict(), **facts, "accuracy": trained.accuracy, "dataset": task.name}
-    values |= {"architecture": type(model).__name__, "num_labels": len(task.label_names)}
+    values = {**model.config.to_dict(), **facts, "base_model": base_model, "dataset": task.name}
+    values |= {"architecture": type(model).__name__, "num_labels": len(task.label_names), "accuracy": trained.accuracy}
     values |= {f"num_{name}": len(task.splits[name]) for name in ("train", "validation")}
     values |= {"stored_parameters": model.num_parameters(), "expanded_parameters": count_expanded_parameters(model)}
     tags = [str(model.config.model_type), "weight-sharing", "image-classification"]
-    about = {"pipeline_tag": tags[-1], "tags": tags, "base_model": facts["base_model"]}
-    cards.write_card(folder, CARD_TEMPLATE, result, values, **about)
+    cards.write_card(folder, CARD_TEMPLATE, result, values, pipeline_tag=tags[-1], tags=tags, base_model=base_model)

@@ -335,7 +335,7 @@ BAD_CONFIGS = {
     "narrow bottleneck": ("ResNet", {"channel_divisor": 16}, "stage1.0: a bottleneck is a quarter as wide"),
     "strides of another length": ("Xception", {"stage_strides": [1]}, "`stage_strides` needs one value for each"),
     "stem without strides": ("Xception", {"stem_strides": []}, "one value per convolution of the stem"),
-    "unknown layer": ("ResNet", {"layer_type": "wide"}, "`layer_type` must be one of"),
+    "unknown layer": ("ResNet", {"layer_type": "wide"}, '`layer_type` must be "basic" or "bottleneck"'),
     "norm before inputs": ("ResNet", {"batch_norm_position": "before"}, 'needs `share_dim="out"`'),
     "unknown feature": ("ResNet", {"out_features": ["stage9"]}, "subset of stage_names"),
 }

@@ -33,8 +33,7 @@ def measure_times(models: dict[str, Any], pixels: torch.Tensor, rounds: int) -> 
     first, *_ = models
     calls = {name: forward_call(model, pixels) for name, model in models.items()}
     calls["control"] = forward_call(copy.deepcopy(models[first]), pixels)
-    ratios = measure_ratios(calls, first, rounds=rounds, seconds_per_call=0.02)
-    return {name: vars(ratio) for name, ratio in ratios.items()}
+    return measure_ratios(calls, first, rounds)
 
 
 def count_costs(folder: str, model: Any, pixels: torch.Tensor) -> dict[str, int]:

@@ -163,7 +163,7 @@ def train_image_classifier(
             for place in (folder, folder.parent):
                 record.write(place)
             facts = {"num_epochs": own.num_train_epochs, "seed": own.seed, "base_model": model_name_or_path}
-            write_card(folder, network, trained, known, name_dataset(known.name, vars(task)), **facts)
+            write_card(folder, network, trained, known, name_dataset(known.name, vars(task)), facts)
         return {"seed": own.seed, **asdict(trained), "parameters": network.num_parameters()}
 
     rows = run_seeds(train_seed, training, seeds, settings)

@@ -7,11 +7,9 @@ import json
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -140,22 +138,4 @@ def known_settings(model_type: str) -> set[str]:
     return {*default.to_dict(), *default.attribute_map}
 
 
-def count_executed_flops(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> int:
-    """Count the operations of a pass, two per multiply-add, in all matrix products and convolutions.
-
-    Attention is counted in its plain form, because fused kernels are counted differently or not at all.
-    """
-    implementation = model.config._attn_implementation
-    if implementation is not None:
-        model.set_attn_implementation("eager")
-    try:
-        # with gradients: without, the counter's bookkeeping fails where a module is called with a parameter (DeBERTa)
-        with FlopCounterMode(display=False) as counter:
-            model.eval()(**inputs)
-    finally:
-        if implementation is not None:
-            model.set_attn_implementation(implementation)
-    return counter.get_total_flops()
-
-
-__all__ = ["PEERS", "build_peers", "build_stock", "count_executed_flops", "known_settings"]
+__all__ = ["PEERS", "build_peers", "build_stock", "known_settings"]

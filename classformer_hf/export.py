@@ -26,7 +26,14 @@ from .checkpoints import checkpoint_fingerprint, reconfigure
 EXAMPLE_TOKENS = 32
 
 
-def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None = None, int8: bool = False) -> Path:
+@torch.no_grad()
+def export(
+    folder: str | Path,
+    runtime: str = "onnx",
+    output: str | Path | None = None,
+    int8: bool = False,
+    model: Any = None,
+) -> Path:
     """Export a saved text classifier.
 
     Args:
@@ -34,6 +41,7 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
         runtime: "onnx", "openvino" or "torch".
         output: Where to; by default a folder named like the runtime, inside `folder`.
         int8: Quantise weights to 8 bits, and activations while it runs (ONNX Runtime's dynamic quantisation).
+        model: What [`load_for_export`] gives, where it is at hand.
 
     Returns:
         The folder, which [`ExportedClassifier`] opens: a graph per schedule, an index, the tokenizer.
@@ -43,22 +51,8 @@ def export(folder: str | Path, runtime: str = "onnx", output: str | Path | None 
     """
     check_runtime(runtime, int8)
     source = resolve_folder(str(folder))
+    model = load_for_export(source) if model is None else model
     output = Path(output) if output is not None else Path(folder) / name_variant(runtime, int8)
-    write_export(source, load_for_export(source), output, runtime, int8)
-    return output
-
-
-@torch.no_grad()
-def write_export(source: Path, model: Any, output: Path, runtime: str, int8: bool):
-    """Export a loaded classifier; arguments as of [`export`].
-
-    Args:
-        source: Folder of the model.
-        model: What [`load_for_export`] gives.
-        output: Where to.
-        runtime: Installed.
-        int8: Whether to quantise.
-    """
     tokenizer = load_processor(source)
     output.mkdir(parents=True, exist_ok=True)
     names = _name_inputs(model.config, tokenizer)
@@ -93,6 +87,7 @@ def write_export(source: Path, model: Any, output: Path, runtime: str, int8: boo
             shutil.rmtree(path)
     content = {"runtime": runtime, "int8": int8, "inputs": names, "graphs": index}
     (output / EXPORT_INDEX).write_text(json.dumps(content, indent=2) + "\n")
+    return output
 
 
 def _name_inputs(config: Any, tokenizer: Any) -> list[str]:
@@ -216,4 +211,4 @@ def _shortest_general(model: PreTrainedModel, longest: int) -> int:
     return next(n for n in lengths if all(a >= b for a, b in zip(config.layer_lengths(n), enough, strict=True)))
 
 
-__all__ = ["export", "export_once", "load_for_export", "write_export"]
+__all__ = ["export", "export_once", "load_for_export"]

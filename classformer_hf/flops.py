@@ -1,7 +1,9 @@
-"""What a Classformer costs in floating-point operations, by formula."""
+"""Floating-point operations: of a Classformer by formula, of any model as torch counts them."""
 
 from collections.abc import Iterable
 from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
 
 from .configuration_classformer import ClassformerConfig
 
@@ -49,4 +51,31 @@ def sum_flops(config: ClassformerConfig, tokens_in: Any, layer_lengths: Iterable
     return 2 * multiply_adds
 
 
-__all__ = ["count_flops", "sum_flops"]
+def count_executed_flops(model: Any, inputs: dict[str, Any], has_backward: bool = False) -> int:
+    """Count the operations of a pass, two per multiply-add, in all matrix products and convolutions.
+
+    Attention is counted in its plain form, because fused kernels are counted differently or not at all.
+
+    Args:
+        model: Any of transformers.
+        inputs: Of its call.
+        has_backward: Count the backward pass of its loss, too; the gradients are then forgotten.
+    """
+    implementation = model.config._attn_implementation
+    if implementation is not None:
+        model.set_attn_implementation("eager")
+    try:
+        # with gradients: without, the counter's bookkeeping fails where a module is called with a parameter (DeBERTa)
+        with FlopCounterMode(display=False) as counter:
+            outputs = model(**inputs)
+            if has_backward:
+                outputs.loss.backward()
+    finally:
+        if implementation is not None:
+            model.set_attn_implementation(implementation)
+        if has_backward:
+            model.zero_grad()
+    return counter.get_total_flops()
+
+
+__all__ = ["count_executed_flops", "count_flops", "sum_flops"]

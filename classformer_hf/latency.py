@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from redundancy_hf.command import format_record
 from redundancy_hf.timing import Target, Times, is_same_hardware, ready_to_time, time_in_turns
 
 from .configuration_classformer import ClassformerConfig, shorten
@@ -199,14 +200,11 @@ class LatencyTable:
 
     def save(self, path: str | Path):
         """Write the table as JSON, one entry a line."""
-        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        content.pop("entries")
-        head = json.dumps(content, indent=2).removesuffix("\n}")
-        lines = ",\n".join(f"    {json.dumps(entry._asdict())}" for entry in self.entries)
-        path = Path(path)
+        path, entries = Path(path), [entry._asdict() for entry in self.entries]
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_name(path.name + ".part")  # a reader never sees half a table
-        whole.write_text(f'{head},\n  "entries": [\n{lines}\n  ]\n}}\n')
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "entries": entries}
+        whole.write_text(format_record(content) + "\n")
         whole.replace(path)
 
     @classmethod

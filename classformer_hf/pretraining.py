@@ -27,12 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .configuration_classformer import ClassformerConfig
-from .modeling_classformer import ClassformerEncoder, ClassformerForMaskedLM, refuse_unknown, subsample
+from .modeling_classformer import ClassformerEncoder, ClassformerForMaskedLM, refuse_unknown, shorten_attention_mask
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +46,7 @@ MAX_ATTEMPTS = 100
 
 def kept_positions(config: ClassformerConfig, num_tokens: int) -> torch.Tensor:
     """Give the positions of the input that leave the last layer, (M,)."""
-    positions = torch.arange(num_tokens)
-    gamma, eta = config.schedule_for(num_tokens)
-    for factor in gamma:
-        positions = subsample(positions, factor, eta, dim=0)
-    return positions
+    return shorten_attention_mask(torch.arange(num_tokens)[None], config)[0]
 
 
 def choose_targets(
@@ -192,15 +187,7 @@ class FunnelClassformerForMaskedLM(ClassformerForMaskedLM):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Predict every token.
-
-        Args:
-            input_ids: Token ids, (B, L).
-            attention_mask: 1 for tokens and 0 for padding on the right, (B, L).
-            labels: Tokens to predict, -100 elsewhere, (B, L).
-
-        Returns:
-            The loss and logits, (B, L, vocab_size).
+        """Predict every token: `labels` are (B, L), -100 where there is none to predict, and logits (B, L, vocab_size).
 
         Raises:
             TypeError: An argument is unknown.
@@ -248,15 +235,7 @@ class DistilledClassformerForMaskedLM(ClassformerForMaskedLM):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Compare final states with the teacher's, by the mean squared difference over outputs that come from tokens.
-
-        Args:
-            input_ids: Token ids, (B, L).
-            attention_mask: 1 for tokens and 0 for padding on the right, (B, L).
-            labels: Not read.
-
-        Returns:
-            The loss and, as logits, the final states, (B, M, D).
+        """Compare final states, (B, M, D), with the teacher's, by the mean squared difference over those of tokens.
 
         Raises:
             TypeError: An argument is unknown.
@@ -308,19 +287,6 @@ def take_backbone(trained: ClassformerForMaskedLM) -> ClassformerForMaskedLM:
     return model.eval()
 
 
-def count_training_flops(model: ClassformerForMaskedLM, batch: dict[str, torch.Tensor]) -> int:
-    """Count the operations of one training step, forward and backward, with attention in its plain form."""
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(**batch).loss.backward()
-    finally:
-        model.set_attn_implementation(implementation)
-        model.zero_grad()
-    return counter.get_total_flops()
-
-
 __all__ = [
     "OBJECTIVES",
     "CountEpochs",
@@ -330,7 +296,6 @@ __all__ = [
     "ShortenedLanguageModelingCollator",
     "build_objective",
     "choose_targets",
-    "count_training_flops",
     "kept_positions",
     "take_backbone",
 ]

@@ -5,15 +5,11 @@ its strategies do here too; others train for 3 unless told. It gives neither lea
 here are RoBERTa's usual ones.
 """
 
-import copy
-import json
 import logging
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +22,15 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 
 from redundancy_hf.evaluation import predict
 from redundancy_hf.labels import MULTI_LABEL, REGRESSION
 from redundancy_hf.limits import check_first_token, check_inputs
-from redundancy_hf.metrics import build_compute_metrics, compute_score, predictions_from_logits, standard_error
+from redundancy_hf.metrics import build_compute_metrics, compute_score, predictions_from_logits
 from redundancy_hf.plan import Plan
 from redundancy_hf.task import Task
+from redundancy_hf.timing import time_in_turns
 from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
 
 RECIPE = (
@@ -279,21 +275,20 @@ def time_step(
     batch = BatchEncoding(DataCollatorWithPadding(tokenizer)(list(rows))).to(arguments.device)
     was_training, device = model.training, arguments.device
     half = torch.bfloat16 if arguments.bf16 else torch.float16
+
+    def step():
+        with torch.autocast(device.type, half, enabled=arguments.bf16 or arguments.fp16):
+            loss = model(**batch).loss
+        loss.backward()
+
     model.train()
-    seconds: list[float] = []
     # dropout must draw what it would have drawn
     with torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"):
-        while len(seconds) < 3 and sum(seconds) < PROBE_SECONDS:
-            started = time.perf_counter()
-            with torch.autocast(device.type, half, enabled=arguments.bf16 or arguments.fp16):
-                loss = model(**batch).loss
-            loss.backward()
-            # the value waits for the device
-            loss.item()
-            seconds.append(time.perf_counter() - started)
+        deadline = time.monotonic() + PROBE_SECONDS
+        times = time_in_turns([{"step": step}], 3, 0, "wall", device, deadline=deadline)
     model.zero_grad()
     model.train(was_training)
-    return sorted(seconds)[(len(seconds) - 1) // 2]
+    return float(np.median(times.wall["step"])) / 1000
 
 
 def count_training_steps(task: Task, arguments: ClassformerTrainingArguments) -> float:
@@ -350,50 +345,3 @@ def fine_tune(
         seconds=time.perf_counter() - started,
         num_epochs=num_epochs,
     )
-
-
-def fine_tune_and_test(
-    start: Callable[[], PreTrainedModel],
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: ClassformerTrainingArguments,
-    folder: Path,
-    seed: int,
-) -> dict[str, Any]:
-    """Fine-tune with one seed and score on the test split; a finished one is read, an interrupted one resumed.
-
-    Args:
-        start: Gives the model to start from; what is random in it comes from the seed.
-        task: Tokenised, with a test split.
-        tokenizer: Pads the batches.
-        arguments: The recipe.
-        folder: For what is kept: `row.json`, and the predictions of the test split in `predictions.npy`.
-        seed: Of head, dropout and order of the data.
-
-    Returns:
-        Scores of validation and test split, the latter with its standard error over examples.
-    """
-    row_file = folder / "row.json"
-    if row_file.exists():
-        return json.loads(row_file.read_text())
-    set_seed(seed)
-    model = start()
-    arguments = copy.copy(arguments)
-    arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
-    tuned = fine_tune(model, task, tokenizer, arguments, resume=True)
-    references = np.asarray(task.splits["test"]["labels"])
-    predictions = predictions_from_logits(task.problem_type, predict(model, task.splits["test"], tokenizer))
-    row = {
-        "dataset": task.name,
-        "metric_name": task.metric_name,
-        "seed": seed,
-        "validation_score": tuned.score,
-        "test_score": compute_score(task.metric_name, predictions, references),
-        "test_standard_error": standard_error(task.metric_name, predictions, references),
-        "seconds": round(tuned.seconds, 1),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "predictions.npy", predictions)
-    row_file.write_text(json.dumps(row) + "\n")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return row

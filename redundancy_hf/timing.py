@@ -8,11 +8,12 @@ within one round.
 import ctypes
 import functools
 import math
-import multiprocessing
 import os
 import platform
 import random
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -31,8 +32,15 @@ if TYPE_CHECKING:
 INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 PASSING_FIELDS = ("load_average", "python")  # of the hardware, what may differ between timings on one machine
 CLOCKS = ("thread_cpu", "process_cpu", "wall", "cuda_event")
-# busy processes end by themselves if this one is killed
-LONGEST_BUSY_SECONDS = 600
+# what a busy process runs; it ends by itself if this one is killed
+BUSY = """
+import time, torch
+torch.set_num_threads(1)
+matrix, end = torch.randn(512, 512), time.monotonic() + 600
+print("ready", flush=True)
+while time.monotonic() < end:
+    matrix @ matrix
+"""
 # instruction sets that decide how fast a matrix product is, x86 first
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 
@@ -400,37 +408,21 @@ def _count_repeats(call: Callable[[], Any], seconds: float, device: torch.device
     return max(1, round(1000 * seconds / max(_time_call(call, 1, "wall", device)[0], 1e-3)))
 
 
-def keep_busy(ready, stop) -> None:
-    """Multiply matrices with one thread until `stop` is set or the time is over."""
-    torch.set_num_threads(1)
-    matrix = torch.randn(512, 512)
-    end = time.monotonic() + LONGEST_BUSY_SECONDS
-    ready.release()
-    while not stop.is_set() and time.monotonic() < end:
-        matrix @ matrix
-
-
 @contextmanager
 def busy_machine(num_processes: int) -> Iterator[None]:
-    """Run busy processes; on exit none is left."""
-    context = multiprocessing.get_context("spawn")
-    ready, stop = context.Semaphore(0), context.Event()
-    processes = [context.Process(target=keep_busy, args=(ready, stop), daemon=True) for _ in range(num_processes)]
+    """Run processes that multiply matrices without pause; on exit none is left."""
+    command = [sys.executable, "-c", BUSY]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(num_processes)]
     try:
-        for process in processes:
-            process.start()
-        for _ in processes:
-            if not ready.acquire(timeout=120):
-                raise OSError("the busy processes did not start within two minutes; try fewer `--busy_processes`.")
+        if not all(process.stdout.readline() for process in processes):  # type: ignore[union-attr]
+            raise OSError("the busy processes did not start; try fewer `--busy_processes`.")
         yield
-        if not all(process.is_alive() for process in processes):
+        if any(process.poll() is not None for process in processes):
             raise OSError("a busy process ended before the measurement; use fewer `--rounds`.")
     finally:
-        stop.set()
         for process in processes:
-            if process.pid is not None:
-                process.join(timeout=10)
-                process.kill()
+            process.kill()
+            process.communicate()
 
 
 __all__ = [

@@ -9,7 +9,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from classformer_hf.architectures import PEERS, build_peers, count_executed_flops, known_settings
+from classformer_hf.architectures import PEERS, build_peers, known_settings
+from classformer_hf.flops import count_executed_flops
 from classformer_hf.texts import TextArguments
 from redundancy_hf.command import CommandFormatter, parse_arguments
 from redundancy_hf.task import TaskArguments

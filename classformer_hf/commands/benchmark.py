@@ -41,12 +41,14 @@ from redundancy_hf.evaluation import (
     resolve_folder,
 )
 from redundancy_hf.isolation import make_inputs
+from redundancy_hf.pictures import open_grid
 from redundancy_hf.record import read_max_length
 from redundancy_hf.runtimes import ExportedClassifier
 from redundancy_hf.task import TaskArguments, TaskFlags
 from redundancy_hf.timing import Target, measure_latency, measure_pass_memory, sample_inputs
 
-from ..architectures import build_peers, count_executed_flops
+from ..architectures import build_peers
+from ..flops import count_executed_flops
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
 WARMUP = 5
@@ -306,34 +308,24 @@ def draw_lengths(records: list[dict], hardware: dict, path: Path) -> None:
 
     By processor time where there is one, which other work hardly changes; else wall time, with p90 as a thin line.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     by_processor = all(record["cpu_p50_ms"] is not None for record in records)
-    figure, axis = plt.subplots(figsize=(7.5, 4.5))
-    for index, name in enumerate(dict.fromkeys(record["model"] for record in records)):
-        points = [record for record in records if record["model"] == name]
-        lengths = [record["tokens"] for record in points]
-        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
-        times = [record["cpu_p50_ms" if by_processor else "wall_p50_ms"] for record in points]
-        axis.plot(lengths, times, marker="o", markersize=4, label=name, **style)
-        if not by_processor:
-            axis.plot(lengths, [record["wall_p90_ms"] for record in points], linewidth=0.6, **style)
-    label = "ms of processor time, p50" if by_processor else "ms, p50 (thin: p90)"
-    axis.set(xlabel="tokens", ylabel=label, xscale="log", yscale="log")
-    axis.set_xticks(sorted({record["tokens"] for record in records}), minor=False)
-    axis.minorticks_off()
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.set_title(
-        f"batch {records[0]['batch_size']}, {hardware['device_name']}, {hardware['threads']} thread(s), "
-        f"{hardware['dtype']}",
-        fontsize=9,
-    )
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=140)
+    with open_grid(path, 1, 1, 7.5, 4.5) as (_, ((axis,),)):
+        for index, name in enumerate(dict.fromkeys(record["model"] for record in records)):
+            points = [record for record in records if record["model"] == name]
+            lengths = [record["tokens"] for record in points]
+            style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
+            times = [record["cpu_p50_ms" if by_processor else "wall_p50_ms"] for record in points]
+            axis.plot(lengths, times, marker="o", markersize=4, label=name, **style)
+            if not by_processor:
+                axis.plot(lengths, [record["wall_p90_ms"] for record in points], linewidth=0.6, **style)
+        label = "ms of processor time, p50" if by_processor else "ms, p50 (thin: p90)"
+        axis.set(xlabel="tokens", ylabel=label, xscale="log", yscale="log")
+        axis.set_xticks(sorted({record["tokens"] for record in records}), minor=False)
+        axis.minorticks_off()
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        where = f"{hardware['device_name']}, {hardware['threads']} thread(s), {hardware['dtype']}"
+        axis.set_title(f"batch {records[0]['batch_size']}, {where}", fontsize=9)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def update_cards(folders: Sequence[str], kind: str, records: list[dict], hardware: dict):

@@ -27,7 +27,7 @@ from redundancy_hf.readings import choose_arguments, open_model
 from redundancy_hf.runtimes import ExportedClassifier, check_runtime, name_variant
 from redundancy_hf.task import Task, TaskArguments, TaskFlags
 
-from ..export import load_for_export, write_export
+from ..export import export, load_for_export
 from ..parity import TOLERANCE, ExportReport, compare_export, largest_difference, write_report
 
 
@@ -69,7 +69,7 @@ def export_classifier(
     outputs = None if data is None else order_outputs(model.config, data, folder)
     output = Path(output_dir or source / name_variant(runtime, int8))
     print(f"exporting {folder} to {runtime}, which takes a minute or two per graph ...")
-    write_export(source, model, output, runtime, int8)
+    export(source, runtime, output, int8, model)
     print(f"comparing {output} with it ...")
     exported = ExportedClassifier.from_pretrained(output, num_threads=torch.get_num_threads())
     report = compare_export(model, exported, tokenizer, data, max_compared, outputs)

@@ -30,8 +30,8 @@ from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, run_seed,
 
 from .. import ClassformerModel, load_from_encoder
 from ..checkpoints import checkpoint_fingerprint, choose_schedule
+from ..flops import count_executed_flops
 from ..multitask import MultitaskClassformer, mix_tasks
-from ..pretraining import count_training_flops
 from ..training import ClassformerTrainingArguments, LongTrainingArguments, refuse_label_smoothing
 from .pretrain import RESULTS
 
@@ -161,7 +161,8 @@ def count_flops(trainer: Trainer, num_batches: int = 16) -> float:
     model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
     operations, examples = 0, 0
     for batch in islice(trainer.get_train_dataloader(), num_batches):
-        operations += count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()})
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        operations += count_executed_flops(model, batch, has_backward=True)
         examples += len(batch["labels"])
     return operations / examples
 

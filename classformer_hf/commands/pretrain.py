@@ -44,13 +44,13 @@ from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, run_seed,
 from .. import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
 from ..checkpoints import checkpoint_fingerprint, choose_schedule
 from ..demo import describe_demo_model
+from ..flops import count_executed_flops
 from ..pretraining import (
     CountEpochs,
     PretrainingTrainer,
     ShortenedLanguageModelingCollator,
     build_objective,
     check_objective,
-    count_training_flops,
     take_backbone,
 )
 from ..texts import TextArguments, group_into_blocks, load_texts
@@ -244,8 +244,7 @@ class Pretraining:
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         after = self.validate(trainer)
-        blocks = self.count_blocks(trainer)
-        tokens = blocks * self.text.block_size
+        tokens = trainer.state.num_input_tokens_seen
         row = {
             **describe_run(),
             "objective": objective,
@@ -256,7 +255,7 @@ class Pretraining:
             # of this run, where it was resumed
             "seconds": round(seconds, 1),
             "tokens_per_second": round(tokens * (1 - num_earlier / trainer.state.global_step) / seconds, 1),
-            "training_flops": self.count_flops_of_block(trainer) * blocks,
+            "training_flops": self.count_flops_of_block(trainer) * tokens // self.text.block_size,
         }
         if arguments.process_index == 0:
             backbone = take_backbone(trainer.accelerator.unwrap_model(trainer.model))
@@ -265,26 +264,9 @@ class Pretraining:
             save_folder(backbone, folder, self.tokenizer, record)
         return row
 
-    def count_blocks(self, trainer: Trainer) -> int:
-        """Give how many blocks were trained on.
-
-        The last batch of an epoch may be smaller than the others; several processes fill it up.
-        """
-        num_steps = min(trainer.state.global_step, trainer.state.max_steps)
-        size = self.training.train_batch_size * self.training.world_size
-        blocks_per_step = size * self.training.gradient_accumulation_steps
-        if self.text.streaming:
-            return num_steps * blocks_per_step
-        blocks_per_epoch = len(self.blocks)
-        if self.training.dataloader_drop_last:
-            blocks_per_epoch = blocks_per_epoch // size * size
-        elif self.training.world_size > 1:
-            blocks_per_epoch = math.ceil(blocks_per_epoch / size) * size
-        num_epochs, rest = divmod(num_steps, math.ceil(blocks_per_epoch / blocks_per_step))
-        return num_epochs * blocks_per_epoch + rest * blocks_per_step
-
     def build_trainer(self, objective: str, model: ClassformerForMaskedLM, arguments: PretrainingArguments) -> Trainer:
         arguments.remove_unused_columns = False  # the collator reads more than the model
+        arguments.include_num_input_tokens_seen = "all"
         collator = ShortenedLanguageModelingCollator(
             self.tokenizer, model.config, objective, self.mlm_probability, self.whole_word_mask
         )
@@ -311,7 +293,8 @@ class Pretraining:
         size = min(4, len(self.validation))
         batch = trainer.data_collator([self.validation[index] for index in range(size)])
         model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
-        return count_training_flops(model, {name: value.to(model.device) for name, value in batch.items()}) // size
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        return count_executed_flops(model, batch, has_backward=True) // size
 
 
 def fingerprint_blocks(blocks: Dataset | IterableDataset) -> list[int]:

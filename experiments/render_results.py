@@ -33,7 +33,7 @@ VIEWS: dict[str, Callable[[Any], str]] = {
 @dataclass
 class RenderArguments:
     documents: list[str] = field(
-        default_factory=lambda: ["README.md", "docs/thesis.md", "docs/search.md", "docs/performance.md"],
+        default_factory=lambda: ["README.md", *map(str, sorted(Path("docs").glob("*.md")))],
         metadata={"help": "Documents with marked places."},
     )
     results: str = field(default="results", metadata={"help": "Folder of the JSON files."})

@@ -66,6 +66,24 @@ def test_document_names_what_exists(document):
     assert find_wrong_claims(path.read_text(), path.parent) == []
 
 
+def list_anchors(text):
+    """Give the anchors that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_within_pages_lead_to_headings(document):
+    path = ROOT / document
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text())
+    wrong = [f"{page}#{anchor}" for page, anchor in links if anchor not in list_anchors(_read_page(path, page))]
+    assert wrong == []
+
+
+def _read_page(path, page):
+    return (path.parent / page if page else path).read_text()
+
+
 def test_wrong_claims_are_caught():
     text = (
         "See [limits](docs/missing.md) and [code](tests/conftest.py), `make nothing`, `make test`.\n"

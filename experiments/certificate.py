@@ -22,16 +22,19 @@ import functools
 import itertools
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from frame import command_of, describe_machine, format_table, interval, name_command, percent
 from scipy import optimize, stats
 from tqdm import tqdm
 
 from redundancy_hf.certificate import certify, check_request
-from redundancy_hf.command import parse_arguments, run_command, write_record
+from redundancy_hf.command import run_command, write_record
 from redundancy_hf.significance import EXTRA_DISAGREEMENTS, PairedCounts, exact_p_value
 from redundancy_hf.tilting import TiltedBootstrap
 from redundancy_hf.timing import hardware_fingerprint
@@ -55,25 +58,24 @@ NUM_DRAWN = 500  # resamples of a simulated certificate
 UNSURE = (1.0, 4.0)
 
 
-@dataclass
-class StudyArguments:
-    predictions: str | None = field(default=None, metadata={"help": "The .npz file."})
-    reference_key: str | None = field(default=None, metadata={"help": "Key of the full schedule; default the first."})
-    required_performance: list[float] = field(
-        default_factory=lambda: [0.95, 0.98, 0.99], metadata={"help": "Shares of the full schedule's accuracy to keep."}
-    )
-    simulated_classes: list[int] | None = field(
-        default=None, metadata={"help": "Simulate macro F1 with these numbers of classes instead."}
-    )
-    num_search: int = field(default=1000, metadata={"help": "Examples of a search sample."})
-    num_holdout: list[int] = field(default_factory=lambda: [2000, 10000], metadata={"help": "Examples of a holdout."})
-    margins: list[float] = field(
-        default_factory=lambda: [0.0, 2.0], metadata={"help": "Standard errors of margin for the choice; 0 is none."}
-    )
-    confidence: float = field(default=0.95, metadata={"help": "Of a certificate."})
-    num_resamples: int = field(default=5000, metadata={"help": "Resamples."})
-    seed: int = field(default=0, metadata={"help": "Of the resampling."})
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the result."})
+@dataclass(frozen=True)
+class Sampling:
+    """How often which samples are drawn."""
+
+    required_performance: Sequence[float]
+    num_holdout: Sequence[int]
+    confidence: float
+    num_resamples: int
+    seed: int
+
+    @property
+    def alpha(self) -> float:
+        return 1 - self.confidence
+
+    @property
+    def num_power(self) -> int:
+        """Samples for either power."""
+        return max(1, self.num_resamples // POWER_SHARE)
 
 
 @dataclass
@@ -126,25 +128,23 @@ def choose(population: Population, counts: np.ndarray, required: float, margin: 
     return int(np.where(is_allowed, population.latency_ratio, np.inf).argmin())
 
 
-def resample(population: Population, arguments: StudyArguments) -> dict[tuple[float, float, int], list[tuple]]:
+def resample(
+    population: Population, sampling: Sampling, num_search: int, margins: Sequence[float]
+) -> dict[tuple[float, float, int], list[tuple]]:
     """Return for every (requirement, margin, holdout size) the choices and whether each got its certificate."""
-    generator = np.random.default_rng(arguments.seed)
+    generator = np.random.default_rng(sampling.seed)
     num_examples = population.is_right.shape[1]
-    alpha = 1 - arguments.confidence
 
     @functools.cache
     def is_certified(counts: PairedCounts, required: float) -> bool:
-        return exact_p_value(counts, required, alpha, is_decision=True) <= alpha
+        return exact_p_value(counts, required, sampling.alpha, is_decision=True) <= sampling.alpha
 
     outcomes: dict[tuple[float, float, int], list[tuple]] = {}
-    for _ in tqdm(range(arguments.num_resamples), unit="resample"):
-        searched = population.count_pairs(generator.integers(num_examples, size=arguments.num_search), slice(None))
-        choices = {
-            (required, margin): choose(population, searched, required, margin)
-            for required in arguments.required_performance
-            for margin in arguments.margins
-        }
-        for size in arguments.num_holdout:
+    for _ in tqdm(range(sampling.num_resamples), unit="resample"):
+        searched = population.count_pairs(generator.integers(num_examples, size=num_search), slice(None))
+        rules = itertools.product(sampling.required_performance, margins)
+        choices = {rule: choose(population, searched, *rule) for rule in rules}
+        for size in sampling.num_holdout:
             chosen = np.unique(list(choices.values()))
             held_out = population.count_pairs(generator.integers(num_examples, size=size), chosen)
             for (required, margin), choice in choices.items():
@@ -153,38 +153,29 @@ def resample(population: Population, arguments: StudyArguments) -> dict[tuple[fl
     return outcomes
 
 
-def summarise(population: Population, required: float, outcomes: list[tuple], allowed_rate: float) -> dict:
-    choices, is_issued = (np.array(values) for values in zip(*outcomes, strict=True))
-    accuracy = population.is_right.mean(axis=1)
-    is_violation = (accuracy < required * accuracy[0])[choices]
-    num_wrong = int((is_violation & is_issued).sum())
-    test = stats.binomtest(num_wrong, len(choices), allowed_rate, alternative="greater")
-    interval = stats.binomtest(num_wrong, len(choices)).proportion_ci()
+def count_wrong(is_issued: np.ndarray, is_wrong: np.ndarray, alpha: float) -> dict[str, Any]:
+    """Say how often certificates are issued, and issued wrongly, with what that says about their confidence."""
+    number = int((is_issued & is_wrong).sum())
+    limits = stats.binomtest(number, len(is_issued)).proportion_ci()
     return {
-        "choice_violates_rate": float(is_violation.mean()),
         "issued_rate": float(is_issued.mean()),
-        "issued_wrongly_rate": num_wrong / len(choices),
-        "issued_wrongly_interval": [interval.low, interval.high],
-        "issued_wrongly_p_value": float(test.pvalue),
-        "violates_among_issued_rate": num_wrong / int(is_issued.sum()) if is_issued.any() else None,
-        "full_schedule_chosen_rate": float((choices == 0).mean()),
-        "mean_latency_ratio": float(population.latency_ratio[choices].mean()),
+        "issued_wrongly_rate": number / len(is_issued),
+        "issued_wrongly_interval": [limits.low, limits.high],
+        "issued_wrongly_p_value": stats.binomtest(number, len(is_issued), alpha, alternative="greater").pvalue,
     }
 
 
-def print_rows(rows: list[dict]):
-    print(
-        "required  margin  holdout   choice violates   issued   issued wrongly [95 %]       p   among issued  latency"
-    )
-    for row in rows:
-        low, high = row["issued_wrongly_interval"]
-        among = row["violates_among_issued_rate"]
-        print(
-            f"{row['required_performance']:8.3f}  {row['margin']:6.1f}  {row['num_holdout']:7}  "
-            f"{row['choice_violates_rate']:16.4f}  {row['issued_rate']:7.4f}   "
-            f"{row['issued_wrongly_rate']:.4f} [{low:.4f} {high:.4f}]  {row['issued_wrongly_p_value']:6.3f}  "
-            f"{'-' if among is None else format(among, '.4f'):>13}  {row['mean_latency_ratio']:7.3f}"
-        )
+def summarise(population: Population, required: float, outcomes: list[tuple], alpha: float) -> dict[str, Any]:
+    choices, is_issued = (np.array(values) for values in zip(*outcomes, strict=True))
+    accuracy = population.is_right.mean(axis=1)
+    is_violation = (accuracy < required * accuracy[0])[choices]
+    return {
+        "choice_violates_rate": float(is_violation.mean()),
+        **count_wrong(is_issued, is_violation, alpha),
+        "violates_among_issued_rate": float(is_violation[is_issued].mean()) if is_issued.any() else None,
+        "full_schedule_chosen_rate": float((choices == 0).mean()),
+        "mean_latency_ratio": float(population.latency_ratio[choices].mean()),
+    }
 
 
 @dataclass
@@ -237,22 +228,22 @@ def is_certified(sample: tuple[np.ndarray, ...], required: float, alpha: float, 
     return TiltedBootstrap("macro_f1", *sample, NUM_DRAWN, seed).p_value(required) <= alpha
 
 
-def measure_seconds(classes: Classes, required: float, size: int, arguments: StudyArguments) -> float:
+def measure_seconds(classes: Classes, required: float, size: int, sampling: Sampling) -> float:
     """Processor time of one whole certificate, the median of 3."""
-    generator, seconds = np.random.default_rng(arguments.seed), []
+    generator, seconds = np.random.default_rng(sampling.seed), []
     for _ in range(3):
         sample = classes.draw(classes.find_accuracy((1 + required) / 2), size, generator)
         start = time.process_time()
-        certify("macro_f1", *sample, required, arguments.confidence)
+        certify("macro_f1", *sample, required, sampling.confidence)
         seconds.append(time.process_time() - start)
     return float(np.median(seconds))
 
 
-def simulate(classes: Classes, required: float, size: int, arguments: StudyArguments) -> dict:
+def simulate(classes: Classes, required: float, size: int, sampling: Sampling) -> dict[str, Any]:
     """Draw samples of one population, for the level, for both powers, and for the time."""
-    generator, alpha = np.random.default_rng(arguments.seed), 1 - arguments.confidence
+    generator = np.random.default_rng(sampling.seed)
 
-    def count(share: float, number: int) -> np.ndarray:
+    def judge(share: float, number: int) -> np.ndarray:
         """Which samples are certified, and whether rightly, over the classes that occur."""
         accuracy = classes.find_accuracy(share)
         full_f1, f1 = classes.f1(FULL_ACCURACY), classes.f1(accuracy)
@@ -261,88 +252,106 @@ def simulate(classes: Classes, required: float, size: int, arguments: StudyArgum
             sample = classes.draw(accuracy, size, generator)
             seen = np.unique(sample)
             keeps = f1[seen].mean() > required * full_f1[seen].mean() * (1 + 1e-9)
-            outcomes.append((is_certified(sample, required, alpha, len(classes.shares), seed), keeps))
+            outcomes.append((is_certified(sample, required, sampling.alpha, len(classes.shares), seed), keeps))
         return np.array(outcomes)
 
-    is_issued, is_right = count(required, arguments.num_resamples).T
-    num_power = max(1, arguments.num_resamples // POWER_SHARE)
-    num_wrong, allowed = int((is_issued & ~is_right).sum()), 1 - arguments.confidence
-    interval = stats.binomtest(num_wrong, len(is_issued)).proportion_ci()
+    is_issued, is_right = judge(required, sampling.num_resamples).T
     return {
-        "issued_rate": float(is_issued.mean()),
-        "issued_wrongly_rate": num_wrong / len(is_issued),
-        "issued_wrongly_interval": [interval.low, interval.high],
-        "issued_wrongly_p_value": stats.binomtest(num_wrong, len(is_issued), allowed, alternative="greater").pvalue,
-        "issued_halfway_rate": float(count((1 + required) / 2, num_power)[:, 0].mean()),
-        "issued_equal_rate": float(count(1.0, num_power)[:, 0].mean()),
-        "seconds": measure_seconds(classes, required, size, arguments),
+        **count_wrong(is_issued, ~is_right, sampling.alpha),
+        "issued_halfway_rate": float(judge((1 + required) / 2, sampling.num_power)[:, 0].mean()),
+        "issued_equal_rate": float(judge(1.0, sampling.num_power)[:, 0].mean()),
+        "seconds": measure_seconds(classes, required, size, sampling),
     }
 
 
-def simulate_all(arguments: StudyArguments, num_classes: list[int]):
-    settings = {
-        "num_simulations": arguments.num_resamples,
-        "num_simulations_power": max(1, arguments.num_resamples // POWER_SHARE),
+def simulate_all(sampling: Sampling, num_classes: Sequence[int], results_file: str | None) -> dict[str, Any]:
+    """Simulate every population that the record lacks."""
+    record: dict[str, Any] = {
+        "num_simulations": sampling.num_resamples,
+        "num_simulations_power": sampling.num_power,
         "num_resamples": NUM_DRAWN,
-        "confidence": arguments.confidence,
-        "seed": arguments.seed,
+        "confidence": sampling.confidence,
+        "seed": sampling.seed,
         "full_accuracy": FULL_ACCURACY,
         "errors_won_rate": WON,
     }
     rows = []
-    if arguments.results_file is not None and Path(arguments.results_file).exists():
-        record = json.loads(Path(arguments.results_file).read_text())
-        if {name: record.get(name) for name in settings} == settings:
-            rows = record["rows"]
-    cells = itertools.product(("even", "1 / rank"), num_classes, arguments.num_holdout, arguments.required_performance)
-    names = ("class_shares", "num_classes", "num_examples", "required_performance")
+    if results_file is not None and Path(results_file).exists():
+        earlier = json.loads(Path(results_file).read_text())
+        rows = earlier["rows"] if record.items() <= earlier.items() else []
+    cells = itertools.product(("even", "1 / rank"), num_classes, sampling.num_holdout, sampling.required_performance)
     for cell in tqdm(list(cells), unit="population"):
-        named = dict(zip(names, cell, strict=True))
+        named = dict(zip(("class_shares", "num_classes", "num_examples", "required_performance"), cell, strict=True))
         if any(named.items() <= row.items() for row in rows):
             continue
         shares, number, size, required = cell
         weights = np.ones(number) if shares == "even" else 1 / np.arange(1.0, number + 1)
-        rows.append(named | simulate(Classes(weights / weights.sum()), required, size, arguments))
+        rows.append(row := named | simulate(Classes(weights / weights.sum()), required, size, sampling))
         hardware = hardware_fingerprint()
-        write_record(arguments.results_file, note=SIMULATION_NOTE, hardware=hardware, **settings, rows=rows)
-        row = rows[-1]
+        write_record(results_file, note=SIMULATION_NOTE, hardware=hardware, **record, rows=rows)
         tqdm.write(
             f"{number} classes, shares {shares}, {size} examples, {required:g}: issued wrongly "
             f"{row['issued_wrongly_rate']:.4f}, halfway {row['issued_halfway_rate']:.2f}, equal "
             f"{row['issued_equal_rate']:.2f}, {row['seconds']:.2f} s"
         )
+    return {**record, "rows": rows}
 
 
-def main():
-    (arguments,) = parse_arguments((StudyArguments,), __doc__)
-    for required in arguments.required_performance:
-        check_request(required, arguments.confidence, 1)
-    sizes = [arguments.num_search, arguments.num_resamples, *arguments.num_holdout]
+def run(
+    predictions: str | None = None,
+    reference_key: str | None = None,
+    required_performance: Sequence[float] = (0.95, 0.98, 0.99),
+    simulated_classes: Sequence[int] | None = None,
+    num_search: int = 1000,
+    num_holdout: Sequence[int] = (2000, 10000),
+    margins: Sequence[float] = (0.0, 2.0),
+    confidence: float = 0.95,
+    num_resamples: int = 5000,
+    seed: int = 0,
+    results_file: str | None = None,
+) -> dict[str, Any]:
+    """Resample cached predictions, or simulate.
+
+    Args:
+        predictions: The .npz file.
+        reference_key: Key of the full schedule; default the first.
+        required_performance: Shares of the full schedule's accuracy to keep.
+        simulated_classes: Simulate macro F1 with these numbers of classes instead.
+        num_search: Examples of a search sample.
+        num_holdout: Examples of a holdout.
+        margins: Standard errors of margin for the choice; 0 is none.
+        confidence: Of a certificate.
+        num_resamples: Resamples.
+        seed: Of the resampling.
+        results_file: JSON file for the result.
+    """
+    for required in required_performance:
+        check_request(required, confidence, 1)
+    sizes = [num_search, num_resamples, *num_holdout]
     if min(sizes) < 1:
         raise ValueError(f"--num_search, --num_resamples and --num_holdout must be at least 1, got {sizes}.")
-    if arguments.simulated_classes is not None:
-        if min(arguments.simulated_classes) < 2:
-            raise ValueError(f"--simulated_classes must be at least 2 each, got {arguments.simulated_classes}.")
-        return simulate_all(arguments, arguments.simulated_classes)
-    if arguments.predictions is None:
+    sampling = Sampling(required_performance, num_holdout, confidence, num_resamples, seed)
+    if simulated_classes is not None:
+        if min(simulated_classes) < 2:
+            raise ValueError(f"--simulated_classes must be at least 2 each, got {simulated_classes}.")
+        return simulate_all(sampling, simulated_classes, results_file)
+    if predictions is None:
         raise ValueError("give the cached --predictions, or --simulated_classes for a simulation without any.")
-    population = load_population(arguments.predictions, arguments.reference_key)
-    outcomes = resample(population, arguments)
+    population = load_population(predictions, reference_key)
     rows = [
-        {"required_performance": required, "margin": margin, "num_holdout": size}
-        | summarise(population, required, values, 1 - arguments.confidence)
-        for (required, margin, size), values in outcomes.items()
+        dict(zip(("required_performance", "margin", "num_holdout"), key, strict=True))
+        | summarise(population, key[0], values, sampling.alpha)
+        for key, values in resample(population, sampling, num_search, margins).items()
     ]
-    print_rows(rows)
     accuracy = population.is_right.mean(axis=1)
-    write_record(
-        arguments.results_file,
+    record = write_record(
+        results_file,
         note=NOTE,
         hardware=hardware_fingerprint(),
         num_population=population.is_right.shape[1],
-        num_search=arguments.num_search,
-        num_resamples=arguments.num_resamples,
-        confidence=arguments.confidence,
+        num_search=num_search,
+        num_resamples=num_resamples,
+        confidence=confidence,
         reference_key=population.keys[0],
         schedules={
             key: {"accuracy": float(score), "performance": float(score / accuracy[0]), "latency_ratio": float(ratio)}
@@ -350,7 +359,59 @@ def main():
         },
         rows=rows,
     )
+    print(table(record))
+    return record
 
+
+def table(record: dict) -> str:
+    """How often the plain rule's choice is wrong, and how often a wrong one gets its certificate."""
+    rows = []
+    for row in record["rows"]:
+        wrong = interval(*(100 * value for value in (row["issued_wrongly_rate"], *row["issued_wrongly_interval"])))
+        rates = [percent(row[name]) for name in ("choice_violates_rate", "issued_rate")]
+        about = [f"{percent(row['required_performance'], 0)} %", f"{row['margin']:g}", row["num_holdout"]]
+        rows.append([*about, *rates, wrong, f"{row['issued_wrongly_p_value']:.2f}"])
+    header = ["keep", "margin", "holdout", "choice violates, %", "issued, %", "issued wrongly, % [95 %]", "p above 5 %"]
+    note = (
+        f"{record['num_resamples']} resamples of a population of {record['num_population']} texts and "
+        f"{len(record['schedules'])} schedules, {record['num_search']} texts to choose on; "
+        f"{record['hardware']['device_name']}. {name_command(record)}"
+    )
+    return format_table(header, rows, note)
+
+
+def simulation_table(record: dict) -> str:
+    """How often simulated candidates are certified: those at the requirement, those above it, equally good ones."""
+    populations: dict[tuple, list[dict]] = {}
+    for row in record["rows"]:
+        key = (row["class_shares"], row["num_classes"], row["num_examples"])
+        populations.setdefault(key, []).append(row)
+    rows = []
+    for key, cells in populations.items():
+        wrong = [
+            f"{percent(cell['issued_wrongly_rate'])} [{percent(cell['issued_wrongly_interval'][1])}]" for cell in cells
+        ]
+        power = [
+            " / ".join(percent(cell[f"issued_{which}_rate"], 0) for cell in cells) for which in ("halfway", "equal")
+        ]
+        rows.append([*key, *wrong, *power, f"{max(cell['seconds'] for cell in cells):.1f}"])
+    required = [f"{percent(cell['required_performance'], 0)} %" for cell in cells]
+    header = ["share of classes", "classes", "examples", *(f"wrongly at {value}, % [at most]" for value in required)]
+    rates = [row["issued_wrongly_rate"] for row in record["rows"]]
+    lowest = min(row["issued_wrongly_p_value"] for row in record["rows"])
+    note = (
+        f"Macro F1 with {percent(record['confidence'], 0)} % confidence, {record['num_simulations']} samples per cell "
+        f"({record['num_simulations_power']} for either power, at {' / '.join(required)}); in brackets the upper end "
+        f"of the exact 95 % interval. Issued wrongly over all {len(rates)} cells: "
+        f"{percent(sum(rates) / len(rates), 2)} %; the smallest p-value of more than "
+        f"{percent(1 - record['confidence'], 0)} % is {lowest:.2g}, of {len(rates)}. "
+        f"Seconds: one certificate, the slowest of the three. {describe_machine(record['hardware'])}. "
+        f"{name_command(record)}"
+    )
+    return format_table([*header, "certified halfway to 1, %", "certified where equal, %", "s"], rows, note)
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

@@ -13,22 +13,24 @@ training data that neither training nor validation has seen (with --max_train_sa
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
+from frame import command_of
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from classformer_hf.checkpoints import load_from_encoder
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import SearchSpace
 from classformer_hf.search.supernet import mean_flops, predict_schedules
-from redundancy_hf.command import describe_command, parse_arguments, run_command
+from redundancy_hf.command import describe_command, run_command
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits
@@ -36,112 +38,117 @@ from redundancy_hf.task import Task, TaskArguments
 from redundancy_hf.timing import sample_inputs
 
 
-@dataclass
-class BenchmarkArguments:
-    supernet: str = field(metadata={"help": "Folder of the trained supernet."})
-    latency_table: str = field(metadata={"help": "latency_table.json of the machine."})
-    gamma_options: list[int] = field(default_factory=lambda: [1, 2, 4], metadata={"help": "Reduction factors."})
-    eta_options: list[int] = field(default_factory=lambda: [0, 2], metadata={"help": "Numbers of leading tokens."})
-    max_reduction: float = field(default=16, metadata={"help": "Cap of the space."})
-    num_schedules: int | None = field(default=None, metadata={"help": "Only so many, evenly spaced in operations."})
-    split: str = field(
-        default="validation",
-        metadata={"help": "Texts to predict.", "choices": ["validation", "test", "unused_train"]},
-    )
-    num_unused: int = field(default=10000, metadata={"help": "Rows for --split unused_train."})
-    results_file: str | None = field(default=None, metadata={"help": "Parquet file for the table."})
-    predictions: str | None = field(default=None, metadata={"help": "npz file for the predictions."})
-
-
-def select_split(benchmark: BenchmarkArguments, arguments: TaskArguments) -> Task:
+def select_texts(arguments: TaskArguments, split: str, num_unused: int) -> Task:
     """Load the task with the wanted texts as its validation split."""
     task = load_task(arguments)
-    if benchmark.split == "unused_train":
+    if split == "unused_train":
         if arguments.max_train_samples is None:
             raise ValueError("--split unused_train needs --max_train_samples: all rows were used.")
         everything = load_task(replace(arguments, max_train_samples=None)).splits["train"]
         # the draw of load_task goes on where it stopped
         rows = np.random.default_rng(arguments.split_seed).permutation(len(everything))[arguments.max_train_samples :]
-        texts: Dataset = everything.select(np.sort(rows[: benchmark.num_unused]))
+        texts = everything.select(np.sort(rows[:num_unused]))
     else:
-        texts = task.splits[benchmark.split]
+        texts = task.splits[split]
     return replace(task, splits=DatasetDict({"train": task.splits["train"], "validation": texts}))
 
 
-def main():
-    benchmark, arguments = parse_arguments((BenchmarkArguments, TaskArguments), __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    tokenizer = load_tokenizer(benchmark.supernet)
+def run(
+    supernet: str,
+    latency_table: str,
+    task: TaskArguments,
+    gamma_options: Sequence[int] = (1, 2, 4),
+    eta_options: Sequence[int] = (0, 2),
+    max_reduction: float = 16,
+    num_schedules: int | None = None,
+    split: Literal["validation", "test", "unused_train"] = "validation",
+    num_unused: int = 10000,
+    results_file: str | None = None,
+    predictions: str | None = None,
+) -> pd.DataFrame:
+    """Evaluate and write.
+
+    Args:
+        supernet: Folder of the trained supernet.
+        latency_table: latency_table.json of the machine.
+        task: The data.
+        gamma_options: Reduction factors.
+        eta_options: Numbers of leading tokens.
+        max_reduction: Cap of the space.
+        num_schedules: Only so many, evenly spaced in operations.
+        split: Texts to predict.
+        num_unused: Rows for --split unused_train.
+        results_file: Parquet file for the table.
+        predictions: npz file for the predictions.
+    """
+    tokenizer = load_tokenizer(supernet)
     # the space is that of the whole task, whatever split is predicted
-    whole = tokenize(load_task(arguments).without_test(), tokenizer, arguments.max_length)
-    longest = max(len(ids) for split in whole.splits.values() for ids in split["input_ids"])
+    whole = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
+    longest = max(len(ids) for part in whole.splits.values() for ids in part["input_ids"])
     lengths = [row["input_ids"].shape[1] for row in sample_inputs(whole.splits["validation"])]
-    task = tokenize(select_split(benchmark, arguments), tokenizer, arguments.max_length)
-    split = task.splits["validation"]
-    model: Any = load_from_encoder(
-        benchmark.supernet, output_names=task.output_names, needs_head=True, **task.head_config
-    )
-    space = SearchSpace(
-        model.config.num_hidden_layers,
-        longest,
-        benchmark.gamma_options,
-        benchmark.eta_options,
-        max_reduction=benchmark.max_reduction,
-    )
+    data = tokenize(select_texts(task, split, num_unused), tokenizer, task.max_length)
+    texts = data.splits["validation"]
+    model: Any = load_from_encoder(supernet, output_names=data.output_names, needs_head=True, **data.head_config)
+    num_layers = model.config.num_hidden_layers
+    space = SearchSpace(num_layers, longest, gamma_options, eta_options, max_reduction=max_reduction)
     schedules = space.enumerate()
     flops = mean_flops(model.config, schedules, lengths)
-    if benchmark.num_schedules is not None:
+    if num_schedules is not None:
         order = np.argsort(flops)
-        kept = np.unique(np.linspace(0, len(order) - 1, benchmark.num_schedules).round().astype(int))
-        schedules, flops = [schedules[i] for i in order[kept]], flops[order[kept]]
-    table = LatencyTable.load(benchmark.latency_table)
-    ratios = table.predict_ratios(schedules, lengths)
-    with tqdm(total=len(split), desc=f"{len(schedules)} schedules", unit="text") as bar:
-        logits = predict_schedules(model, schedules, split, tokenizer, on_batch=bar.update)
-    predictions = np.stack([predictions_from_logits(task.problem_type, single) for single in logits])
-    references, full = np.asarray(split["labels"]), schedules.index(space.full)
-    if benchmark.predictions is not None:
-        Path(benchmark.predictions).parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            benchmark.predictions,
-            keys=np.array([schedule.key for schedule in schedules]),
-            predictions=predictions.astype(np.float32 if predictions.dtype.kind == "f" else np.int8),
-            references=references,
-            lengths=np.array([len(ids) for ids in split["input_ids"]], np.int16),
-            latency_ratio=ratios,
-        )
-    if benchmark.results_file is not None:
-        name = task.metric_name
-        columns = {
+        kept = order[np.unique(np.linspace(0, len(order) - 1, num_schedules).round().astype(int))]
+        schedules, flops = [schedules[index] for index in kept], flops[kept]
+    latencies = LatencyTable.load(latency_table)
+    with tqdm(total=len(texts), desc=f"{len(schedules)} schedules", unit="text") as bar:
+        logits = predict_schedules(model, schedules, texts, tokenizer, on_batch=bar.update)
+    answers = np.stack([predictions_from_logits(data.problem_type, single) for single in logits])
+    references, full = np.asarray(texts["labels"]), answers[schedules.index(space.full)]
+    name = data.metric_name
+    full_score = compute_score(name, full, references)
+    table = pd.DataFrame(
+        {
             "key": [schedule.key for schedule in schedules],
             "gamma": [list(schedule.gamma) for schedule in schedules],
             "eta": [schedule.eta for schedule in schedules],
-            "score": [compute_score(name, single, references) for single in predictions],
+            "score": [compute_score(name, single, references) for single in answers],
             # of the ratio to the full model's score, here in units of the score
-            "standard_error": [
-                paired_standard_error(name, single, predictions[full], references)
-                * compute_score(name, predictions[full], references)
-                for single in predictions
-            ],
-            "latency_ratio": ratios,
+            "standard_error": [paired_standard_error(name, one, full, references) * full_score for one in answers],
+            "latency_ratio": latencies.predict_ratios(schedules, lengths),
             "flops_ratio": flops / flops.max(),
-            "mean_log2_lengths": [list(row) for row in space.log2_lengths(schedules, lengths)],
-            "dataset": [task.name] * len(schedules),
-            "max_tokens": [space.max_tokens] * len(schedules),
+            "mean_log2_lengths": list(space.log2_lengths(schedules, lengths)),
+            "dataset": data.name,
+            "max_tokens": space.max_tokens,
         }
-        about = {
-            "command": describe_command(),
-            "metric_name": name,
-            "num_examples": len(references),
-            "num_layers": space.num_layers,
-            "latency_hardware": table.hardware,
-        }
-        metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-        Path(benchmark.results_file).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), benchmark.results_file)
-        print(f"{benchmark.results_file}: {len(schedules)} schedules, full model {columns['score'][full]:.4f}")
+    )
+    if predictions is not None:
+        write_predictions(predictions, table, answers, references, [len(ids) for ids in texts["input_ids"]])
+    if results_file is not None:
+        about = {"num_examples": len(references), "num_layers": num_layers, "latency_hardware": latencies.hardware}
+        write_table(results_file, table, {"command": describe_command(), "metric_name": name, **about})
+        print(f"{results_file}: {len(schedules)} schedules, full model {full_score:.4f}")
+    return table
 
+
+def write_predictions(path: str, table: pd.DataFrame, answers: np.ndarray, references: np.ndarray, lengths: list[int]):
+    """Keep what every schedule predicts for every text."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        keys=table["key"].to_numpy(str),
+        predictions=answers.astype(np.float32 if answers.dtype.kind == "f" else np.int8),
+        references=references,
+        lengths=np.array(lengths, np.int16),
+        latency_ratio=table["latency_ratio"].to_numpy(),
+    )
+
+
+def write_table(path: str, table: pd.DataFrame, about: dict[str, Any]):
+    """Write the table, and what it is of into the file's metadata."""
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(metadata), path)
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

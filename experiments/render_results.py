@@ -1,15 +1,14 @@
 """Render the JSON files in results/ into the documents, so that no number is typed by hand.
 
 A document marks a place with `<!-- results: NAME.json VIEW -->` and `<!-- end -->`; what stands between is replaced.
-VIEW is the file of a question in experiments/, for its `table`, or FILE.FUNCTION for another one, or a function in
-experiments/rendering/; it is given the record, or all of them by name where NAME holds a `*`.
+VIEW is the file of a question in experiments/, for its `table`, or FILE.FUNCTION for another one; it is given the
+record, or all of them by name where NAME holds a `*`.
 
     python experiments/render_results.py           # write
     python experiments/render_results.py --check   # change nothing, exit 1 if a document differs
 """
 
 import importlib
-import inspect
 import json
 import re
 from collections.abc import Callable
@@ -17,17 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rendering import search
-
 from redundancy_hf.command import parse_arguments, run_command
 
 BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-VIEWS: dict[str, Callable[[Any], str]] = {
-    name: function
-    for chapter in (search,)
-    for name, function in inspect.getmembers(chapter, inspect.isfunction)
-    if next(iter(inspect.signature(function).parameters)) in ("record", "records")
-}
 
 
 @dataclass
@@ -46,8 +37,6 @@ def find_view(name: str) -> Callable[[Any], str]:
     Raises:
         ValueError: There is no such experiment, or it has no such table.
     """
-    if name in VIEWS:
-        return VIEWS[name]
     file, _, function = name.partition(".")
     if not (Path(__file__).parent / f"{file}.py").is_file():
         raise ValueError(f"there is no experiments/{file}.py; a document names FILE or FILE.FUNCTION.")

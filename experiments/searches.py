@@ -67,6 +67,13 @@ def evaluation_table(record: dict) -> str:
     return format_table(header, [[*row, record["num_examples"]] for row in rows])
 
 
+def certificate_sentence(record: dict) -> str:
+    """What the one reading of a test split said of every candidate."""
+    sentences = [model["certificate"]["sentence"] for model in record["models"] if "certificate" in model]
+    warning = f" But {record['warning']}" if "warning" in record else ""
+    return "".join(f"- {record['dataset'].upper()}: {sentence}{warning}\n" for sentence in sentences)
+
+
 def latency_table(record: dict) -> str:
     """The latency table against direct measurement beside direct against direct."""
     rows = []

@@ -10,20 +10,20 @@ Schedules evenly spaced in operations are fine-tuned one by one with two seeds, 
 supernet. Reported: Kendall's tau of supernet against individual scores, its ceiling (seed against seed), and the cost.
 Where OUTPUT_DIR also holds a finished search (redundancy-hf search, same settings; the supernet is shared),
 its winner is fine-tuned individually as well, and the gap to this twin is reported. Every finished training is kept in
-OUTPUT_DIR; the same command goes on where it was stopped, and --stage and --seeds let processes share the work.
+OUTPUT_DIR; the same command goes on where it was stopped, and --stage, --seed and --seeds let processes share the work.
 """
 
 import copy
 import json
 import shutil
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from frame import command_of, format_table, interval, name_command, percent
 from scipy.stats import kendalltau
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
+from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.checkpoints import read_encoder_config
 from classformer_hf.search import Journal, Schedule, SearchSpace, Trial
 from classformer_hf.search.loop import summarise
@@ -32,7 +32,7 @@ from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.stages import identify, prepare_supernet
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
-from redundancy_hf.command import describe_run, format_record, parse_arguments, run_command
+from redundancy_hf.command import run_command, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import (
@@ -44,114 +44,98 @@ from redundancy_hf.metrics import (
 )
 from redundancy_hf.task import TaskArguments
 from redundancy_hf.timing import hardware_fingerprint
+from redundancy_hf.training import list_seeds
 
-
-@dataclass
-class StudyArguments:
-    model_name_or_path: str = field(metadata={"help": "RoBERTa- or BERT-family checkpoint."})
-    num_schedules: int = field(default=12, metadata={"help": "Shortened schedules to fine-tune, beside the full one."})
-    seeds: int = field(default=2, metadata={"help": "Individual fine-tunings of each, with --seed, --seed + 1, ..."})
-    max_reduction: float = field(default=16, metadata={"help": "Cap of the space: longest input to shortest state."})
-    stage: str = field(
-        default="all",
-        metadata={"help": "What to do now.", "choices": ["all", "supernet", "individual", "report"]},
-    )
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the report."})
+NUM_RESAMPLES = 2000
 
 
 class Study:
-    """What both sides share: task, space and the schedules that are compared."""
+    """What both sides share: checkpoint, task and space."""
 
-    def __init__(self, study: StudyArguments, task_arguments: TaskArguments, training: ClassformerTrainingArguments):
-        self.arguments, self.training = study, training
-        self.output = Path(str(training.output_dir))
-        self.seeds = range(training.seed, training.seed + study.seeds)
-        tokenizer = load_tokenizer(study.model_name_or_path)
-        task = load_task(task_arguments).without_test()
-        self.task = tokenize(task, tokenizer, task_arguments.max_length)
-        self.tokenizer = tokenizer
-        self.objective = FineTuneObjective(study.model_name_or_path, self.task, tokenizer, training)
-        shape = read_encoder_config(study.model_name_or_path)
+    def __init__(self, objective: FineTuneObjective, max_reduction: float, seeds: range):
+        self.objective, self.task, self.seeds = objective, objective.task, seeds
+        shape = read_encoder_config(objective.checkpoint)
         longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
-        self.space = SearchSpace(
-            shape.num_hidden_layers,
-            longest,
-            first_token_gamma=shape.max_position_embeddings,
-            max_reduction=study.max_reduction,
-        )
+        limits = {"first_token_gamma": shape.max_position_embeddings, "max_reduction": max_reduction}
+        self.space = SearchSpace(shape.num_hidden_layers, longest, **limits)
         self.schedules = self.space.enumerate()
-        self.flops = mean_flops(self.objective.meter.config, self.schedules, self.objective.meter.lengths)
-        log2_lengths = self.space.log2_lengths(self.schedules, self.objective.meter.lengths)
-        self.sampler = FlopsUniformSampler(self.schedules, self.flops, log2_lengths)
+        self.flops = mean_flops(objective.meter.config, self.schedules, objective.meter.lengths)
+        self.winner = self.read_winner()
 
-    def chosen(self) -> list[Schedule]:
+    def choose(self, number: int) -> list[Schedule]:
         """The full model and one schedule from each of equal intervals of operations, drawn with a fixed seed."""
         generator = np.random.default_rng(0)
-        edges = np.linspace(self.flops.min(), self.flops.max(), self.arguments.num_schedules + 1)
+        edges = np.linspace(self.flops.min(), self.flops.max(), number + 1)
         edges[-1] = self.flops.max() - 1  # the full model is there anyway
-        drawn = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            members = np.flatnonzero((self.flops >= low) & (self.flops < high))
-            if len(members):
-                drawn.append(self.schedules[int(generator.choice(members))])
-        return [self.space.full, *drawn]
+        members = [
+            np.flatnonzero((self.flops >= low) & (self.flops < high))
+            for low, high in zip(edges[:-1], edges[1:], strict=True)
+        ]
+        return [self.space.full, *(self.schedules[int(generator.choice(some))] for some in members if len(some))]
 
     def journal(self, seed: int) -> Journal:
         identity = identify(self.objective, self.space)
         identity["recipe"]["seed"] = str(seed)
         del identity["latency"]  # nothing is timed here
-        return Journal(self.output / f"individual-{seed}.jsonl", identity)
+        return Journal(self.objective.output / f"individual-{seed}.jsonl", identity)
 
-    def train_individually(self):
-        """Fine-tune what is missing, seed by seed."""
-        for seed in self.seeds:
-            objective, arguments = copy.copy(self.objective), copy.copy(self.training)
-            objective.arguments, arguments.seed = arguments, seed
-            journal = self.journal(seed)
-            done = {trial.schedule for trial in journal.trials}
-            winner = self.winner()
-            schedules = self.chosen() + ([] if winner is None else [winner.schedule])
-            for schedule in tqdm(dict.fromkeys(schedules), desc=f"fine-tune, seed {seed}", unit="schedule"):
-                if schedule in done:
-                    continue
-                arguments.output_dir = str(self.output / f"current-{seed}")
-                result = fine_tune(objective.load(schedule), self.task, self.tokenizer, arguments)
-                shutil.rmtree(arguments.output_dir, ignore_errors=True)
-                measurement = {
-                    "score": result.score,
-                    "predictions": np.asarray(result.predictions).tolist(),
-                    "num_epochs": result.num_epochs,
-                }
-                journal.append(
-                    Trial(len(journal.trials), schedule, "individual", "ok", measurement, seconds=result.seconds)
-                )
-
-    def winner(self) -> Trial | None:
+    def read_winner(self) -> Trial | None:
         """The fastest feasible candidate of a search in the same folder, after its own fine-tuning."""
-        path = self.output / "winners" / "trials.jsonl"
+        path = self.objective.output / "winners" / "trials.jsonl"
         if not path.exists():
             return None
+        search = json.loads((self.objective.output / "best" / "search.json").read_text())
         trials = Journal(path, {}, is_writer=False).trials
-        required = json.loads((self.output / "best" / "search.json").read_text())["required_performance"]
-        best = summarise(trials, required, "latency_ratio").best
+        best = summarise(trials, search["required_performance"], "latency_ratio").best
         return None if best.schedule == self.space.full else best
 
-    def supernet_logits(self, schedules: list[Schedule]) -> np.ndarray:
-        """Outputs of the supernet on the validation split, (S, N, K)."""
-        from classformer_hf import ClassformerForSequenceClassification
+    def train_individually(self, schedules: list[Schedule], seed: int):
+        """Fine-tune what is missing of a seed, one after the other."""
+        objective, arguments = copy.copy(self.objective), copy.copy(self.objective.arguments)
+        arguments.output_dir, arguments.seed = str(objective.output / f"current-{seed}"), seed
+        objective.arguments, journal = arguments, self.journal(seed)
+        done = {trial.schedule for trial in journal.trials}
+        for schedule in tqdm(dict.fromkeys(schedules), desc=f"fine-tune, seed {seed}", unit="schedule"):
+            if schedule in done:
+                continue
+            result = fine_tune(objective.load(schedule), self.task, objective.tokenizer, arguments)
+            shutil.rmtree(arguments.output_dir, ignore_errors=True)
+            measurement = {"score": result.score, "predictions": np.asarray(result.predictions).tolist()}
+            measurement["num_epochs"] = result.num_epochs
+            number = len(journal.trials)
+            journal.append(Trial(number, schedule, "individual", "ok", measurement, seconds=result.seconds))
 
-        folder = prepare_supernet(self.objective, self.space)
-        model = ClassformerForSequenceClassification.from_pretrained(folder)
+    def read_individual(self, schedules: list[Schedule]) -> list[list[Trial]]:
+        """Give the individual trainings of schedules, seed by seed.
+
+        Raises:
+            ValueError: A training is missing.
+        """
+        found = []
+        for seed in self.seeds:
+            trials = {trial.schedule: trial for trial in self.journal(seed).trials}
+            missing = [schedule.key for schedule in schedules if schedule not in trials]
+            if missing:
+                raise ValueError(f"seed {seed} has not been fine-tuned with {missing}; run --stage individual first.")
+            found.append([trials[schedule] for schedule in schedules])
+        return found
+
+    def predict(self, schedules: list[Schedule]) -> list[np.ndarray]:
+        """Predictions of the supernet on the validation split."""
+        model = ClassformerForSequenceClassification.from_pretrained(prepare_supernet(self.objective, self.space))
         split = self.task.splits["validation"]
         with tqdm(total=len(split), desc=f"{len(schedules)} schedules", unit="text") as bar:
-            return predict_schedules(model, schedules, split, self.tokenizer, on_batch=bar.update)
+            logits = predict_schedules(model, schedules, split, self.objective.tokenizer, on_batch=bar.update)
+        return [predictions_from_logits(self.task.problem_type, single) for single in logits]
 
     def cost(self) -> dict:
         """Training operations of the supernet against 50 fine-tunings of random schedules, same epochs each."""
+        log2_lengths = self.space.log2_lengths(self.schedules, self.objective.meter.lengths)
+        sampler = FlopsUniformSampler(self.schedules, self.flops, log2_lengths)
         return {
-            "supernet_step_in_full_steps": self.sampler.flops_per_step / float(self.flops.max()),
-            "fraction_of_50_trials": self.sampler.share_of_fine_tunings(50),
-            "smallest": self.sampler.smallest.key,
+            "supernet_step_in_full_steps": sampler.flops_per_step / float(self.flops.max()),
+            "fraction_of_50_trials": sampler.share_of_fine_tunings(50),
+            "smallest": sampler.smallest.key,
         }
 
 
@@ -161,114 +145,149 @@ def tau_with_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> d
     Raises:
         ValueError: One side does not tell the schedules apart.
     """
-    generator = np.random.default_rng(seed)
-    taus = []
-    for _ in range(2000):
-        rows = generator.integers(len(first), size=len(first))
-        if len(set(first[rows])) > 1 and len(set(second[rows])) > 1:
-            taus.append(kendalltau(first[rows], second[rows]).statistic)
+    drawn = np.random.default_rng(seed).integers(len(first), size=(NUM_RESAMPLES, len(first)))
+    taus = [
+        kendalltau(first[rows], second[rows]).statistic
+        for rows in drawn
+        if len(set(first[rows])) > 1 and len(set(second[rows])) > 1
+    ]
     if not taus:
         raise ValueError(f"all {len(first)} schedules score the same, so they have no order to compare; train longer.")
     low, high = np.percentile(taus, [2.5, 97.5])
     return {"tau": float(kendalltau(first, second).statistic), "low": float(low), "high": float(high)}
 
 
-def report(study: Study) -> dict:
+def report(study: Study, chosen: list[Schedule]) -> dict[str, Any]:
     """Put both sides next to each other.
 
     Raises:
         ValueError: A training is missing.
     """
-    chosen, task = study.chosen(), study.task
-    references = np.asarray(task.splits["validation"]["labels"])
-    individual = []
-    for seed in study.seeds:
-        scores = {trial.schedule: trial.score for trial in study.journal(seed).trials}
-        missing = [schedule.key for schedule in chosen if schedule not in scores]
-        if missing:
-            raise ValueError(f"seed {seed} has not been fine-tuned with {missing}; run --stage individual first.")
-        individual.append([scores[schedule] for schedule in chosen])
-    logits = study.supernet_logits(chosen)
-    predictions = [predictions_from_logits(task.problem_type, single) for single in logits]
-    supernet = np.array([compute_score(task.metric_name, single, references) for single in predictions])
-    table = np.array(individual)
+    name, references = study.task.metric_name, np.asarray(study.task.splits["validation"]["labels"])
+    scores = np.array([[trial.score for trial in trials] for trials in study.read_individual(chosen)])
+    predictions = study.predict(chosen)
+    supernet = np.array([compute_score(name, single, references) for single in predictions])
     return {
-        **describe_run(),
-        "dataset": task.name,
-        "metric_name": task.metric_name,
-        "num_train_examples": len(task.splits["train"]),
-        "num_evaluation_examples": len(references),
-        "majority_score": majority_score(task),
-        "seeds": list(study.seeds),
-        "recipe": study.training.describe_recipe(),
-        "hardware": hardware_fingerprint(),
         "num_schedules_in_space": len(study.schedules),
         "schedules": [
             {
                 "key": schedule.key,
-                "flops_ratio": float(flops / study.flops.max()),
+                "flops_ratio": float(study.flops[study.schedules.index(schedule)] / study.flops.max()),
                 "supernet": float(supernet[index]),
-                "standard_error": standard_error(task.metric_name, predictions[index], references),
-                "individual": table[:, index].tolist(),
+                "standard_error": standard_error(name, predictions[index], references),
+                "individual": scores[:, index].tolist(),
             }
             for index, schedule in enumerate(chosen)
-            for flops in [study.flops[study.schedules.index(schedule)]]
         ],
-        "tau_supernet_individual": tau_with_interval(supernet, table.mean(axis=0)),
-        "tau_supernet_each_seed": [tau_with_interval(supernet, row) for row in table],
-        "tau_ceiling": tau_with_interval(table[0], table[1]),
+        "tau_supernet_individual": tau_with_interval(supernet, scores.mean(axis=0)),
+        "tau_supernet_each_seed": [tau_with_interval(supernet, row) for row in scores],
+        "tau_ceiling": tau_with_interval(scores[0], scores[1]),
         "cost": study.cost(),
-        "winner": compare_winner(study, references),
+        "winner": None if study.winner is None else compare_winner(study, study.winner, references),
     }
 
 
-def compare_winner(study: Study, references: np.ndarray) -> dict | None:
-    """Put the search's winner beside the same schedule fine-tuned individually; `None` where nothing was searched.
+def compare_winner(study: Study, winner: Trial, references: np.ndarray) -> dict[str, Any]:
+    """Put the search's winner beside the same schedule fine-tuned individually.
 
     Raises:
         ValueError: The twin's training is missing.
     """
-    winner, name = study.winner(), study.task.metric_name
-    if winner is None:
-        return None
-    ours = np.load(study.output / "winners" / "models" / winner.schedule.key / PREDICTIONS)
-    twins = [trial for seed in study.seeds for trial in study.journal(seed).trials if trial.schedule == winner.schedule]
-    if len(twins) < len(study.seeds):
-        raise ValueError(f"the twin of {winner.schedule.key} is missing; run --stage individual first.")
+    ours = np.load(study.objective.output / "winners" / "models" / winner.schedule.key / PREDICTIONS)
+    twins = [trials[0] for trials in study.read_individual([winner.schedule])]
     # of ours divided by the twin's, here in units of the score
-    errors = [
-        paired_standard_error(name, ours, np.asarray(twin.measurement["predictions"]), references) * twin.score
-        for twin in twins
-    ]
+    name, theirs = study.task.metric_name, [np.asarray(twin.measurement["predictions"]) for twin in twins]
+    errors = [paired_standard_error(name, ours, one, references) for one in theirs]
+    scores = [twin.score for twin in twins]
     return {
         "key": winner.schedule.key,
         "latency_ratio": winner.latency_ratio,
         "num_epochs": winner.measurement["num_epochs"],
         "score": winner.score,
-        "twins": [twin.score for twin in twins],
-        "gap": float(np.mean([twin.score for twin in twins]) - winner.score),
-        "standard_error": float(np.mean(errors)),
+        "twins": scores,
+        "gap": float(np.mean(scores) - winner.score),
+        "standard_error": float(np.mean(np.multiply(errors, scores))),
         "standard_error_kind": "paired",
     }
 
 
-def main():
-    types = (StudyArguments, TaskArguments, ClassformerTrainingArguments)
-    arguments, task_arguments, training = parse_arguments(types, __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    training.disable_tqdm = True
-    study = Study(arguments, task_arguments, training)
-    if arguments.stage in ("all", "supernet"):
-        prepare_supernet(study.objective, study.space)
-    if arguments.stage in ("all", "individual"):
-        study.train_individually()
-    if arguments.stage in ("all", "report"):
-        record = report(study)
-        print(json.dumps({name: record[name] for name in record if name.startswith(("tau", "cost"))}, indent=2))
-        if arguments.results_file is not None:
-            Path(arguments.results_file).write_text(format_record(record) + "\n")
+def run(
+    model_name_or_path: str,
+    task: TaskArguments,
+    training: ClassformerTrainingArguments,
+    num_schedules: int = 12,
+    seeds: int = 2,
+    max_reduction: float = 16,
+    stage: Literal["all", "supernet", "individual", "report"] = "all",
+    results_file: str | None = None,
+) -> dict[str, Any] | None:
+    """Train both sides and report; gives the report where that is made.
 
+    Args:
+        model_name_or_path: RoBERTa- or BERT-family checkpoint.
+        task: The data.
+        training: The recipe.
+        num_schedules: Shortened schedules to fine-tune, beside the full one.
+        seeds: Individual fine-tunings of each, with --seed, --seed + 1, ...
+        max_reduction: Cap of the space: longest input to shortest state.
+        stage: What to do now.
+        results_file: JSON file for the report.
+    """
+    training.disable_tqdm = True
+    tokenizer, numbers = load_tokenizer(model_name_or_path), list_seeds(training.seed, seeds)
+    data = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
+    study = Study(FineTuneObjective(model_name_or_path, data, tokenizer, training), max_reduction, numbers)
+    chosen = study.choose(num_schedules)
+    if stage in ("all", "supernet"):
+        prepare_supernet(study.objective, study.space)
+    if stage in ("all", "individual"):
+        for seed in numbers:
+            study.train_individually([*chosen, *([study.winner.schedule] if study.winner else [])], seed)
+    if stage not in ("all", "report"):
+        return None
+    found = report(study, chosen)
+    print(json.dumps({name: found[name] for name in found if name.startswith(("tau", "cost"))}, indent=2))
+    return write_record(
+        results_file,
+        dataset=data.name,
+        metric_name=data.metric_name,
+        num_train_examples=len(data.splits["train"]),
+        num_evaluation_examples=len(data.splits["validation"]),
+        majority_score=majority_score(data),
+        seeds=list(numbers),
+        recipe=training.describe_recipe(),
+        hardware=hardware_fingerprint(),
+        **found,
+    )
+
+
+def table(record: dict) -> str:
+    """Supernet against individual fine-tuning, schedule by schedule, then tau, its ceiling, the winner and the cost."""
+    rows = []
+    for row in record["schedules"]:
+        scores = [f"{score:.3f}" for score in (row["supernet"], *row["individual"])]
+        rows.append([f"`{row['key']}`", f"{row['flops_ratio']:.2f}", *scores])
+    header = ["schedule", "operations", "supernet", *(f"individual, seed {seed}" for seed in record["seeds"])]
+    taus = [interval(*record[f"tau_{name}"].values()) for name in ("supernet_individual", "ceiling")]
+    each = " and ".join(f"{one['tau']:.2f}" for one in record["tau_supernet_each_seed"])
+    note = (
+        f"{record['dataset'].upper()}, {record['metric_name']} on {record['num_evaluation_examples']} examples "
+        f"(majority {record['majority_score']:.3f}), {record['num_train_examples']} training examples, the same epochs "
+        f"on both sides. **Kendall's tau, supernet against individual: {taus[0]}** ({each} with single seeds); its "
+        f"ceiling, seed against seed: {taus[1]}; intervals: bootstrap over the schedules, 95 %. A supernet costs the "
+        f"training operations of {percent(record['cost']['fraction_of_50_trials'])} % of 50 fine-tunings. "
+    )
+    if winner := record["winner"]:
+        twins = " and ".join(f"{score:.3f}" for score in winner["twins"])
+        note += (
+            f"The search's winner `{winner['key']}`, after {winner['num_epochs']:g} epoch of its own, has "
+            f"{winner['score']:.3f}; fine-tuned individually {twins}: **gap {percent(winner['gap'], 2)} points** "
+            f"(standard error {percent(winner['standard_error'], 2)}, {winner['standard_error_kind']}). "
+        )
+    return format_table(header, rows, note + name_command(record))
+
+
+main = command_of(run, __doc__)
 
 if __name__ == "__main__":
     run_command(main)

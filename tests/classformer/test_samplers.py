@@ -319,6 +319,7 @@ def test_formula_is_nearly_monotone_and_latency_falls():
 def run_script(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["experiments/samplers.py", *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(SCRIPT.parent))
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return exit_.value.code, capsys.readouterr().out

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from redundancy_hf import command
 from redundancy_hf.__main__ import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +201,9 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: It refuses them.
     """
+    # needs torch, which the programs of the workbench do without
+    from redundancy_hf import command
+
     module, words, values = load_job(name), io.StringIO(), {}
     is_script = name not in VERBS and find_script(name).parent.name == "scripts"
     verb = find_verb(name) if is_script else name

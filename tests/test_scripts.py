@@ -22,7 +22,9 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 
 from classformer_hf.commands import search
 from classformer_hf.search import SearchSpace
+from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.page import Account, certificate_command, describe_certification
+from classformer_hf.search.settings import SearchSettings
 from classformer_hf.training import ClassformerTrainingArguments
 from redundancy_hf.command import check_settings, format_record
 from redundancy_hf.folders import check_golden_output
@@ -275,14 +277,14 @@ def test_space_tells_apart_what_the_validation_texts_do(tmp_path, tiny_roberta_t
     long = f'"{"good, quick, too short, " * 6}",positive'
     for name, rows in (("train", [*lines[:40], long]), ("validation", lines[40:])):
         (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]) + "\n")
-    arguments = search.SearchArguments(model_name_or_path=str(tiny_roberta_two_labels))
-    search.check_arguments(arguments)
     training = ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
-    study = search.Search(arguments, TaskArguments(dataset_name=str(tmp_path), max_length=64), training)
-    longest = max(map(len, study.task.splits["validation"]["input_ids"]))
-    assert longest < study.space.max_tokens / 2
+    task = TaskArguments(dataset_name=str(tmp_path), max_length=64)
+    data, tokenizer, checkpoint = search.load_inputs(str(tiny_roberta_two_labels), task, training, None)
+    space = search.build_space(FineTuneObjective(checkpoint, data, tokenizer, training), SearchSettings())
+    longest = max(map(len, data.splits["validation"]["input_ids"]))
+    assert longest < space.max_tokens / 2
     shorter = SearchSpace(3, longest, first_token_gamma=66)
-    schedules = study.space.enumerate()
+    schedules = space.enumerate()
     assert all(shorter.canonical(schedule) == schedule for schedule in schedules)
 
 

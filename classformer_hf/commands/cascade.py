@@ -12,111 +12,160 @@ certified and timed beside each other on texts drawn from it. OUTPUT_DIR/95 (97,
 cascade in its config: any `pipeline("text-classification", folder, trust_remote_code=True)` runs it.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from datasets import DatasetDict
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.certificate import certify
-from redundancy_hf.command import parse_arguments, write_record
+from redundancy_hf.command import parse_call, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.evaluation import predict
 from redundancy_hf.folders import save_folder
 from redundancy_hf.labels import SINGLE_LABEL
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import compute_score
-from redundancy_hf.readings import Evidence, choose_arguments, gather_evidence, open_model, record_reading
-from redundancy_hf.record import make_flags
-from redundancy_hf.task import Task, TaskArguments
-from redundancy_hf.timing import Target, hardware_fingerprint, measure_latency, sample_inputs
+from redundancy_hf.plan import Plan
+from redundancy_hf.readings import choose_arguments, gather_evidence, open_model, record_reading
+from redundancy_hf.task import Task, TaskArguments, TaskFlags
+from redundancy_hf.timing import Target, measure_latency, sample_inputs
 
 from ..checkpoints import load_from_encoder, reconfigure
-from ..latency import LatencyTable, build_latency_table
+from ..latency import LatencyTable
 from ..search import Schedule, SearchSpace
-from ..search.cascade import choose_cascade, margins_of
+from ..search.cascade import find_cascade, margins_of
 from ..search.supernet import mean_flops, predict_schedules
-
-TABLE_ROUNDS = 30
-
-
-@dataclass
-class CascadeArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder of a Classformer that was trained for many schedules."})
-    output_dir: str = field(metadata={"help": "Folder for the latency table and the models."})
-    required_performance: list[float] = field(
-        default_factory=lambda: [0.95, 0.97, 0.99], metadata={"help": "Shares of the full model's score."}
-    )
-    num_schedules: int = field(default=120, metadata={"help": "Schedules to choose from, evenly spaced in operations."})
-    max_reduction: float = field(default=16, metadata={"help": "Cap of the space: longest input to shortest state."})
-    latency_table: str | None = field(
-        default=None, metadata={"help": "latency_table.json of this machine; by default one is built, in 3 minutes."}
-    )
-    num_inputs: int = field(default=200, metadata={"help": "Texts of the test split that are timed."})
-    rounds: int = field(default=10, metadata={"help": "Rounds of interleaved timing."})
-    unseen: bool = field(
-        default=False,
-        metadata={"help": "Your word that a model without a task.json was not trained or chosen on the test split."},
-    )
-    read_again: bool = field(
-        default=False, metadata={"help": "Certify although the test split was read before; takes more evidence."}
-    )
-    results_file: str | None = field(default=None, metadata={"help": "JSON file for the comparison."})
+from ..search.target import LatencyMeter, prepare_table
 
 
-def list_schedules(arguments: CascadeArguments, config: Any, lengths: list[int]) -> list[Schedule]:
-    """Give the full model and schedules that are evenly spaced in operations."""
-    space = SearchSpace(
-        config.num_hidden_layers, max(lengths), (1, 2, 4, 8), (0, 2), True, 512, arguments.max_reduction
-    )
-    schedules = space.enumerate()
-    order = np.argsort(mean_flops(config, schedules, lengths))
-    kept = np.unique(np.linspace(0, len(order) - 1, arguments.num_schedules).round().astype(int))
-    return [space.full, *(schedules[i] for i in order[kept] if schedules[i] != space.full)]
+def choose_cascade(
+    model_name_or_path: str,
+    output_dir: str,
+    required_performance: Sequence[float] = (0.95, 0.97, 0.99),
+    num_schedules: int = 120,
+    max_reduction: float = 16,
+    latency_table: str | None = None,
+    num_inputs: int = 200,
+    rounds: int = 10,
+    unseen: bool = False,
+    read_again: bool = False,
+    results_file: str | None = None,
+    task: TaskFlags = TaskFlags(),
+) -> dict[str, Any]:
+    """Choose, certify and time cascades, and leave each as a model folder.
+
+    Args:
+        model_name_or_path: Folder of a Classformer that was trained for many schedules.
+        output_dir: Folder for the latency table and the models.
+        required_performance: Shares of the full model's score.
+        num_schedules: Schedules to choose from, evenly spaced in operations.
+        max_reduction: Cap of the space: longest input to shortest state.
+        latency_table: latency_table.json of this machine; by default one is built, in 3 minutes.
+        num_inputs: Texts of the test split that are timed.
+        rounds: Timed rounds.
+        unseen: Your word that a model without a task.json was not trained or chosen on the test split.
+        read_again: Certify although the test split was read before; takes more evidence.
+        results_file: JSON file for the comparison.
+        task: How the data are read, where that is not as the model's `task.json` says.
+
+    Returns:
+        The record: "dataset", "num_schedules", "hardware", ... and, of "rows", one for every required share.
+
+    Raises:
+        ValueError: A share is none, the task has no classes of which one is chosen, or no certificate can rest on its
+            test split.
+    """
+    if any(not 0 < required <= 1 for required in required_performance):
+        raise ValueError(f"`required_performance` is a share, 0 to 1, got {required_performance}.")
+    source = open_model(model_name_or_path, Path(model_name_or_path))
+    arguments = choose_arguments(TaskArguments, [source], vars(task))
+    tokenizer = load_tokenizer(model_name_or_path)
+    data = tokenize(load_task(arguments), tokenizer, arguments.max_length)
+    if data.problem_type != SINGLE_LABEL:
+        raise ValueError(f"a cascade needs classes of which one is chosen, and {data.name} is {data.problem_type}.")
+    assert data.record is not None and data.record.rows is not None, "load_task makes it"
+    test_rows = data.record.rows["test"]
+    evidence = gather_evidence([source], test_rows, "test", unseen, read_again)
+    data = replace(data, splits=DatasetDict({**data.splits, "test": data.splits["test"].select(evidence.kept)}))
+    # each choice of each requirement is judged on these texts
+    num_candidates = evidence.count_candidates(2 * len(required_performance))
+    target = Target(rounds=rounds)
+    with target.use_threads():
+        chooser = Chooser(model_name_or_path, data, tokenizer, target, Path(output_dir))
+        chooser.weigh(num_schedules, max_reduction, latency_table)
+        rows = [
+            chooser.report(required, num_candidates, evidence.sentences, num_inputs)
+            for required in required_performance
+        ]
+    record_reading([source], test_rows[evidence.kept], True, dataset=data.name, split="test")
+    record = {
+        "dataset": data.name,
+        "metric_name": data.metric_name,
+        "num_examples": {name: len(split) for name, split in data.splits.items()},
+        "num_schedules": len(chooser.schedules),
+        "full_validation_score": chooser.scores[0],
+        "hardware": target.hardware,
+        "rows": rows,
+    }
+    write_record(results_file, **record)
+    return record
 
 
-def prepare_table(arguments: CascadeArguments, config: Any, longest: int) -> LatencyTable:
-    """Load the latency table, or build and keep it."""
-    path = Path(arguments.latency_table or Path(arguments.output_dir) / "latency_table.json")
-    is_ours = path.exists() and LatencyTable.load(path).describes_this_machine()
-    if arguments.latency_table is None and not is_ours:
-        with tqdm(total=1 + TABLE_ROUNDS, desc="latency table") as bar:
-            build_latency_table(config, longest, Target(rounds=TABLE_ROUNDS), on_round=bar.update).save(path)
-    table = LatencyTable.load(path)
-    table.check_fits(config, longest)
-    return table
+def main():
+    call = parse_call(choose_cascade, __doc__)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for row in choose_cascade(**call)["rows"]:
+        print_row(row)
 
 
 class Chooser:
-    """The predictions that a choice is made by, and the texts that it is reported on."""
+    """Chooses among schedules by their predictions and times, and reports on other texts.
 
-    def __init__(self, arguments: CascadeArguments, task: Task, tokenizer: Any, evidence: Evidence):
-        self.arguments, self.task, self.tokenizer, self.evidence = arguments, task, tokenizer, evidence
-        self.model: Any = load_from_encoder(
-            arguments.model_name_or_path, output_names=task.output_names, needs_head=True, **task.head_config
-        )
+    Args:
+        source: Folder of the weights.
+        task: Tokenised task.
+        tokenizer: Pads the batches.
+        target: Where texts are timed.
+        output: Folder for the latency table and the models.
+    """
+
+    def __init__(self, source: str, task: Task, tokenizer: Any, target: Target, output: Path):
+        self.source, self.task, self.tokenizer, self.target, self.output = source, task, tokenizer, target, output
+        self.model: Any = load_from_encoder(source, output_names=task.output_names, needs_head=True, **task.head_config)
         self.model.config.length_buckets = self.model.config.cascade = None
-        split = task.splits["validation"]
+
+    def weigh(self, num_schedules: int, max_reduction: float, latency_table: str | None):
+        """Predict the validation split with every schedule, and how long each of its texts takes."""
+        config, split = self.model.config, self.task.splits["validation"]
         lengths = [len(ids) for ids in split["input_ids"]]
-        longest = max(len(ids) for name in ("validation", "test") for ids in task.splits[name]["input_ids"])
-        self.schedules = list_schedules(arguments, self.model.config, lengths)
-        table = prepare_table(arguments, self.model.config, longest)
+        self.schedules = list_schedules(config, lengths, num_schedules, max_reduction)
+        table = self.prepare_table(latency_table)
         values, rows = np.unique(lengths, return_inverse=True)
         by_length = np.stack([table.predict_many(self.schedules, [value]) for value in values], axis=1)
         self.times = by_length[:, rows]  # (S, N)
         self.references = np.asarray(split["labels"])
         with tqdm(total=len(split), desc=f"{len(self.schedules)} schedules", unit="text") as bar:
-            self.logits = predict_schedules(self.model, self.schedules, split, tokenizer, on_batch=bar.update)
-        self.scores = [compute_score(task.metric_name, one.argmax(-1), self.references) for one in self.logits]
+            self.logits = predict_schedules(self.model, self.schedules, split, self.tokenizer, on_batch=bar.update)
+        self.scores = [compute_score(self.task.metric_name, one.argmax(-1), self.references) for one in self.logits]
+
+    def prepare_table(self, given: str | None) -> LatencyTable:
+        """Load the latency table, or build and keep it."""
+        read = [ids for name in ("validation", "test") for ids in self.task.splits[name]["input_ids"]]
+        inputs = sample_inputs(self.task.splits["validation"])
+        meter = LatencyMeter(self.schedules[0], lambda: self.model.config, inputs, self.target, Plan(has_bars=True))
+        return prepare_table(meter, max(map(len, read)), self.output / "latency_table.json", given)
 
     def choose(self, required: float) -> dict[str, dict]:
         """Choose the single schedule and the cascade; gives settings of a config and what is expected."""
         feasible = [i for i, score in enumerate(self.scores) if score >= required * self.scores[0]]
         single = min(feasible, key=lambda i: self.times[i].mean())
-        cascade = choose_cascade(self.logits, self.times, self.references, self.task.metric_name, self.scores[single])
+        cascade = find_cascade(self.logits, self.times, self.references, self.task.metric_name, self.scores[single])
         assert cascade is not None, "the single schedule is one too"
         full_time = self.times[0].mean()
         fast, full = (self.schedules[i] for i in (cascade.fast, cascade.full))
@@ -135,53 +184,60 @@ class Chooser:
             },
         }
 
-    def report(self, required: float) -> dict:
-        """Choose, then score, certify and time on the test split."""
-        row: dict[str, Any] = {"required_performance": required, **self.choose(required)}
+    def report(self, required: float, num_candidates: int, notes: str, num_inputs: int) -> dict[str, Any]:
+        """Choose, then score, certify and time on the test split, and save the cascade.
+
+        Args:
+            required: Share of the full model's score.
+            num_candidates: Choices that are certified on these texts.
+            notes: What the certificates add.
+            num_inputs: Texts to time.
+        """
+        row: dict[str, Any] = {"required_performance": required, "full": {}, **self.choose(required)}
         split, name = self.task.splits["test"], self.task.metric_name
         references = np.asarray(split["labels"])
-        models = {"full": reconfigure(self.model, **self.schedules[0].config)}
-        full = predict(models["full"], split, self.tokenizer).argmax(-1)
-        row["full"] = {"test_score": compute_score(name, full, references)}
-        for kind in ("single", "cascade"):
-            models[kind] = reconfigure(self.model, **row[kind]["settings"])
-            found = predict(models[kind], split, self.tokenizer)
-            row[kind]["test_score"] = compute_score(name, found.argmax(-1), references)
-            # each choice of each requirement is judged on these texts
-            certificate = certify(
-                name,
-                full,
-                found.argmax(-1),
-                references,
-                required,
-                num_candidates=self.evidence.count_candidates(2 * len(self.arguments.required_performance)),
-            )
-            sentence = certificate.sentence + self.evidence.sentences
-            row[kind]["certificate"] = {**asdict(certificate), "sentence": sentence}
-        twice = self.share_classified_twice(models["cascade"], split) if row["cascade"]["settings"]["cascade"] else 0.0
-        row["cascade"]["classified_twice"] = twice
-        inputs, rounds = sample_inputs(split, self.arguments.num_inputs), self.arguments.rounds
-        with tqdm(total=rounds + 1, desc="timing", unit="round") as bar:
-            timed = measure_latency(models, inputs, "single", rounds, 1, on_round=bar.update)
+        row["full"]["settings"] = {**self.schedules[0].config, "cascade": None}
+        models = {kind: reconfigure(self.model, **row[kind]["settings"]) for kind in ("full", "single", "cascade")}
+        found = {kind: predict(model, split, self.tokenizer).argmax(-1) for kind, model in models.items()}
+        for kind, predictions in found.items():
+            row[kind]["test_score"] = compute_score(name, predictions, references)
+            if kind != "full":
+                certificate = certify(
+                    name, found["full"], predictions, references, required, num_candidates=num_candidates
+                )
+                row[kind]["certificate"] = {**asdict(certificate), "sentence": certificate.sentence + notes}
+        del row["full"]["settings"]
+        cascade = row["cascade"]["settings"]["cascade"]
+        row["cascade"]["classified_twice"] = self.share_classified_twice(cascade, split) if cascade else 0.0
+        with tqdm(total=self.target.rounds + 1, desc="timing", unit="round") as bar:
+            inputs = sample_inputs(split, num_inputs)
+            timed = measure_latency(models, inputs, "single", self.target.rounds, 1, on_round=bar.update)
         for kind, latency in timed.items():
             row[kind]["latency_to_single"] = asdict(latency)
         self.save(models["cascade"], required)
         return row
 
-    def share_classified_twice(self, cascade: Any, split: Any) -> float:
-        first = {name: cascade.config.cascade[name] for name in ("gamma", "eta")}
-        margins = margins_of(predict(reconfigure(self.model, **first), split, self.tokenizer))
-        return float((margins < cascade.config.cascade["margin"]).mean())
+    def share_classified_twice(self, cascade: dict[str, Any], split: Any) -> float:
+        first = reconfigure(self.model, gamma=cascade["gamma"], eta=cascade["eta"], cascade=None)
+        margins = margins_of(predict(first, split, self.tokenizer))
+        return float((margins < cascade["margin"]).mean())
 
     def save(self, model: Any, required: float):
         """Write the cascade as a model folder."""
-        folder = Path(self.arguments.output_dir) / f"{100 * required:g}"
-        record = self.task.record
-        assert record is not None, "load_task makes it"
+        assert self.task.record is not None, "load_task makes it"
         # what it is a choice from, and the searches that it belongs to
-        record = record.after(self.arguments.model_name_or_path, Path(self.arguments.output_dir))
-        save_folder(model, folder, self.tokenizer, record)
-        record.write(folder.parent)
+        record = self.task.record.after(self.source, self.output)
+        save_folder(model, self.output / f"{100 * required:g}", self.tokenizer, record)
+        record.write(self.output)
+
+
+def list_schedules(config: Any, lengths: list[int], num_schedules: int, max_reduction: float) -> list[Schedule]:
+    """Give the full model and schedules that are evenly spaced in operations."""
+    space = SearchSpace(config.num_hidden_layers, max(lengths), (1, 2, 4, 8), (0, 2), True, 512, max_reduction)
+    schedules = space.enumerate()
+    order = np.argsort(mean_flops(config, schedules, lengths))
+    kept = np.unique(np.linspace(0, len(order) - 1, num_schedules).round().astype(int))
+    return [space.full, *(schedules[i] for i in order[kept] if schedules[i] != space.full)]
 
 
 def print_row(row: dict):
@@ -198,37 +254,3 @@ def print_row(row: dict):
         print("  no cascade is faster than the fastest single schedule")
     else:
         print(f"  {100 * row['cascade']['classified_twice']:.1f} % of the texts are classified twice")
-
-
-def main():
-    arguments, flags = parse_arguments((CascadeArguments, make_flags(TaskArguments)), __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    if any(not 0 < required <= 1 for required in arguments.required_performance):
-        raise ValueError(f"--required_performance is a share, 0 to 1, got {arguments.required_performance}.")
-    source = open_model(arguments.model_name_or_path, Path(arguments.model_name_or_path))
-    task_arguments = choose_arguments(TaskArguments, [source], vars(flags))
-    tokenizer = load_tokenizer(arguments.model_name_or_path)
-    task = tokenize(load_task(task_arguments), tokenizer, task_arguments.max_length)
-    if task.problem_type != SINGLE_LABEL:
-        raise ValueError(f"a cascade needs classes of which one is chosen, and {task.name} is {task.problem_type}.")
-    assert task.record is not None and task.record.rows is not None, "load_task makes it"
-    test_rows = task.record.rows["test"]
-    evidence = gather_evidence([source], test_rows, "test", arguments.unseen, arguments.read_again)
-    task.splits["test"] = task.splits["test"].select(evidence.kept)
-    chooser = Chooser(arguments, task, tokenizer, evidence)
-    rows = [chooser.report(required) for required in arguments.required_performance]
-    record_reading([source], test_rows[evidence.kept], True, dataset=task.name, split="test")
-    for row in rows:
-        print_row(row)
-    write_record(
-        arguments.results_file,
-        dataset=task.name,
-        metric_name=task.metric_name,
-        num_examples={name: len(split) for name, split in task.splits.items()},
-        num_schedules=len(chooser.schedules),
-        full_validation_score=chooser.scores[0],
-        hardware=hardware_fingerprint(),
-        rows=rows,
-    )

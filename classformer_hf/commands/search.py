@@ -19,22 +19,24 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import describe_flags, parse_arguments
+from redundancy_hf.command import describe_flags, parse_call
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import find_weights
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import majority_score
 from redundancy_hf.plan import Plan, describe_stop, stoppable
-from redundancy_hf.task import TaskArguments
+from redundancy_hf.task import Task, TaskArguments
 from redundancy_hf.timing import Target
 
 from ..checkpoints import is_classifier, read_encoder_config
@@ -45,7 +47,7 @@ from ..search import (
     SearchSpace,
     Trial,
     TrialRunner,
-    check_limits,
+    Workers,
     open_workers,
     run_search,
 )
@@ -63,8 +65,9 @@ from ..search.report import (
     write_result_folder,
     write_results_file,
 )
-from ..search.stages import SupernetSettings, search_with_supernet
-from ..search.strategies import STRATEGIES, THESIS_STRATEGIES, build_sampler, list_known_costs
+from ..search.settings import SearchSettings
+from ..search.stages import search_with_supernet
+from ..search.strategies import build_sampler, list_known_costs
 from ..search.target import prepare_table, retime_trials, was_timed_elsewhere
 from ..search.validation import STAGE as VALIDATION
 from ..search.winners import FULL, WINNER
@@ -75,188 +78,170 @@ logger = logging.getLogger(__name__)
 TRIALS = "fine-tune and time schedules"
 
 
-@dataclass
-class SearchArguments:
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub name of a RoBERTa-, BERT-, ELECTRA- or DistilBERT-family checkpoint. "
-            "Default: a small classifier that is trained from scratch on the embedded task."
-        },
+def search_classformer(
+    model_name_or_path: str | None = None,
+    *,
+    task: TaskArguments,
+    training: ClassformerTrainingArguments,
+    settings: SearchSettings = SearchSettings(),
+    target: Target = Target(),
+    target_lengths: str | None = None,
+    time_budget: float | None = None,
+    workers: int = 1,
+    dask: str | None = None,
+    force: bool = False,
+    results_file: str | None = None,
+) -> SearchResult:
+    """Search the fastest schedule that keeps a share of the full model's score, and leave it as a model folder.
+
+    Args:
+        model_name_or_path: Folder or Hub name of a RoBERTa-, BERT-, ELECTRA- or DistilBERT-family checkpoint. Default:
+            a small classifier that is trained from scratch on the embedded task.
+        task: The data, and how they are read; the test split is not.
+        training: The recipe; its `output_dir` is the folder of the search. Training uses a GPU if there is one.
+        settings: What is asked.
+        target: Where the result shall be fast.
+        target_lengths: JSON file with the token lengths of texts to be fast on. Default: the validation split's.
+        time_budget: Minutes after which no further trial starts, nor any winner's fine-tuning but the first.
+        workers: Trials at a time, each in a process of its own.
+        dask: Scheduler of a Dask cluster, tcp://host:port, whose workers share this file system.
+        force: Search on even if the full model, or what is asked, is no better than the majority class.
+        results_file: JSON file for the summary and all trials, such as results/mrpc_search.json.
+
+    Returns:
+        The best trial and all others. The folder `best` of the output folder holds the model, `full` the one that it is
+        a share of, `search_report.html` the account.
+
+    Raises:
+        ValueError: What is asked cannot be, or a model that learned nothing may meet it.
+        JournalError: The output folder is another search's, or another process searches there.
+    """
+    check_places(target, workers, dask)
+    if settings.is_thesis:
+        training.follow_thesis()
+    # bars that are written to a file only hide the lines
+    training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
+    data, tokenizer, checkpoint = load_inputs(model_name_or_path, task, training, settings.reuse)
+    objective = FineTuneObjective(checkpoint, data, tokenizer, training, target)
+    objective.flags = describe_flags(model_name_or_path=model_name_or_path, **asdict(task))
+    if target_lengths is not None:
+        objective.meter.use_lengths(read_lengths(Path(target_lengths)))
+    space = build_space(objective, settings)
+    about = describe_search(objective, space, settings, model_name_or_path)
+    PartialState().print(
+        f"{data.name}: {about['num_train_examples']} training and {about['num_validation_examples']} validation "
+        f"examples, metric {data.metric_name}; {space.num_points:,} points over {space.num_layers} layers"
     )
-    required_performance: float = field(
-        default=0.99, metadata={"help": "Share of the full model's validation score that the result must keep."}
-    )
-    max_trials: int = field(
-        default=50,
-        metadata={
-            "help": "Number of schedules to evaluate, those of a resumed search included; with a supernet, 10 more for "
-            "every winner that falls short or keeps clearly more than was asked."
-        },
-    )
-    time_budget: float | None = field(
-        default=None,
-        metadata={"help": "Minutes after which no further trial starts, nor any winner's fine-tuning but the first."},
-    )
-    strategy: str = field(
-        default="constrained",
-        metadata={
-            "help": "How schedules are proposed. constrained: latency known from a table, accuracy by a Gaussian "
-            "process, fastest feasible first. thesis: Gaussian-process optimisation of the reward 5.4. tpe, gp: "
-            "Optuna's. random, evolution. binary: bisection of the first layer of three evenly spaced 2x reductions.",
-            "choices": list(STRATEGIES),
-        },
-    )
-    evaluation: str | None = field(
-        default=None,
-        metadata={
-            "help": "What a trial is. supernet: a validation with weights that were trained once for all schedules; "
-            "finetune: a fine-tuning of its own. Default: finetune for thesis and binary, supernet for the others.",
-            "choices": ["supernet", "finetune"],
-        },
-    )
-    max_reduction: float | None = field(
-        default=None,
-        metadata={
-            "help": "The longest text keeps at least one position in so many until the last layer. "
-            "Default: 16; no limit for thesis and binary."
-        },
-    )
-    num_winners: int = field(
-        default=5,
-        metadata={
-            "help": "Candidates of a supernet that may be fine-tuned to find the fastest that is good enough; those of "
-            "a resumed search count, those that another requirement, number of trials or buckets asked for do not."
-        },
-    )
-    winner_epochs: float = field(default=1.0, metadata={"help": "Epochs of a winner's own fine-tuning."})
-    reuse: str | None = field(
-        default=None,
-        metadata={"help": "Folder of a finished search with a supernet; nothing but the winners is trained again."},
-    )
-    latency_table: str | None = field(
-        default=None,
-        metadata={
-            "help": "Latency table of the machine where the result shall run (`redundancy-hf latency-table`). "
-            "Default: built here, once."
-        },
-    )
-    target_lengths: str | None = field(
-        default=None,
-        metadata={"help": "JSON file with the token lengths of texts to be fast on. Default: the validation split's."},
-    )
-    length_buckets: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Choose another schedule for inputs of at most so many tokens each, such as 32 64."},
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "Of the weights where the result shall run.", "choices": ["float32", "bfloat16", "float16"]},
-    )
-    workers: int = field(default=1, metadata={"help": "Trials at a time, each in a process of its own."})
-    dask: str | None = field(
-        default=None,
-        metadata={"help": "Scheduler of a Dask cluster, tcp://host:port, whose workers share this file system."},
-    )
-    initial_designs: str = field(
-        default="thesis",
-        metadata={
-            "help": "First trials. thesis: 10 seeded and 8 random, scaled to at most half of the trials; random: as "
-            "many, all random; none: the model proposes from the third trial on.",
-            "choices": ["thesis", "random", "none"],
-        },
-    )
-    gamma_options: list[str] = field(
-        default_factory=lambda: ["1", "2", "4", "8", "first"],
-        metadata={"help": "Reduction factors to choose from; 'first' keeps one token beside the first eta."},
-    )
-    eta_options: list[int] = field(
-        default_factory=lambda: [0, 2, 4, 8, 16], metadata={"help": "Numbers of leading tokens that may stay."}
-    )
-    reward_latency: str = field(
-        default="ratio",
-        metadata={
-            "help": "Delta in the reward (equation 5.4): ratio, to the full model in the same round; or milliseconds.",
-            "choices": ["ratio", "milliseconds"],
-        },
-    )
-    device: str = field(
-        default="cpu",
-        metadata={
-            "help": "Where the result shall be fast: cpu or cuda. Training uses a GPU if there is one (--use_cpu)."
-        },
-    )
-    threads: int = field(default=1, metadata={"help": "CPU threads while latency is measured."})
-    rounds: int = field(default=20, metadata={"help": "Rounds of interleaved latency measurement per trial."})
-    force: bool = field(
-        default=False,
-        metadata={"help": "Search on even if the full model, or what is asked, is no better than the majority class."},
-    )
-    results_file: str | None = field(
-        default=None, metadata={"help": "JSON file for the summary and all trials, such as results/mrpc_search.json."}
-    )
+    search = Search(objective, space, settings, about, force, time_budget)
+    with open_workers(workers, dask) as crew:
+        result = search.run(crew)
+    search.report(result, results_file)
+    return result
 
 
-def check_arguments(search: SearchArguments):
-    """Refuse at once what would only show after the first training, and fill in what follows from the strategy."""
-    check_limits(search.required_performance, search.max_trials)
-    is_thesis = search.strategy in THESIS_STRATEGIES
-    search.evaluation = search.evaluation or ("finetune" if is_thesis else "supernet")
-    if search.max_reduction is None and not is_thesis:
-        search.max_reduction = 16
-    SearchSpace(1, 1, search.gamma_options, search.eta_options, max_reduction=search.max_reduction)
-    if torch.device(search.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {search.device} was asked for, but torch finds no GPU; use --device cpu.")
-    for name in ("workers", "num_winners", "rounds", "threads"):
-        if getattr(search, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(search, name)}.")
-    needs_supernet = [name for name in ("reuse", "length_buckets") if getattr(search, name)]
-    if search.evaluation == "finetune" and needs_supernet:
-        raise ValueError(f"--{needs_supernet[0]} needs --evaluation supernet.")
-    if search.reuse and not (Path(search.reuse) / "supernet").is_dir():
+def main() -> int | None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    result = search_classformer(**parse_call(search_classformer, __doc__))
+    return 130 if result.interrupted else None
+
+
+def check_places(target: Target, workers: int, dask: str | None):
+    """Refuse at once devices and workers that would only be missed after the first training.
+
+    Raises:
+        ValueError: There is no such GPU, fewer than one worker, or both ways to run trials.
+    """
+    if torch.device(target.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` {target.device} was asked for, but torch finds no GPU; use `device` cpu.")
+    if workers < 1:
+        raise ValueError(f"`workers` must be at least 1, got {workers}.")
+    if PartialState().num_processes > 1 and (workers > 1 or dask):
         raise ValueError(
-            f"{search.reuse} holds no supernet; --reuse takes the --output_dir of a finished search with --evaluation "
-            "supernet."
-        )
-    defaults = SearchArguments()
-    needs_finetune = [n for n in ("initial_designs", "reward_latency") if getattr(search, n) != getattr(defaults, n)]
-    if search.evaluation == "supernet" and needs_finetune:
-        raise ValueError(f"--{needs_finetune[0]} needs --evaluation finetune.")
-    if PartialState().num_processes > 1 and (search.workers > 1 or search.dask):
-        raise ValueError(
-            "--workers and --dask run trials side by side, torchrun runs each in several processes: not both."
+            "`workers` and `dask` run trials side by side, torchrun runs each in several processes: not both."
         )
 
 
-def load_inputs(search: SearchArguments, arguments: TaskArguments, training: ClassformerTrainingArguments):
-    """Load the task without its test split, tokenised, and name the checkpoint."""
+def load_inputs(
+    checkpoint: str | None, arguments: TaskArguments, training: ClassformerTrainingArguments, reuse: Path | None
+) -> tuple[Task, PreTrainedTokenizerBase, str]:
+    """Load the task without its test split, tokenised, the tokenizer, and name the checkpoint."""
     task = load_task(arguments).without_test()
     training.check_best_metric(task.metric_name)
-    checkpoint = search.model_name_or_path
     if checkpoint is None:
-        if arguments.dataset_name is not None:
-            raise ValueError(
-                "--dataset_name needs --model_name_or_path: the embedded classifier fits its own task only."
-            )
-        from redundancy_hf.corpus import tfidf_score
-
-        from ..demo import prepare_demo_checkpoint
-
-        PartialState().print(
-            f"embedded task: functions of Python's standard library, label = package ({', '.join(task.label_names)}). "
-            "It is lexical: it shows the mechanics, not the method's value."
-        )
-        PartialState().print(
-            f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy"
-        )
-        checkpoint = str(Path(str(training.output_dir)) / "checkpoint")
-        prepare_demo_checkpoint(task, Path(checkpoint), bool(training.disable_tqdm))
+        checkpoint = prepare_demo(task, arguments, training)
     tokenizer = load_tokenizer(checkpoint)
     if task.record is not None:
         is_trained = is_classifier(checkpoint, task.num_labels)
         record = task.record.after(checkpoint, Path(str(training.output_dir)), is_trained=is_trained)
-        task = replace(task, record=record.by_choice_of(search.reuse))
+        task = replace(task, record=record.by_choice_of(reuse and str(reuse)))
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
+
+
+def prepare_demo(task: Task, arguments: TaskArguments, training: ClassformerTrainingArguments) -> str:
+    """Train the small classifier of the embedded task, once; gives its folder."""
+    if arguments.dataset_name is not None:
+        raise ValueError("`dataset_name` needs `model_name_or_path`: the embedded classifier fits its own task only.")
+    from redundancy_hf.corpus import tfidf_score
+
+    from ..demo import prepare_demo_checkpoint
+
+    PartialState().print(
+        f"embedded task: functions of Python's standard library, label = package ({', '.join(task.label_names)}). "
+        "It is lexical: it shows the mechanics, not the method's value."
+    )
+    PartialState().print(
+        f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy"
+    )
+    folder = Path(str(training.output_dir)) / "checkpoint"
+    prepare_demo_checkpoint(task, folder, bool(training.disable_tqdm))
+    return str(folder)
+
+
+def read_lengths(path: Path) -> list[int]:
+    """Read a JSON list of token lengths.
+
+    Raises:
+        ValueError: The file is no such list.
+    """
+    try:
+        lengths = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"`target_lengths` {path} cannot be read: {error}.") from error
+    if not isinstance(lengths, list) or not lengths or not all(isinstance(n, int) and n >= 1 for n in lengths):
+        raise ValueError(f"`target_lengths` {path} must be a JSON list of token lengths >= 1, such as [12, 31, 64].")
+    return lengths
+
+
+def build_space(objective: FineTuneObjective, settings: SearchSettings) -> SearchSpace:
+    """Build the space of a checkpoint and a task, which tells apart what the validated and timed texts do."""
+    config, splits = read_encoder_config(objective.checkpoint), objective.task.splits
+    return settings.build_space(
+        config.num_hidden_layers,
+        max(len(ids) for split in splits.values() for ids in split["input_ids"]),
+        first_token_gamma=config.max_position_embeddings,
+        judged_tokens=max(*map(len, splits["validation"]["input_ids"]), *objective.meter.lengths),
+    )
+
+
+def describe_search(
+    objective: FineTuneObjective, space: SearchSpace, settings: SearchSettings, model_name_or_path: str | None
+) -> dict[str, Any]:
+    """Say what is searched on, as plain data for report, card and record."""
+    task, lengths, folder = objective.task, sorted(objective.meter.lengths), Path(objective.checkpoint)
+    return {
+        "dataset": task.name,
+        "dataset_fingerprint": task.fingerprint,
+        "base_model": model_name_or_path and (folder.name if folder.exists() else objective.checkpoint),
+        "strategy": settings.strategy,
+        "evaluation": "supernet" if settings.has_supernet else "finetune",
+        "num_train_examples": len(task.splits["train"]),
+        "num_validation_examples": len(task.splits["validation"]),
+        "truncated": task.truncated,
+        "majority_score": majority_score(task),
+        "input_tokens": {"median": lengths[len(lengths) // 2], "longest": space.max_tokens},
+        "timed_lengths": lengths,
+    }
 
 
 class TrialLog:
@@ -296,53 +281,30 @@ class TrialLog:
 
 
 class Search:
-    """One search: what it works on, and where it leaves what."""
+    """One search: how it goes, and where it leaves what.
 
-    def __init__(self, search: SearchArguments, task_arguments: TaskArguments, training: ClassformerTrainingArguments):
-        self.arguments, self.training, self.is_checked = search, training, False
-        self.output = Path(str(training.output_dir))
-        self.task, tokenizer, checkpoint = load_inputs(search, task_arguments, training)
-        self.objective = FineTuneObjective(
-            checkpoint,
-            self.task,
-            tokenizer,
-            training,
-            Target(search.device, search.threads, search.dtype, search.rounds),  # type: ignore
-        )
-        flags = {"model_name_or_path": search.model_name_or_path, **asdict(task_arguments)}
-        self.objective.flags = describe_flags(**flags)
-        if search.target_lengths is not None:
-            self.objective.meter.use_lengths(read_lengths(Path(search.target_lengths)))
-        config = read_encoder_config(checkpoint)
-        longest = max(len(ids) for split in self.task.splits.values() for ids in split["input_ids"])
-        self.space = SearchSpace(
-            config.num_hidden_layers,
-            longest,
-            search.gamma_options,
-            search.eta_options,
-            first_token_gamma=config.max_position_embeddings,
-            max_reduction=search.max_reduction,
-            judged_tokens=max(*map(len, self.task.splits["validation"]["input_ids"]), *self.objective.meter.lengths),
-        )
-        self.is_main = training.process_index == 0
-        self.about = {
-            "dataset": self.task.name,
-            "dataset_fingerprint": self.task.fingerprint,
-            "base_model": search.model_name_or_path
-            and (Path(checkpoint).name if Path(checkpoint).exists() else checkpoint),
-            "strategy": search.strategy,
-            "evaluation": search.evaluation,
-            "num_train_examples": len(self.task.splits["train"]),
-            "num_validation_examples": len(self.task.splits["validation"]),
-            "truncated": self.task.truncated,
-            "majority_score": majority_score(self.task),
-            "input_tokens": {
-                "median": sorted(self.objective.meter.lengths)[len(self.objective.meter.lengths) // 2],
-                "longest": longest,
-            },
-            "timed_lengths": sorted(self.objective.meter.lengths),
-        }
-        self.deadline = None if search.time_budget is None else time.monotonic() + 60 * search.time_budget
+    Args:
+        objective: Fine-tunes and times; its output folder is the search's.
+        space: The schedules to choose from.
+        settings: What is asked.
+        about: Of `describe_search`.
+        force: Whether to search on where nothing can be kept.
+        time_budget: Minutes.
+    """
+
+    def __init__(
+        self,
+        objective: FineTuneObjective,
+        space: SearchSpace,
+        settings: SearchSettings,
+        about: dict[str, Any],
+        force: bool = False,
+        time_budget: float | None = None,
+    ):
+        self.objective, self.space, self.settings, self.about, self.force = objective, space, settings, about, force
+        self.output, self.record = objective.output, objective.task.record
+        self.is_main, self.is_checked = PartialState().is_main_process, False
+        self.deadline = None if time_budget is None else time.monotonic() + 60 * time_budget
 
     def is_time_up(self) -> bool:
         # one clock for all processes
@@ -351,92 +313,74 @@ class Search:
 
     def check_reference(self, stage: str, trial: Trial):
         """Refuse to trade away accuracy that is not there; each full model is checked once."""
-        floor, is_forced = self.about["majority_score"], self.arguments.force
+        floor = self.about["majority_score"]
         if stage == VALIDATION:
-            check_learned(trial, floor, is_forced, is_supernet=True)
+            check_learned(trial, floor, self.force, is_supernet=True)
         elif not self.is_checked:
             self.is_checked = True
-            check_requirement(trial, floor, self.arguments.required_performance, is_forced)
+            check_requirement(trial, floor, self.settings.required_performance, self.force)
 
-    def by_fine_tuning(self) -> SearchResult:
-        """Fine-tune every trial (thesis section 5.1.2)."""
-        if self.arguments.strategy not in THESIS_STRATEGIES:
-            self.objective.original = self.objective
-        search, journal = self.arguments, Journal(self.output / "trials.jsonl", self.objective.identity(), self.is_main)
-        known, path = None, self.output / "latency_table.json"
-        has_table = search.strategy == "constrained"
-        needs_table = has_table and search.latency_table is None and not path.exists()
-        num_trials = search.max_trials - len(journal.trials)
-        plan_fine_tuning(self.objective, self.space, TRIALS, num_trials, needs_table, search.workers)
-        if has_table:
-            table = prepare_table(self.objective.meter, self.space, path, search.latency_table)
-            known = list_known_costs(self.objective.meter, self.space, table)
-        sampler = build_sampler(
-            search.strategy,
-            self.space,
-            search.required_performance,
-            search.max_trials,
-            self.training.seed,
-            search.initial_designs,
-            known,
-        )
-
-        def begin(*stage) -> Callable[[SearchResult], None]:
-            show = TrialLog(self.objective.plan, *stage)
-
-            def on_trial(result: SearchResult):
-                show(result)
-                if self.is_main:
-                    prune_models(self.objective.models.root, result)
-                self.write(result, self.objective)
-
-            return on_trial
-
-        hardware, measure = self.objective.target.hardware, self.objective.meter.measure
-        with open_workers(search.workers, search.dask) as workers:
-            if workers.latency_executor is None:
-                retime_trials(journal, measure, lambda trial: was_timed_elsewhere(trial, hardware))
-            result = run_search(
-                self.space,
-                TrialRunner(self.objective, workers, measure),
-                sampler,
-                journal,
-                search.required_performance,
-                search.max_trials,
-                Hooks(begin, self.check_reference, self.is_time_up),
-                TRIALS,
-                f"latency_{search.reward_latency}",
-            )
+    def run(self, workers: Workers) -> SearchResult:
+        """Search, and leave the folders of the result and of the full model."""
+        begin, trained = partial(TrialLog, self.objective.plan), self.objective
+        if self.settings.has_supernet:
+            hooks = Hooks(begin, self.check_reference, self.is_time_up)
+            with stoppable():
+                found = search_with_supernet(self.objective, self.space, self.settings, hooks, workers)
+            self.about |= found.about
+            result, trained = found.result, found.winners
+        else:
+            result = self.fine_tune_trials(workers)
         self.objective.plan.end()
         if result.interrupted:
             logger.warning(f"stopped by hand: {describe_stop('the trial that was running')}")
-        self.write(result, self.objective)
+        self.write(result, trained)
         return result
 
-    def with_supernet(self) -> SearchResult:
-        """Train once, search with those weights, fine-tune the winners."""
-        search = self.arguments
-        settings = SupernetSettings(
-            strategy=search.strategy,
-            required_performance=search.required_performance,
-            max_trials=search.max_trials,
-            num_winners=search.num_winners,
-            winner_epochs=search.winner_epochs,
-            latency_table=search.latency_table,
-            length_buckets=search.length_buckets,
-            reuse=None if search.reuse is None else Path(search.reuse),
+    def fine_tune_trials(self, workers: Workers) -> SearchResult:
+        """Fine-tune every trial (thesis section 5.1.2)."""
+        objective, space, settings = self.objective, self.space, self.settings
+        if not settings.is_thesis:
+            objective.original = objective
+        journal = Journal(self.output / "trials.jsonl", objective.identity(), self.is_main)
+        known, path = None, self.output / "latency_table.json"
+        has_table = settings.strategy == "constrained"
+        needs_table = has_table and settings.latency_table is None and not path.exists()
+        num_trials = settings.max_trials - len(journal.trials)
+        plan_fine_tuning(objective, space, TRIALS, num_trials, needs_table, workers.num_workers)
+        if has_table:
+            table = prepare_table(objective.meter, space.max_tokens, path, settings.latency_table)
+            known = list_known_costs(objective.meter, space, table)
+        required, max_trials, seed = settings.required_performance, settings.max_trials, objective.arguments.seed
+        sampler = build_sampler(settings.strategy, space, required, max_trials, seed, settings.initial_designs, known)
+        measure, hardware = objective.meter.measure, objective.target.hardware
+        if workers.latency_executor is None:
+            retime_trials(journal, measure, lambda trial: was_timed_elsewhere(trial, hardware))
+        return run_search(
+            space,
+            TrialRunner(objective, workers, measure),
+            sampler,
+            journal,
+            required,
+            max_trials,
+            Hooks(self.begin_trials, self.check_reference, self.is_time_up),
+            TRIALS,
+            f"latency_{settings.reward_latency}",
         )
-        hooks = Hooks(partial(TrialLog, self.objective.plan), self.check_reference, self.is_time_up)
-        with stoppable(), open_workers(search.workers, search.dask) as workers:
-            found = search_with_supernet(self.objective, self.space, settings, hooks, workers)
-        self.objective.plan.end()
-        self.about |= found.about
-        self.write(found.result, found.winners)
-        return found.result
+
+    def begin_trials(self, *stage) -> Callable[[SearchResult], None]:
+        show = TrialLog(self.objective.plan, *stage)
+
+        def on_trial(result: SearchResult):
+            show(result)
+            if self.is_main:
+                prune_models(self.objective.models.root, result)
+            self.write(result, self.objective)
+
+        return on_trial
 
     def write(self, result: SearchResult, objective: FineTuneObjective):
         """Bring OUTPUT_DIR/best and OUTPUT_DIR/full up to date, with the models that the objective trained."""
-        journal, record = objective.output / "trials.jsonl", self.task.record
         full = self.output / "full"
         models: dict[int, Path] = {}
         for trial in (result.reference, result.best):
@@ -448,59 +392,29 @@ class Search:
                 PartialState().print(f"training {trial.schedule.key} again: its weights are gone")
                 objective(trial.schedule)
             models.setdefault(trial.number, kept or folder)
-        if self.is_main:
-            if record is not None:
-                record.write(self.output)
-            files = {"latency_table.json": self.output / "latency_table.json"}
-            if self.arguments.evaluation == "supernet":
-                files["search_trials.jsonl"] = self.output / "trials.jsonl"
-                files["direct_latency.json"] = self.output / "direct_latency.json"
-            best, reference = models[result.best.number], models[result.reference.number]
-            write_result_folder(result, best, journal, self.output / "best", self.about, files, record)
-            if reference != full:
-                write_full_folder(result, reference, full, self.about, record)
+        if not self.is_main:
+            return
+        if self.record is not None:
+            self.record.write(self.output)
+        names = {"trials.jsonl": objective.output / "trials.jsonl"}
+        names["latency_table.json"] = self.output / "latency_table.json"
+        if self.settings.has_supernet:
+            names["search_trials.jsonl"] = self.output / "trials.jsonl"
+            names["direct_latency.json"] = self.output / "direct_latency.json"
+        best, reference = models[result.best.number], models[result.reference.number]
+        write_result_folder(result, best, self.output / "best", self.about, names, self.record)
+        if reference != full:
+            write_full_folder(result, reference, full, self.about, self.record)
 
-
-def read_lengths(path: Path) -> list[int]:
-    """Read a JSON list of token lengths.
-
-    Raises:
-        ValueError: The file is no such list.
-    """
-    try:
-        lengths = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"--target_lengths {path} cannot be read: {error}.") from error
-    if not isinstance(lengths, list) or not lengths or not all(isinstance(n, int) and n >= 1 for n in lengths):
-        raise ValueError(f"--target_lengths {path} must be a JSON list of token lengths >= 1, such as [12, 31, 64].")
-    return lengths
-
-
-def main() -> int | None:
-    types = (SearchArguments, TaskArguments, ClassformerTrainingArguments)
-    search, task_arguments, training = parse_arguments(types, __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    check_arguments(search)
-    if search.strategy in THESIS_STRATEGIES:
-        training.follow_thesis()
-    # bars that are written to a file only hide the lines
-    training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
-    study = Search(search, task_arguments, training)
-    PartialState().print(
-        f"{study.task.name}: {study.about['num_train_examples']} training and "
-        f"{study.about['num_validation_examples']} validation examples, metric {study.task.metric_name}; "
-        f"{study.space.num_points:,} points over {study.space.num_layers} layers"
-    )
-    result = study.with_supernet() if search.evaluation == "supernet" else study.by_fine_tuning()
-    if study.is_main:
-        has_supernet = search.evaluation == "supernet"
-        print(f"\n{format_table(result)}\n{describe_table(has_supernet)}\n")
-        print_summary(study.output / "best", result, has_supernet)
-        print(f"report: {write_report(study.output, result, study.about)}")
-        if search.results_file is not None:
-            write_results_file(Path(search.results_file), result, study.about, training.seed)
-    return 130 if result.interrupted else None
+    def report(self, result: SearchResult, results_file: str | None):
+        """Print what was found, and write the account and, where a path is given, the record."""
+        if not self.is_main:
+            return
+        print(f"\n{format_table(result)}\n{describe_table(self.settings.has_supernet)}\n")
+        print_summary(self.output / "best", result, self.settings.has_supernet)
+        print(f"report: {write_report(self.output, result, self.about)}")
+        if results_file is not None:
+            write_results_file(Path(results_file), result, self.about, self.objective.arguments.seed)
 
 
 def print_summary(folder: Path, result: SearchResult, has_supernet: bool):

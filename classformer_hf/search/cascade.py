@@ -37,7 +37,7 @@ def margins_of(logits: np.ndarray) -> np.ndarray:
     return ordered[..., -1] - ordered[..., -2]
 
 
-def choose_cascade(
+def find_cascade(
     logits: np.ndarray, times: np.ndarray, references: np.ndarray, metric_name: str, required_score: float
 ) -> Cascade | None:
     """Choose the cascade with the shortest mean time among those that reach a score.
@@ -74,4 +74,4 @@ def choose_cascade(
     return best
 
 
-__all__ = ["Cascade", "choose_cascade", "margins_of"]
+__all__ = ["Cascade", "find_cascade", "margins_of"]

@@ -54,10 +54,6 @@ class Workers:
             raise ValueError(f"{self.num_workers} workers need an executor, such as LocalPool({self.num_workers}).")
 
 
-# this process, one trial after the other
-HERE = Workers()
-
-
 @contextmanager
 def open_workers(num_workers: int = 1, dask: str | None = None) -> Iterator[Workers]:
     """Start so many processes, or reach the workers of a Dask cluster; they are given up on exit.
@@ -67,7 +63,7 @@ def open_workers(num_workers: int = 1, dask: str | None = None) -> Iterator[Work
         dask: Address of a scheduler, whose workers are used instead.
     """
     if dask is None and num_workers == 1:
-        yield HERE
+        yield Workers()
         return
     workers = Workers(LocalPool(num_workers), num_workers) if dask is None else connect_dask(dask)
     with workers.executor or InlineExecutor():

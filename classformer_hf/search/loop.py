@@ -145,9 +145,6 @@ class Hooks:
     is_time_up: Callable[[], bool] = lambda: False
 
 
-SILENT = Hooks()
-
-
 def run_search(
     space: SearchSpace,
     objective: Objective | TrialRunner,
@@ -155,7 +152,7 @@ def run_search(
     journal: Journal,
     required_performance: float = 0.99,
     max_trials: int = 50,
-    hooks: Hooks = SILENT,
+    hooks: Hooks = Hooks(),
     stage: str = "search",
     latency_name: str = "latency_ratio",
 ) -> SearchResult:

@@ -54,11 +54,11 @@ class FineTuneObjective:
         task: Task,
         tokenizer: PreTrainedTokenizerBase,
         arguments: ClassformerTrainingArguments,
-        target: Target | None = None,
+        target: Target = Target(),
     ):
         self.checkpoint, self.task, self.tokenizer, self.arguments = checkpoint, task, tokenizer, arguments
         self.output = Path(str(arguments.output_dir))
-        self.target = target or Target()
+        self.target = target
         self.plan = Plan(has_bars=not arguments.disable_tqdm)
         self.has_loaded = False
         self.flags: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from redundancy_hf.plan import describe_seconds
 from redundancy_hf.timing import measure_latency
@@ -11,15 +10,13 @@ from ..latency import count_passes
 from ..training import count_training_steps, time_step
 from .journal import Journal
 from .objective import FineTuneObjective
+from .settings import SearchSettings
 from .space import SearchSpace
 from .supernet import STAGE as SUPERNET
 from .target import DIRECT, NUM_REMEASURED, TABLE, TABLE_ROUNDS, TABLE_SECONDS, WARMUP
 from .validation import REUSE_SECONDS
 from .validation import STAGE as VALIDATION
 from .winners import FULL, WINNER
-
-if TYPE_CHECKING:
-    from .stages import SupernetSettings
 
 # work of a schedule and of a supernet's step, as a share of the unreduced model's: schedules are drawn evenly up to it
 SCHEDULE_SHARE, SUPERNET_STEP = 0.6, 2.3
@@ -97,7 +94,7 @@ def plan_fine_tuning(
 
 
 def plan_supernet_search(
-    objective: FineTuneObjective, space: SearchSpace, settings: "SupernetSettings", num_workers: int = 1
+    objective: FineTuneObjective, space: SearchSpace, settings: SearchSettings, num_workers: int = 1
 ):
     """Plan a search with a supernet, from where an earlier call has stopped.
 

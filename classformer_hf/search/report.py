@@ -192,10 +192,9 @@ def prune_models(models: Path, result: SearchResult):
 def write_result_folder(
     result: SearchResult,
     model_folder: Path,
-    journal: Path,
     output: Path,
     about: dict[str, Any],
-    extra_files: Mapping[str, Path] | None = None,
+    files: Mapping[str, Path],
     record: TaskRecord | None = None,
 ):
     """Write the folder that is the search's product; an earlier one is replaced only when the new one is whole.
@@ -206,11 +205,9 @@ def write_result_folder(
     Args:
         result: What the search found.
         model_folder: The trained best model with its tokenizer.
-        journal: The `trials.jsonl`.
-        output: The folder to write: model, code, tokenizer, `search.json`, `trials.jsonl`, `pareto.png`, `task.json`,
-            model card.
+        output: The folder to write: model, code, tokenizer, `search.json`, `pareto.png`, `task.json`, model card.
         about: Goes into `search.json` and the card.
-        extra_files: Other files of the search by the name that they get; those that do not exist are left out.
+        files: Of the search, by the name that they get; those that do not exist are left out.
         record: How the data were read.
     """
     staging = output.with_name(output.name + ".partial")
@@ -225,7 +222,6 @@ def write_result_folder(
         follow_umask(staging)
     if record is not None:
         record.write(staging)
-    files = {"trials.jsonl": journal, **(extra_files or {})}
     for name, path in files.items():
         if path.exists():
             shutil.copy(path, staging / name)

@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from .executors import HERE, ExecutorError, InlineExecutor, Workers, attempt, is_worker_lost
+from .executors import ExecutorError, InlineExecutor, Workers, attempt, is_worker_lost
 from .journal import Trial
 from .space import Schedule
 
@@ -65,7 +65,7 @@ class TrialRunner:
     def __init__(
         self,
         objective: Objective,
-        workers: Workers = HERE,
+        workers: Workers = Workers(),
         timing: Objective | None = None,
         max_retries: int = 2,
     ):

@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,15 +30,16 @@ from redundancy_hf.folders import follow_umask
 from redundancy_hf.plan import describe_lost_training, describe_stop
 
 from ..latency import LatencyTable
-from .executors import HERE, Workers, on_main_process
+from .executors import Workers, on_main_process
 from .journal import Journal, JournalLock, check_identity
-from .loop import SILENT, Hooks, SearchResult, run_search
+from .loop import Hooks, SearchResult, run_search
 from .objective import FineTuneObjective
 from .pace import plan_supernet_search
 from .policy import find_policy
 from .reference import check_given
 from .report import prune_models
 from .runner import TrialRunner
+from .settings import SearchSettings
 from .space import Schedule, SearchSpace
 from .strategies import build_sampler, list_known_costs
 from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_supernet
@@ -68,41 +69,6 @@ EXTRA_TRIALS = 10
 
 
 @dataclass(frozen=True)
-class SupernetSettings:
-    """What is asked of a search with a supernet.
-
-    Attributes:
-        strategy: One of `STRATEGIES`.
-        required_performance: Share of the full model's score that the result must keep.
-        max_trials: Schedules to validate, before `EXTRA_TRIALS` more for every winner that falls short or keeps clearly
-            more than was asked.
-        num_winners: Candidates that may be fine-tuned for one question, those of an earlier call included.
-        winner_epochs: Epochs of that fine-tuning.
-        latency_table: A table from elsewhere.
-        length_buckets: Longest inputs, in tokens, of the buckets that get a schedule of their own; empty: one for all.
-        reuse: Folder of an earlier study, whose supernet and trials are taken.
-    """
-
-    strategy: str = "constrained"
-    required_performance: float = 0.99
-    max_trials: int = 50
-    num_winners: int = 5
-    winner_epochs: float = 1.0
-    latency_table: str | None = None
-    length_buckets: Sequence[int] = ()
-    reuse: Path | None = None
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """What a winner is fine-tuned for, as plain data: another question gets `num_winners` of its own."""
-        return {
-            "required_performance": self.required_performance,
-            "max_trials": self.max_trials,
-            "length_buckets": list(self.length_buckets),
-        }
-
-
-@dataclass(frozen=True)
 class SupernetResult:
     """What a search with a supernet gives: the judged winners, what fine-tuned them, and what the stages found."""
 
@@ -114,9 +80,9 @@ class SupernetResult:
 def search_with_supernet(
     objective: FineTuneObjective,
     space: SearchSpace,
-    settings: SupernetSettings,
-    hooks: Hooks = SILENT,
-    workers: Workers = HERE,
+    settings: SearchSettings,
+    hooks: Hooks = Hooks(),
+    workers: Workers = Workers(),
 ) -> SupernetResult:
     """Run all stages; what an earlier call has finished is taken from its files.
 
@@ -161,7 +127,7 @@ def only_driver(output: Path) -> Iterator[None]:
 
 
 def _run_stages(
-    objective: FineTuneObjective, space: SearchSpace, settings: SupernetSettings, hooks: Hooks, workers: Workers
+    objective: FineTuneObjective, space: SearchSpace, settings: SearchSettings, hooks: Hooks, workers: Workers
 ) -> SupernetResult:
     """Run the stages of `search_with_supernet`."""
     output, reuse = objective.output, settings.reuse
@@ -178,7 +144,7 @@ def _run_stages(
         check_study(reuse, objective)
         folder = reuse / "supernet"
     path = output / "latency_table.json"
-    table = on_main_process(lambda: prepare_table(objective.meter, space, path, settings.latency_table))
+    table = on_main_process(lambda: prepare_table(objective.meter, space.max_tokens, path, settings.latency_table))
     stage = SupernetStage(objective, space, settings, hooks, workers, folder, table)
     if not stage.is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
@@ -248,7 +214,7 @@ class SupernetStage:
         self,
         objective: FineTuneObjective,
         space: SearchSpace,
-        settings: SupernetSettings,
+        settings: SearchSettings,
         hooks: Hooks,
         workers: Workers,
         folder: Path,

@@ -1,5 +1,7 @@
 """Search strategies by name, as a command line has them."""
 
+from typing import get_args
+
 from ..latency import LatencyTable
 from .constrained import ConstrainedSampler, KnownCosts
 from .samplers import (
@@ -10,13 +12,12 @@ from .samplers import (
     RandomSampler,
     Sampler,
 )
+from .settings import Strategy
 from .space import SearchSpace
 from .supernet import mean_flops
 from .target import LatencyMeter
 
-STRATEGIES = ("constrained", "thesis", "tpe", "gp", "random", "evolution", "binary")
-# these come from the thesis, whose every trial is a fine-tuning
-THESIS_STRATEGIES = ("thesis", "binary")
+STRATEGIES = get_args(Strategy)
 
 
 def build_sampler(

@@ -26,7 +26,7 @@ from ..latency import LatencyTable, build_latency_table, drift
 from ..modeling_classformer import ClassformerForSequenceClassification
 from .executors import on_main_process
 from .journal import Journal, Trial
-from .space import Schedule, SearchSpace
+from .space import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class LatencyMeter:
         return table.describes_this_machine(self.target)
 
 
-def prepare_table(meter: LatencyMeter, space: SearchSpace, path: Path, given: str | None = None) -> LatencyTable:
+def prepare_table(meter: LatencyMeter, max_tokens: int, path: Path, given: str | None = None) -> LatencyTable:
     """Load the latency table of the target, or build it on this machine.
 
     A table that another machine, dtype or number of threads has left at `path` moves to the folder `latency_tables`
@@ -140,14 +140,14 @@ def prepare_table(meter: LatencyMeter, space: SearchSpace, path: Path, given: st
 
     Args:
         meter: Says which model and which target.
-        space: Says how long the inputs are.
+        max_tokens: Longest text of the data.
         path: Where the table of this search is, or will be.
         given: A table from elsewhere: another machine's, or an earlier search's.
 
     Raises:
         ValueError: The table is damaged, of another model or too short.
     """
-    longest = max(space.max_tokens, *meter.lengths)
+    longest = max(max_tokens, *meter.lengths)
     if given is not None:
         table = LatencyTable.load(given)
         table.check_fits(meter.config, longest)

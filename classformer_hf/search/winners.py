@@ -16,7 +16,7 @@ from redundancy_hf.plan import describe_stop
 
 from ..latency import LatencyTable
 from .journal import Journal, Trial
-from .loop import SILENT, Hooks, SearchResult, find_reference, run_search, summarise
+from .loop import Hooks, SearchResult, find_reference, run_search, summarise
 from .objective import FineTuneObjective
 from .policy import predict_policy
 from .runner import TrialRunner
@@ -227,7 +227,7 @@ def judge(
     max_trials = max(len(journal.trials), 1) + (candidate is not None)
     if max_trials == len(journal.trials):
         # nothing is to come
-        hooks = replace(hooks, begin=SILENT.begin)
+        hooks = replace(hooks, begin=Hooks().begin)
     result = run_search(
         space,
         TrialRunner(winners, timing=timing),

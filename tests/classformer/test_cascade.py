@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification, load_from_encoder
 from classformer_hf.checkpoints import reconfigure
-from classformer_hf.search.cascade import choose_cascade, margins_of
+from classformer_hf.search.cascade import find_cascade, margins_of
 from redundancy_hf.metrics import compute_score
 
 FAST, FULL = {"gamma": [4, 2, 1], "eta": 0}, {"gamma": [1, 2, 1], "eta": 2}
@@ -168,14 +168,14 @@ def test_choice_is_the_cheapest_that_reaches_the_score():
     logits = np.array([fast, middle, [certain] * 10])
     times = np.array([[1.0] * 10, [3.0] * 10, [4.0] * 10])
     references = np.ones(10, int)
-    alone = choose_cascade(logits, times, references, "accuracy", 0.8)
+    alone = find_cascade(logits, times, references, "accuracy", 0.8)
     assert (alone.fast, alone.full, alone.margin, alone.time) == (0, 0, 0.0, 1.0)
     # four texts are as unsure as the wrong ones, and are classified again with the cheapest schedule that helps
-    cascade = choose_cascade(logits, times, references, "accuracy", 0.9)
+    cascade = find_cascade(logits, times, references, "accuracy", 0.9)
     assert (cascade.fast, cascade.full, cascade.score) == (0, 1, 0.9)
     assert cascade.time == pytest.approx(1 + 3 * 0.4) and margins_of(logits[0])[6] < cascade.margin < 0.9
-    assert choose_cascade(logits, times, references, "accuracy", 1.0).full == 2
-    assert choose_cascade(logits[:2], times[:2], references, "accuracy", 1.0) is None
+    assert find_cascade(logits, times, references, "accuracy", 1.0).full == 2
+    assert find_cascade(logits[:2], times[:2], references, "accuracy", 1.0) is None
 
 
 def test_a_single_schedule_reaches_its_own_score_in_every_metric():
@@ -184,7 +184,7 @@ def test_a_single_schedule_reaches_its_own_score_in_every_metric():
         logits, references = generator.normal(size=(1, 40, 2)), generator.integers(0, 2, 40)
         for metric in ("accuracy", "f1", "matthews_correlation"):
             own = compute_score(metric, logits[0].argmax(-1), references)
-            assert choose_cascade(logits, np.ones((1, 40)), references, metric, own) is not None
+            assert find_cascade(logits, np.ones((1, 40)), references, metric, own) is not None
 
 
 def test_margins_are_differences_of_probabilities():

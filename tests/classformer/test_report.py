@@ -453,11 +453,15 @@ def write_best(fine_tuned, tmp_path):
     """Write a search's result folder with weights of some content."""
     study, result = fine_tuned
     (tmp_path / "table.json").write_text("{}")
-    extra = {"latency_table.json": tmp_path / "table.json", "direct_latency.json": tmp_path / "missing.json"}
+    files = {
+        "trials.jsonl": study / "trials.jsonl",
+        "latency_table.json": tmp_path / "table.json",
+        "direct_latency.json": tmp_path / "missing.json",
+    }
 
     def write(content: bytes, about: dict = ABOUT) -> Path:
         model = make_model(tmp_path / "model", content)
-        write_result_folder(result, model, study / "trials.jsonl", tmp_path / "best", about, extra)
+        write_result_folder(result, model, tmp_path / "best", about, files)
         return tmp_path / "best"
 
     return write

@@ -19,7 +19,8 @@ from classformer_hf.search import objective as objective_module
 from classformer_hf.search import reference as reference_module
 from classformer_hf.search.journal import Trial
 from classformer_hf.search.objective import FineTuneObjective
-from classformer_hf.search.stages import EXTRA_TRIALS, SupernetSettings, only_driver, search_with_supernet
+from classformer_hf.search.settings import SearchSettings
+from classformer_hf.search.stages import EXTRA_TRIALS, only_driver, search_with_supernet
 from classformer_hf.search.supernet import STAGE as SUPERNET
 from classformer_hf.search.target import DIRECT, TABLE, LatencyMeter
 from classformer_hf.search.validation import STAGE as VALIDATION
@@ -80,7 +81,7 @@ def search(objective, space, **settings):
 
     hooks = Hooks(begin, **{name: settings.pop(name) for name in HOOKS if name in settings})
     workers = settings.pop("workers", Workers())
-    found = search_with_supernet(objective, space, SupernetSettings(**settings), hooks, workers)
+    found = search_with_supernet(objective, space, SearchSettings(**settings), hooks, workers)
     return found, stages
 
 

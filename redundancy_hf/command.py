@@ -128,6 +128,8 @@ def _describe_flag(parameter: inspect.Parameter, text: str) -> tuple[str, Any, A
     if is_optional:
         kind = kind | None
     default = parameter.default
+    if default is parameter.empty and is_optional:
+        default = None
     if default is parameter.empty:
         return parameter.name, kind, dataclasses.field(metadata=metadata)
     if isinstance(default, tuple | list):

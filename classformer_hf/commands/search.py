@@ -30,7 +30,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import describe_flags, parse_call
+from redundancy_hf.command import describe_flags, parse_call, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import find_weights
 from redundancy_hf.limits import load_tokenizer
@@ -53,17 +53,17 @@ from ..search import (
 )
 from ..search.objective import FineTuneObjective
 from ..search.pace import plan_fine_tuning
-from ..search.page import describe_certification
+from ..search.page import describe_certification, write_report
 from ..search.reference import check_learned, check_requirement, describe_reference
 from ..search.report import (
     describe_finding,
     describe_table,
     format_table,
     prune_models,
+    summary,
+    tabulate,
     write_full_folder,
-    write_report,
     write_result_folder,
-    write_results_file,
 )
 from ..search.settings import SearchSettings
 from ..search.stages import search_with_supernet
@@ -79,8 +79,7 @@ TRIALS = "fine-tune and time schedules"
 
 
 def search_classformer(
-    model_name_or_path: str | None = None,
-    *,
+    model_name_or_path: str | None,
     task: TaskArguments,
     training: ClassformerTrainingArguments,
     settings: SearchSettings = SearchSettings(),
@@ -163,7 +162,7 @@ def check_places(target: Target, workers: int, dask: str | None):
 
 
 def load_inputs(
-    checkpoint: str | None, arguments: TaskArguments, training: ClassformerTrainingArguments, reuse: Path | None
+    checkpoint: str | None, arguments: TaskArguments, training: ClassformerTrainingArguments, reuse: str | None
 ) -> tuple[Task, PreTrainedTokenizerBase, str]:
     """Load the task without its test split, tokenised, the tokenizer, and name the checkpoint."""
     task = load_task(arguments).without_test()
@@ -174,7 +173,7 @@ def load_inputs(
     if task.record is not None:
         is_trained = is_classifier(checkpoint, task.num_labels)
         record = task.record.after(checkpoint, Path(str(training.output_dir)), is_trained=is_trained)
-        task = replace(task, record=record.by_choice_of(reuse and str(reuse)))
+        task = replace(task, record=record.by_choice_of(reuse))
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 
@@ -413,8 +412,8 @@ class Search:
         print(f"\n{format_table(result)}\n{describe_table(self.settings.has_supernet)}\n")
         print_summary(self.output / "best", result, self.settings.has_supernet)
         print(f"report: {write_report(self.output, result, self.about)}")
-        if results_file is not None:
-            write_results_file(Path(results_file), result, self.about, self.objective.arguments.seed)
+        seed, about = self.objective.arguments.seed, summary(result, self.about)
+        write_record(results_file, seed=seed, summary=about, trials=tabulate(result))
 
 
 def print_summary(folder: Path, result: SearchResult, has_supernet: bool):

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..configuration_classformer import ClassformerConfig
 from .journal import Trial
 from .loop import SearchResult, pareto_front
@@ -32,7 +34,7 @@ STYLE: Any = {
 
 @contextmanager
 def picture(path: Path, height_inches: float, rows: int = 1, columns: int = 1, **layout: Any) -> Iterator[Any]:
-    """Open a figure and its axes, (rows, columns); written to `path` and closed in the end."""
+    """Open a figure and its axes, with a layout an array (rows, columns); written to `path` and closed in the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,40 +42,13 @@ def picture(path: Path, height_inches: float, rows: int = 1, columns: int = 1, *
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, columns, figsize=(WIDTH_INCHES, height_inches), layout="constrained", squeeze=False, **layout
+            rows, columns, figsize=(WIDTH_INCHES, height_inches), layout="constrained", squeeze=not layout, **layout
         )
         try:
             yield figure, axes
             figure.savefig(path, dpi=DPI)
         finally:
             plt.close(figure)
-
-
-def latency_quartiles(trial: Trial) -> tuple[float, float] | None:
-    """Give the quartiles of a relative latency; `None` where it comes from a table."""
-    candidate = trial.measurement.get("latency", {}).get("candidate")
-    return None if candidate is None else (candidate["ratio_low"], candidate["ratio_high"])
-
-
-def latency_source(trial: Trial) -> str | None:
-    """Say whether a latency was measured ("direct") or predicted ("table"); `None` where that is not recorded."""
-    return "direct" if latency_quartiles(trial) else trial.measurement.get("latency_source")
-
-
-def speedup_against_stock(trial: Trial) -> float | None:
-    """Say how many times as fast as plain RoBERTa a trial is; `None` where that was not timed."""
-    stock = trial.measurement.get("stock_latency_ratio")
-    return None if stock is None else stock / trial.latency_ratio
-
-
-def speedup_against_stock_range(trial: Trial) -> tuple[float, float] | None:
-    """Give the range of `speedup_against_stock` over the quartiles of both times; `None` where one has none.
-
-    From the lower quartile of plain RoBERTa's time by the upper one of the trial's, to the reverse: wider than the
-    quartiles of the quotient, whose rounds are not kept.
-    """
-    stock, quartiles = trial.measurement.get("latency", {}).get("stock"), latency_quartiles(trial)
-    return stock and quartiles and (stock["ratio_low"] / quartiles[1], stock["ratio_high"] / quartiles[0])
 
 
 def draw_pareto(path: Path, result: SearchResult, majority_score: float, search: SearchResult | None = None):
@@ -85,50 +60,38 @@ def draw_pareto(path: Path, result: SearchResult, majority_score: float, search:
         majority_score: The floor.
         search: The trials with a supernet, where `result` holds winners with a fine-tuning of their own.
     """
-    from matplotlib.ticker import PercentFormatter
-
     everything = search or result
-    front = pareto_front(everything.trials)
+    front = [(trial.latency_ratio, everything.performance(trial)) for trial in pareto_front(everything.trials)]
+    points = [(trial, everything, "o", 4.5, "trial") for trial in everything.trials if trial.is_ok]
+    if search is not None:
+        points += [(trial, result, "D", 5.5, "winner, fine-tuned") for trial in result.trials if trial.is_ok]
     with picture(path, 4.6) as (figure, axes):
-        axes = axes[0, 0]
-        axes.plot(
-            [trial.latency_ratio for trial in front],
-            [everything.performance(trial) for trial in front],
-            drawstyle="steps-post",
-            color=PLAIN,
-            label="Pareto front",
-        )
+        axes.plot(*np.transpose(front), drawstyle="steps-post", color=PLAIN, label="Pareto front")
         axes.axhline(result.required_performance, linestyle="--", color=LIMIT, label="asked")
         axes.axhline(majority_score / result.reference.score, linestyle=":", color="black", label="majority class")
-        points = [(trial, everything, "o", "trial") for trial in everything.trials if trial.is_ok]
-        if search is not None:
-            points += [(trial, result, "D", "winner, fine-tuned") for trial in result.trials if trial.is_ok]
-        for trial, judge, mark, name in points:
-            if trial in (judge.reference, result.best) and judge is result:
-                mark, color, size = ("s", "black", 7.0) if trial is not result.best else ("*", CHOSEN, 15.0)
-                name = "full model" if trial is not result.best else "chosen"
-            else:
-                color, size = (FEASIBLE if judge.is_feasible(trial) else INFEASIBLE), 5.5 if mark == "D" else 4.5
-                name += ", kept" if judge.is_feasible(trial) else ", not kept"
-            _draw_point(axes, trial, judge.performance(trial), marker=mark, color=color, markersize=size, label=name)
-        axes.set_xlabel("latency relative to the full model, batch 1")
-        axes.set_ylabel(f"validation {result.reference.measurement.get('metric_name', 'score')}, share of full")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        _draw_legend(figure, axes)
+        for trial, judge, mark, size, name in points:
+            is_kept = judge.is_feasible(trial)
+            color, label = (FEASIBLE, f"{name}, kept") if is_kept else (INFEASIBLE, f"{name}, not kept")
+            if judge is result and trial is result.best:
+                mark, size, color, label = "*", 15.0, CHOSEN, "chosen"
+            elif judge is result and trial is result.reference:
+                mark, size, color, label = "s", 7.0, "black", "full model"
+            _draw_point(axes, trial, judge.performance(trial), marker=mark, color=color, markersize=size, label=label)
+        axes.set(
+            xlabel="latency relative to the full model, batch 1",
+            ylabel=f"validation {result.reference.measurement.get('metric_name', 'score')}, share of full",
+        )
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+        _draw_legend(figure, *axes.get_legend_handles_labels())
 
 
 def _draw_point(axes: Any, trial: Trial, performance: float, **kwargs: Any):
     """Draw a trial with its quartiles and its standard error, where they are known."""
-    quartiles, error = latency_quartiles(trial), trial.measurement.get("paired_standard_error")
-    spans = (
-        None
-        if quartiles is None
-        else [[max(trial.latency_ratio - quartiles[0], 0)], [max(quartiles[1] - trial.latency_ratio, 0)]]
-    )
+    error = trial.measurement.get("paired_standard_error")
     axes.errorbar(
         trial.latency_ratio,
         performance,
-        xerr=spans,
+        xerr=_span(trial.latency_ratio, trial.latency_quartiles),
         yerr=error or None,
         linestyle="none",
         elinewidth=0.8,
@@ -140,9 +103,13 @@ def _draw_point(axes: Any, trial: Trial, performance: float, **kwargs: Any):
     )
 
 
-def _draw_legend(figure: Any, axes: Any):
+def _span(value: float, quartiles: tuple[float, float] | None) -> Any:
+    """Give the distances to quartiles as an error bar takes them."""
+    return None if quartiles is None else np.abs(np.subtract(quartiles, value))[:, None]
+
+
+def _draw_legend(figure: Any, handles: Sequence[Any], names: Sequence[str]):
     """Draw one entry per name, below the axes."""
-    handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, columnspacing=1.2)
 
@@ -150,50 +117,40 @@ def _draw_legend(figure: Any, axes: Any):
 def draw_progress(path: Path, result: SearchResult):
     """Draw every trial's speed-up and reward by number, and the best so far."""
     trials = [(trial, reward) for trial, reward in zip(result.trials, result.rewards, strict=True) if trial.is_ok]
+    numbers = [trial.number for trial, _ in trials]
+    speedups = [1 / trial.latency_ratio for trial, _ in trials]
+    kept = [speedup if result.is_feasible(trial) else 1.0 for speedup, (trial, _) in zip(speedups, trials, strict=True)]
+    rewards = [reward for _, reward in trials]
     failed = [trial.number for trial in result.trials if not trial.is_ok]
     with picture(path, 6.2, rows=2, sharex=True) as (figure, axes):
         upper, lower = axes[:, 0]
-        fastest, highest, speedups, rewards = 1.0, -float("inf"), [], []
-        for trial, reward in trials:
-            if result.is_feasible(trial):
-                fastest = max(fastest, 1 / trial.latency_ratio)
-            highest = max(highest, reward)
-            speedups.append(fastest)
-            rewards.append(highest)
-            color = FEASIBLE if result.is_feasible(trial) else INFEASIBLE
-            marker = ORIGIN_MARKS.get(trial.origin, "o")
-            for panel, value in ((upper, 1 / trial.latency_ratio), (lower, reward)):
-                panel.plot(
-                    trial.number, value, marker, color=color, markersize=5, markeredgecolor="white", markeredgewidth=0.4
-                )
-        numbers = [trial.number for trial, _ in trials]
-        for panel, best in ((upper, speedups), (lower, rewards)):
-            panel.step(numbers, best, where="post", color=CHOSEN, zorder=1)
-            for number in failed:
-                panel.plot(number, 0.03, "x", color="black", markersize=6, transform=panel.get_xaxis_transform())
-        upper.set_ylabel("speed-up over full")
-        lower.set_ylabel("reward (eq. 5.4)")
-        lower.set_xlabel("trial")
-        lower.set_xlim(-1, max(trial.number for trial in result.trials) + 1)
+        for panel, values, best in ((upper, speedups, [1.0, *kept]), (lower, rewards, [-np.inf, *rewards])):
+            for (trial, _), value in zip(trials, values, strict=True):
+                color = FEASIBLE if result.is_feasible(trial) else INFEASIBLE
+                style = {"color": color, "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
+                panel.plot(trial.number, value, ORIGIN_MARKS.get(trial.origin, "o"), **style)
+            panel.step(numbers, np.maximum.accumulate(best)[1:], where="post", color=CHOSEN, zorder=1)
+            low = np.full(len(failed), 0.03)
+            panel.plot(failed, low, "x", color="black", markersize=6, transform=panel.get_xaxis_transform())
+        upper.set(ylabel="speed-up over full")
+        lower.set(ylabel="reward (eq. 5.4)", xlabel="trial", xlim=(-1, result.trials[-1].number + 1))
         lower.xaxis.get_major_locator().set_params(integer=True)
-        _draw_progress_legend(figure, {trial.origin for trial, _ in trials}, bool(failed))
+        _draw_progress_legend(figure, sorted({trial.origin for trial, _ in trials}), bool(failed))
 
 
-def _draw_progress_legend(figure: Any, origins: set[str], has_failed: bool):
+def _draw_progress_legend(figure: Any, origins: Sequence[str], has_failed: bool):
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    marks = [(ORIGIN_MARKS.get(origin, "o"), "#555555", f"by: {origin}") for origin in origins]
+    marks += [("x", "black", "failed")] * has_failed
     handles: list[Any] = [
         Line2D([], [], color=CHOSEN, label="best so far"),
         Patch(color=FEASIBLE, label="requirement kept"),
         Patch(color=INFEASIBLE, label="not kept"),
+        *(Line2D([], [], linestyle="none", marker=mark, color=color, label=label) for mark, color, label in marks),
     ]
-    for origin in sorted(origins):
-        mark = ORIGIN_MARKS.get(origin, "o")
-        handles.append(Line2D([], [], linestyle="none", marker=mark, color="#555555", label=f"by: {origin}"))
-    if has_failed:
-        handles.append(Line2D([], [], linestyle="none", marker="x", color="black", label="failed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2)
+    _draw_legend(figure, handles, [handle.get_label() for handle in handles])
 
 
 def layer_lengths(schedule: Schedule, num_tokens: int) -> list[int]:
@@ -210,25 +167,20 @@ def draw_lengths(path: Path, schedules: Mapping[str, Schedule], inputs: Mapping[
         schedules: By the name that is written above their bars; those of the full model are drawn behind.
         inputs: Numbers of tokens, by name.
     """
-    with picture(path, 0.5 + 1.45 * len(schedules), len(schedules), len(inputs), sharex=True, sharey="col") as (
-        _,
-        axes,
-    ):
+    height = 0.5 + 1.45 * len(schedules)
+    with picture(path, height, len(schedules), len(inputs), sharex=True, sharey="col") as (_, axes):
         for column, (name, num_tokens) in enumerate(inputs.items()):
             for row, (label, schedule) in enumerate(schedules.items()):
                 panel, lengths = axes[row, column], layer_lengths(schedule, num_tokens)
-                layers = range(len(lengths))
+                layers, is_short = range(len(lengths)), len(lengths) <= 8
                 full = layer_lengths(Schedule((1,) * len(lengths)), num_tokens)
                 panel.bar(layers, full, color="#E3E3E3", width=0.85)
                 bars = panel.bar(layers, lengths, color=FEASIBLE, width=0.6)
-                panel.bar_label(bars, fontsize=7.5 if len(lengths) <= 8 else 6, padding=1)
-                panel.set_ylim(0, 1.22 * num_tokens)
-                panel.set_xticks(layers)
-                panel.tick_params(axis="x", labelsize=10 if len(lengths) <= 8 else 7.5)
+                panel.bar_label(bars, fontsize=7.5 if is_short else 6, padding=1)
+                panel.set(ylim=(0, 1.22 * num_tokens), xticks=layers, ylabel="" if column else "tokens")
+                panel.tick_params(axis="x", labelsize=10 if is_short else 7.5)
                 panel.grid(visible=False)
-                panel.set_title(f"{name}, {num_tokens} tokens\n{label}" if row == 0 else label, fontsize=9)
-                if column == 0:
-                    panel.set_ylabel("tokens")
+                panel.set_title(label if row else f"{name}, {num_tokens} tokens\n{label}", fontsize=9)
             axes[-1, column].set_xlabel("layer")
 
 
@@ -241,94 +193,61 @@ def draw_audit(path: Path, pairs: Sequence[tuple[float, float, bool]], limit: fl
             scores of shorter and longer one in standard errors, and whether that is a violation.
         limit: Standard errors above which it is one.
     """
+    halvings, gains, flags = np.array(pairs, float).T
+    is_violation = flags > 0
     with picture(path, 4.0) as (figure, axes):
-        axes = axes[0, 0]
-        for is_violation, mark, color, name in (
-            (False, "o", FEASIBLE, "in order, or within the error"),
-            (True, "X", LIMIT, "violation"),
-        ):
-            chosen = [pair for pair in pairs if pair[2] == is_violation]
-            if chosen:
-                x, y, _ = zip(*chosen, strict=True)
-                alpha = 1.0 if is_violation else 0.45
-                axes.plot(
-                    x,
-                    y,
-                    mark,
-                    color=color,
-                    alpha=alpha,
-                    markersize=7 if is_violation else 4,
-                    label=name,
-                    markeredgewidth=0,
-                )
+        ordered = {"color": FEASIBLE, "alpha": 0.45, "markersize": 4, "label": "in order, or within the error"}
+        marked = {"color": LIMIT, "markersize": 7, "label": "violation"}
+        for chosen, mark, style in ((~is_violation, "o", ordered), (is_violation, "X", marked)):
+            if chosen.any():
+                axes.plot(halvings[chosen], gains[chosen], mark, markeredgewidth=0, **style)
         axes.axhline(limit, linestyle="--", color=LIMIT, label=f"{limit:g} standard errors")
         axes.axhline(0, color="black", linewidth=0.8)
-        low = min((pair[1] for pair in pairs), default=0)
-        if low < -20:
+        if gains.min() < -20:
             axes.set_yscale("symlog", linthresh=5)
-            axes.set_yticks([tick for tick in (-200, -100, -50, -20, -10, -5, 0, 5, 10, 20) if tick >= 1.3 * low])
-            axes.yaxis.set_major_formatter("{x:g}")
+            ticks = [tick for tick in (-200, -100, -50, -20, -10, -5, 0, 5, 10, 20) if tick >= 1.3 * gains.min()]
+            axes.set_yticks(ticks, map(str, ticks))
             axes.minorticks_off()
-        top = max(pair[1] for pair in pairs)
-        axes.set_ylim(top=max(1.2 * top, 2 * limit))
-        num_violations = sum(is_violation for *_, is_violation in pairs)
-        share = f"{100 * num_violations / len(pairs):.1f} %"
-        axes.set_title(f"{num_violations} of {len(pairs):,} comparable pairs are violations ({share})", fontsize=10.5)
-        axes.set_xlabel("how much shorter: halvings, summed over the layers")
-        axes.set_ylabel("score of shorter minus longer,\nstandard errors")
-        _draw_legend(figure, axes)
+        share = f"{is_violation.sum()} of {len(pairs):,} comparable pairs are violations ({is_violation.mean():.1%})"
+        axes.set_title(share.replace("%", " %"), fontsize=10.5)
+        axes.set(
+            xlabel="how much shorter: halvings, summed over the layers",
+            ylabel="score of shorter minus longer,\nstandard errors",
+        )
+        axes.set_ylim(top=max(1.2 * gains.max(), 2 * limit))
+        _draw_legend(figure, *axes.get_legend_handles_labels())
 
 
 def draw_costs(path: Path, costs: Sequence[tuple[str, float]]):
     """Draw where the seconds went, as horizontal bars."""
-    total = sum(seconds for _, seconds in costs)
-    unit, divisor = ("minutes", 60.0) if total > 300 else ("seconds", 1.0)
-    values = [seconds / divisor for _, seconds in costs]
+    names, seconds = zip(*costs, strict=True)
+    unit, divisor = ("minutes", 60.0) if sum(seconds) > 300 else ("seconds", 1.0)
+    values = np.array(seconds) / divisor
+    texts = [f"{value:.1f} ({value / values.sum():.0%})" for value in values]
     with picture(path, 0.9 + 0.45 * len(costs)) as (_, axes):
-        axes = axes[0, 0]
-        bars = axes.barh([name for name, _ in costs], values, color=FEASIBLE, height=0.6)
-        shares = [value / max(sum(values), 1e-9) for value in values]
-        texts = [f"{value:.1f} ({share:.0%})" for value, share in zip(values, shares, strict=True)]
-        axes.bar_label(bars, texts, padding=4, fontsize=9)
+        axes.bar_label(axes.barh(names, values, color=FEASIBLE, height=0.6), texts, padding=4, fontsize=9)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.3 * max([*values, 1e-9]))
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"{unit} (total {sum(values):.1f})")
+        axes.set(xlim=(0, 1.3 * values.max()), xlabel=f"{unit} (total {values.sum():.1f})")
 
 
 def draw_drift(path: Path, record: Mapping[str, Any]):
-    """Draw predicted against directly measured latency.
-
-    Args:
-        path: Of the PNG.
-        record: Of `direct_latency.json`.
-    """
+    """Draw predicted against directly measured latency, of the content of `direct_latency.json`."""
+    rows = record["drift"]["schedules"]
+    both = np.array([[row["direct"], row["predicted"]] for row in rows])
+    limits = np.array([0.95 * both.min(), 1.05 * both.max()])
     with picture(path, 4.4) as (figure, axes):
-        axes = axes[0, 0]
-        values = []
-        for row in record["drift"]["schedules"]:
+        for row in rows:
             direct = record["latency"].get(Schedule(tuple(row["gamma"]), row["eta"]).key)
-            spans = None
-            if direct is not None:
-                spans = [[max(row["direct"] - direct["ratio_low"], 0)], [max(direct["ratio_high"] - row["direct"], 0)]]
-            axes.errorbar(
-                row["direct"],
-                row["predicted"],
-                xerr=spans,
-                fmt="o",
-                color=FEASIBLE,
-                ecolor="#9A9A9A",
-                markersize=5.5,
-                label="schedule, quartiles",
-            )
-            values += [row["direct"], row["predicted"]]
-        low, high = 0.95 * min(values), 1.05 * max(values)
-        axes.plot([low, high], [low, high], color="black", linewidth=0.8, label="equal")
-        axes.fill_between(
-            [low, high], [0.95 * low, 0.95 * high], [1.05 * low, 1.05 * high], color="#DDDDDD", label="within 5 %"
+            span = _span(row["direct"], direct and (direct["ratio_low"], direct["ratio_high"]))
+            style = {"color": FEASIBLE, "ecolor": "#9A9A9A", "markersize": 5.5, "label": "schedule, quartiles"}
+            axes.errorbar(row["direct"], row["predicted"], xerr=span, fmt="o", **style)
+        axes.plot(limits, limits, color="black", linewidth=0.8, label="equal")
+        axes.fill_between(limits, 0.95 * limits, 1.05 * limits, color="#DDDDDD", label="within 5 %")
+        axes.set(
+            xlim=limits,
+            ylim=limits,
+            xlabel="measured latency, relative to the full model",
+            ylabel="predicted by the table",
         )
-        axes.set_xlim(low, high)
-        axes.set_ylim(low, high)
-        axes.set_xlabel("measured latency, relative to the full model")
-        axes.set_ylabel("predicted by the table")
-        _draw_legend(figure, axes)
+        _draw_legend(figure, *axes.get_legend_handles_labels())

@@ -70,6 +70,33 @@ class Trial:
     def latency_ratio(self) -> float:
         return self.measurement["latency_ratio"]
 
+    @property
+    def latency_quartiles(self) -> tuple[float, float] | None:
+        """Of the relative latency; `None` where it comes from a table."""
+        candidate = self.measurement.get("latency", {}).get("candidate")
+        return None if candidate is None else (candidate["ratio_low"], candidate["ratio_high"])
+
+    @property
+    def latency_source(self) -> str | None:
+        """Whether latency was measured ("direct") or predicted ("table"); `None` where that is not recorded."""
+        return "direct" if self.latency_quartiles else self.measurement.get("latency_source")
+
+    @property
+    def speedup_against_stock(self) -> float | None:
+        """How many times as fast as plain RoBERTa it is; `None` where that was not timed."""
+        stock = self.measurement.get("stock_latency_ratio")
+        return None if stock is None else stock / self.latency_ratio
+
+    @property
+    def speedup_against_stock_range(self) -> tuple[float, float] | None:
+        """Range of `speedup_against_stock` over the quartiles of both times; `None` where one has none.
+
+        From the lower quartile of plain RoBERTa's time by the upper one of the trial's, to the reverse: wider than the
+        quartiles of the quotient, whose rounds are not kept.
+        """
+        stock, quartiles = self.measurement.get("latency", {}).get("stock"), self.latency_quartiles
+        return stock and quartiles and (stock["ratio_low"] / quartiles[1], stock["ratio_high"] / quartiles[0])
+
     def to_row(self) -> dict[str, Any]:
         return {"type": "trial", "key": self.schedule.key, **asdict(self), "schedule": self.schedule.config}
 

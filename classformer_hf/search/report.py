@@ -15,23 +15,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from redundancy_hf.cards import add_results, latency_results, name_dataset
 from redundancy_hf.certificate import TUNED
-from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.folders import digest, find_weights, follow_umask
 from redundancy_hf.readings import copy_readings
 from redundancy_hf.record import FILE as TASK_FILE
 from redundancy_hf.record import TaskRecord
 
 from ..configuration_classformer import ClassformerConfig
-from .figures import (
-    draw_pareto,
-    latency_quartiles,
-    latency_source,
-    layer_lengths,
-    speedup_against_stock,
-    speedup_against_stock_range,
-)
+from .figures import draw_pareto, layer_lengths
+from .journal import Trial
 from .loop import SearchResult, pareto_front
-from .page import EXAMPLE_LENGTH, write_report
+from .page import EXAMPLE_LENGTH
 from .reference import describe_reference
 
 logger = logging.getLogger(__name__)
@@ -41,32 +34,52 @@ CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 CARD_DIGEST = "card_sha256"
 
 
-def format_table(result: SearchResult) -> str:
-    """Write all trials as a text table, fastest first; `*` marks the best one.
+def tabulate(result: SearchResult) -> list[dict[str, Any]]:
+    """Put every trial into numbers, in their order; what is not known, or failed, is `None`."""
+    rows = []
+    for trial in result.trials:
+        row: dict[str, Any] = {"number": trial.number, "origin": trial.origin, "status": trial.status}
+        row |= {"seconds": trial.seconds, "key": trial.schedule.key, "chosen": trial is result.best}
+        row |= {"error": trial.error, "latency_ratio": None}
+        if trial.is_ok:
+            row |= {"score": trial.score, "performance": result.performance(trial), **describe_latency(trial)}
+            names = ("standard_error", "score_as_is", "flops_ratio", "num_epochs")
+            row |= {name: trial.measurement.get(name) for name in names}
+        rows.append(row)
+    return rows
 
-    The columns: the schedule, what proposed it, the score of the checkpoint's weights as they are (where its head is
-    trained) and after fine-tuning, the share of the full model's score, the latency relative to the full model with
-    its quartiles, and the speed-ups against the full model (schedule only) and against the stock model.
-    """
+
+def describe_latency(trial: Trial) -> dict[str, Any]:
+    """Put the latency of a trial into numbers; what is not known is `None`."""
+    quartiles = trial.latency_quartiles
+    return {
+        "latency_ratio": trial.latency_ratio,
+        "latency_ratio_quartiles": quartiles and list(quartiles),
+        "latency_source": trial.latency_source,
+        "speedup_schedule_only": 1 / trial.latency_ratio,
+        "speedup_against_stock": trial.speedup_against_stock,
+        "speedup_against_stock_range": trial.speedup_against_stock_range,
+    }
+
+
+def format_table(result: SearchResult) -> str:
+    """Write all trials as a text table, fastest first; `*` marks the best one. `describe_table` says what it shows."""
     header = (
         f"{'':1} {'#':>3} {'schedule':<34} {'origin':<9} {'as is':>6} {'tuned':>6} {'% full':>6} "
         f"{'latency [quartiles]':>20} {'x full':>6} {'x stock':>7}"
     )
     lines = [header, "-" * len(header)]
-    order = {id(trial): trial.latency_ratio if trial.is_ok else float("inf") for trial in result.trials}
-    for trial in sorted(result.trials, key=lambda trial: order[id(trial)]):
-        start = (
-            f"{'*' if trial is result.best else ' '} {trial.number + 1:>3} {trial.schedule.key:<34} {trial.origin:<9}"
-        )
-        if not trial.is_ok:
-            lines.append(f"{start} failed: {trial.error}")
+    for row in sorted(tabulate(result), key=lambda row: row["latency_ratio"] or float("inf")):
+        start = f"{'*' if row['chosen'] else ' '} {row['number'] + 1:>3} {row['key']:<34} {row['origin']:<9}"
+        if row["status"] != "ok":
+            lines.append(f"{start} failed: {row['error']}")
             continue
-        quartiles, stock = latency_quartiles(trial), speedup_against_stock(trial)
-        span = "-" if quartiles is None else " ".join(format(value, ".3f") for value in quartiles)
+        span = " ".join(format(value, ".3f") for value in row["latency_ratio_quartiles"] or ()) or "-"
+        latency = f"{row['latency_ratio']:.3f} [{span}]"
         lines.append(
-            f"{start} {_number(trial.measurement.get('score_as_is'), '.3f'):>6} {trial.score:>6.3f} "
-            f"{100 * result.performance(trial):>6.1f} {f'{trial.latency_ratio:.3f} [{span}]':>20} "
-            f"{1 / trial.latency_ratio:>6.2f} {_number(stock, '.2f'):>7}"
+            f"{start} {_number(row['score_as_is'], '.3f'):>6} {row['score']:>6.3f} {100 * row['performance']:>6.1f} "
+            f"{latency:>20} {row['speedup_schedule_only']:>6.2f} "
+            f"{_number(row['speedup_against_stock'], '.2f'):>7}"
         )
     return "\n".join(lines)
 
@@ -120,9 +133,9 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         result: What the search found.
         about: What was searched on: dataset, checkpoint and their sizes.
     """
-    best = result.best
+    best, full = result.best, result.reference.measurement
     candidate = best.measurement.get("latency", {}).get("candidate", {})
-    quartiles = latency_quartiles(best)
+    quartiles = best.latency_quartiles
     return {
         **about,
         "required_performance": result.required_performance,
@@ -134,51 +147,18 @@ def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
         f"layer_lengths_for_{EXAMPLE_LENGTH}_tokens": layer_lengths(best.schedule, EXAMPLE_LENGTH),
         "score": best.score,
         "full_score": result.reference.score,
-        "reference": result.reference.measurement.get("reference", TUNED),
-        "full_standard_error": result.reference.measurement.get("standard_error"),
+        "reference": full.get("reference", TUNED),
+        "full_standard_error": full.get("standard_error"),
         "performance": result.performance(best),
-        "latency_ratio": best.latency_ratio,
-        "latency_ratio_quartiles": quartiles and list(quartiles),
-        "latency_source": latency_source(best),
+        **describe_latency(best),
         "latency_p50_milliseconds": candidate.get("wall_p50_ms"),
         "latency_p90_milliseconds": candidate.get("wall_p90_ms"),
-        "speedup_schedule_only": 1 / best.latency_ratio,
         "speedup_schedule_only_quartiles": quartiles and [1 / quartiles[1], 1 / quartiles[0]],
-        "speedup_against_stock": speedup_against_stock(best),
-        "speedup_against_stock_range": speedup_against_stock_range(best),
         "flops_ratio": best.measurement.get("flops_ratio"),
         "num_trials": len(result.trials),
         "num_failed_trials": sum(not trial.is_ok for trial in result.trials),
         "hardware": best.measurement.get("hardware"),
     }
-
-
-def write_results_file(path: Path, result: SearchResult, about: dict[str, Any], seed: int):
-    """Write a search as one JSON record: how it was called, the summary and a short row per trial."""
-    rows = []
-    for trial in result.trials:
-        row = {name: getattr(trial, name) for name in ("number", "origin", "status", "seconds")}
-        row |= {"key": trial.schedule.key, "chosen": trial is result.best, "error": trial.error, "latency_ratio": None}
-        if trial.is_ok:
-            quartiles = latency_quartiles(trial)
-            row |= {
-                "score": trial.score,
-                "performance": result.performance(trial),
-                "latency_ratio": trial.latency_ratio,
-                "latency_ratio_quartiles": quartiles and list(quartiles),
-                "latency_source": latency_source(trial),
-                "speedup_schedule_only": 1 / trial.latency_ratio,
-                "speedup_against_stock": speedup_against_stock(trial),
-                "speedup_against_stock_range": speedup_against_stock_range(trial),
-                **{
-                    name: trial.measurement.get(name)
-                    for name in ("standard_error", "score_as_is", "flops_ratio", "num_epochs")
-                },
-            }
-        rows.append(row)
-    record = {**describe_run(), "seed": seed, "summary": summary(result, about), "trials": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(format_record(record) + "\n")
 
 
 def prune_models(models: Path, result: SearchResult):
@@ -210,30 +190,40 @@ def write_result_folder(
         files: Of the search, by the name that they get; those that do not exist are left out.
         record: How the data were read.
     """
-    staging = output.with_name(output.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
     is_same = _is_same_model(output, model_folder)
-    if is_same:
-        staging.mkdir()
-        # from which the card is written
-        shutil.copy2(model_folder / "config.json", staging)
-    else:
-        shutil.copytree(model_folder, staging)
-        follow_umask(staging)
-    if record is not None:
-        record.write(staging)
+    staging = _stage(output, model_folder, record, is_same)
     for name, path in files.items():
         if path.exists():
             shutil.copy(path, staging / name)
     data = summary(result, about)
     draw_pareto(staging / "pareto.png", result, about["majority_score"])
     write_card(data, staging, record)
-    data[CARD_DIGEST] = digest(staging / "README.md")
-    (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
+    _write_summary(data, staging)
     if is_same:
         _renew(output, staging)
     else:
         _replace(output, staging, files)
+
+
+def _stage(output: Path, model_folder: Path, record: TaskRecord | None, is_same: bool = False) -> Path:
+    """Copy a model, or its configuration alone, from which the card is written, to where its folder is prepared."""
+    staging = output.with_name(output.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    if is_same:
+        staging.mkdir()
+        shutil.copy2(model_folder / "config.json", staging)
+    else:
+        shutil.copytree(model_folder, staging)
+        follow_umask(staging)
+    if record is not None:
+        record.write(staging)
+    return staging
+
+
+def _write_summary(data: dict[str, Any], folder: Path):
+    """Write `search.json`, with the digest of the card beside it."""
+    data[CARD_DIGEST] = digest(folder / "README.md")
+    (folder / "search.json").write_text(json.dumps(data, indent=2) + "\n")
 
 
 def write_full_folder(
@@ -252,18 +242,10 @@ def write_full_folder(
         if record is not None and not (output / TASK_FILE).exists():
             record.write(output)
         return
-    staging = output.with_name(output.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(model_folder, staging)
-    follow_umask(staging)
-    if record is not None:
-        record.write(staging)
-    full = result.reference
-    add_results(staging, [_validation_result(about["dataset"], full.measurement, record)], _hub_name(about))
-    data = {name: full.measurement.get(name) for name in ("metric_name", "score", "standard_error", "num_examples")}
-    data["reference"] = full.measurement.get("reference", TUNED)
-    data = {"dataset": about["dataset"], **data, CARD_DIGEST: digest(staging / "README.md")}
-    (staging / "search.json").write_text(json.dumps(data, indent=2) + "\n")
+    staging, full = _stage(output, model_folder, record), result.reference.measurement
+    add_results(staging, [_validation_result(about["dataset"], full, record)], _hub_name(about))
+    data = {name: full.get(name) for name in ("metric_name", "score", "standard_error", "num_examples")}
+    _write_summary({"dataset": about["dataset"], **data, "reference": full.get("reference", TUNED)}, staging)
     _replace(output, staging, ())
 
 
@@ -359,17 +341,3 @@ def write_card(data: dict[str, Any], folder: Path, record: TaskRecord | None = N
     example["max_length"] = record.arguments.get("max_length") if record else None
     card = ModelCard.from_template(card_data, template_path=str(CARD_TEMPLATE), **data, **example)
     card.save(folder / "README.md")
-
-
-__all__ = [
-    "describe_finding",
-    "describe_table",
-    "format_table",
-    "prune_models",
-    "summary",
-    "write_card",
-    "write_full_folder",
-    "write_report",
-    "write_result_folder",
-    "write_results_file",
-]

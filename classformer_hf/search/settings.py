@@ -76,7 +76,7 @@ class SearchSettings:
         default_factory=list,
         metadata={"help": "Choose another schedule for inputs of at most so many tokens each, such as 32 64."},
     )
-    reuse: Path | None = field(
+    reuse: str | None = field(
         default=None,
         metadata={"help": "Folder of a finished search with a supernet; nothing but the winners is trained again."},
     )
@@ -116,6 +116,11 @@ class SearchSettings:
         return not self.is_thesis if self.evaluation is None else self.evaluation == "supernet"
 
     @property
+    def reused(self) -> Path | None:
+        """Folder of the search that is reused."""
+        return None if self.reuse is None else Path(self.reuse)
+
+    @property
     def question(self) -> dict[str, Any]:
         """What a winner is fine-tuned for, as plain data: another question gets `num_winners` of its own."""
         return {
@@ -124,9 +129,17 @@ class SearchSettings:
             "length_buckets": list(self.length_buckets),
         }
 
-    def build_space(self, num_layers: int, max_tokens: int, **settings: Any) -> SearchSpace:
+    def build_space(
+        self, num_layers: int, max_tokens: int, first_token_gamma: int = 512, judged_tokens: int | None = None
+    ) -> SearchSpace:
         """Build the space; arguments as for [`SearchSpace`]."""
         reduction = 16 if self.max_reduction is None and not self.is_thesis else self.max_reduction
         return SearchSpace(
-            num_layers, max_tokens, self.gamma_options, self.eta_options, max_reduction=reduction, **settings
+            num_layers,
+            max_tokens,
+            self.gamma_options,
+            self.eta_options,
+            first_token_gamma=first_token_gamma,
+            max_reduction=reduction,
+            judged_tokens=judged_tokens,
         )

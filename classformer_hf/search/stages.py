@@ -130,7 +130,7 @@ def _run_stages(
     objective: FineTuneObjective, space: SearchSpace, settings: SearchSettings, hooks: Hooks, workers: Workers
 ) -> SupernetResult:
     """Run the stages of `search_with_supernet`."""
-    output, reuse = objective.output, settings.reuse
+    output, reuse = objective.output, settings.reused
     output.mkdir(parents=True, exist_ok=True)
     # damage, or another study's trials, is better said before hours of training than behind them
     Journal(output / "trials.jsonl", identify(objective, space), is_writer=False)
@@ -225,7 +225,7 @@ class SupernetStage:
         self.table, self.is_here = table, objective.meter.owns(table)
         self.known = list_known_costs(objective.meter, space, table)
         # with those of an earlier search that told more schedules apart
-        studies = [objective.output] if settings.reuse is None else [objective.output, settings.reuse]
+        studies = [objective.output] if settings.reused is None else [objective.output, settings.reused]
         journals = [Journal(study / "trials.jsonl", {}, is_writer=False) for study in studies]
         schedules = [trial.schedule for journal in journals for trial in journal.trials]
         milliseconds = dict(zip(schedules, table.predict_many(schedules, objective.meter.lengths), strict=True))
@@ -246,7 +246,7 @@ class SupernetStage:
         Raises:
             KeyboardInterrupt: Stopped by hand.
         """
-        started, required, reuse = time.monotonic(), self.settings.required_performance, self.settings.reuse
+        started, required, reuse = time.monotonic(), self.settings.required_performance, self.settings.reused
         verdicts = list(judged.verdicts)
         if reuse is not None:
             verdicts += on_main_process(lambda: read_judged(reuse, self.settings.question)).verdicts
@@ -271,7 +271,7 @@ class SupernetStage:
         Raises:
             KeyboardInterrupt: Stopped by hand.
         """
-        started, reuse, max_trials = time.monotonic(), self.settings.reuse, self.settings.max_trials
+        started, reuse, max_trials = time.monotonic(), self.settings.reused, self.settings.max_trials
         identity, is_writer = identify(self.objective, self.space), PartialState().is_main_process
         journal = Journal(self.objective.output / "trials.jsonl", identity, is_writer)
         # the table may be another one than when they were tried
@@ -326,7 +326,7 @@ class SupernetStage:
         ratios = {one: predict(one)["latency_ratio"] for one in queue}
         if self.is_here and set(queue) > set(judged.kept):
             path = self.objective.output / "direct_latency.json"
-            seconds = None if self.settings.reuse is None else REUSE_SECONDS
+            seconds = None if self.settings.reused is None else REUSE_SECONDS
             record = on_main_process(lambda: remeasure(meter, self.table, queue, path, seconds))
             about["drift"] = record["drift"]
             ratios = {one: record["latency"][one.key]["ratio"] for one in queue}

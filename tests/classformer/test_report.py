@@ -14,15 +14,15 @@ from huggingface_hub import EvalResult
 from classformer_hf.search import Journal, Schedule, SearchResult, SearchSpace, Trial
 from classformer_hf.search.figures import layer_lengths
 from classformer_hf.search.loop import summarise
+from classformer_hf.search.page import write_report
 from classformer_hf.search.report import (
     describe_finding,
     describe_table,
     format_table,
     summary,
+    tabulate,
     write_card,
-    write_report,
     write_result_folder,
-    write_results_file,
 )
 from redundancy_hf.cards import add_results
 from redundancy_hf.record import TaskRecord
@@ -391,9 +391,8 @@ def test_legend_names_the_weights_that_were_judged_as_they_are():
     assert "score of the checkpoint's weights" in " ".join(describe_table(has_supernet=False).split())
 
 
-def test_results_file_of_predicted_latency(predicted, tmp_path):
-    write_results_file(tmp_path / "results.json", predicted, ABOUT, seed=1)
-    rows = json.loads((tmp_path / "results.json").read_text())["trials"]
+def test_record_of_predicted_latency(predicted):
+    rows = json.loads(json.dumps(tabulate(predicted)))
     assert [row["latency_ratio"] is None for row in rows] == [False, False, True]
     assert rows[1]["latency_ratio_quartiles"] is None and rows[1]["speedup_against_stock"] is None
 

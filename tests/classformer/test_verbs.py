@@ -1,6 +1,7 @@
 """What the verbs do, called from Python: results are returned, and folders are left as by the command."""
 
 import json
+import sys
 
 import pytest
 
@@ -82,3 +83,38 @@ def test_wrong_arguments_are_one_sentence(tiny_roberta_folder, task, tmp_path):
         classformer_hf.compare_latency()
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = classformer_hf.nothing
+
+
+def test_search_and_cascade_are_functions(tmp_path, tiny_roberta_two_labels, task, monkeypatch):
+    monkeypatch.setattr("classformer_hf.search.target.TABLE_ROUNDS", 1)
+    # nothing reads the command line
+    monkeypatch.setattr(sys, "argv", ["python", "--no_such_flag"])
+    training = classformer_hf.ClassformerTrainingArguments(
+        output_dir=str(tmp_path / "run"), num_train_epochs=1, **QUIET
+    )
+    result = classformer_hf.search_classformer(
+        str(tiny_roberta_two_labels),
+        task,
+        training,
+        classformer_hf.SearchSettings(required_performance=0.5, max_trials=3, num_winners=1),
+        target=Target(rounds=1),
+        force=True,
+        results_file=str(tmp_path / "search.json"),
+    )
+    found = json.loads((tmp_path / "run" / "best" / "search.json").read_text())
+    assert tuple(found["gamma"]) == result.best.schedule.gamma and result.reference in result.trials
+    assert (tmp_path / "run" / "search_report.html").exists()
+    assert json.loads((tmp_path / "search.json").read_text())["summary"]["score"] == result.best.score
+
+    (row,) = classformer_hf.choose_cascade(
+        str(tmp_path / "run" / "supernet"),
+        str(tmp_path / "cascade"),
+        [0.5],
+        num_schedules=4,
+        num_inputs=2,
+        rounds=1,
+        unseen=True,
+    )["rows"]
+    assert 0 <= row["cascade"]["classified_twice"] <= 1 and row["single"]["latency_to_single"]["ratio"] == 1
+    settings = json.loads((tmp_path / "cascade" / "50" / "config.json").read_text())
+    assert settings["gamma"] == row["cascade"]["settings"]["gamma"]

@@ -47,19 +47,24 @@ class MonotonicityAudit:
     """How often a shorter schedule was significantly better than a longer one.
 
     Attributes:
-        num_pairs: Pairs of observations of which one has no layer longer than the other has.
-        num_violations: Pairs of those in which the shorter one scores higher by more than 2 standard errors.
-        violations: The pairs (shorter, longer) behind that number.
+        pairs: P pairs (shorter, longer) of which one has no layer longer than the other has.
+        halvings: How much shorter, summed over the layers, (P,).
+        gains: How much higher the shorter one scores, in standard errors, (P,).
     """
 
-    num_pairs: int
-    num_violations: int
-    violations: list[tuple[Schedule, Schedule]]
+    pairs: list[tuple[Schedule, Schedule]]
+    halvings: np.ndarray
+    gains: np.ndarray
+
+    @property
+    def violations(self) -> list[tuple[Schedule, Schedule]]:
+        """Pairs in which the shorter one scores higher by more than 2 standard errors."""
+        return [pair for pair, gain in zip(self.pairs, self.gains, strict=True) if gain > SIGNIFICANT]
 
     @property
     def rate(self) -> float:
         """Share of the comparable pairs."""
-        return self.num_violations / self.num_pairs if self.num_pairs else 0.0
+        return len(self.violations) / len(self.pairs) if self.pairs else 0.0
 
 
 def audit_monotonicity(
@@ -72,16 +77,15 @@ def audit_monotonicity(
         features: Mean log2 length of every layer.
     """
     known = [o for o in observations if o.performance is not None and o.schedule in features]
-    if not known:
-        return MonotonicityAudit(0, 0, [])
     lengths = np.array([features[o.schedule] for o in known], float)
     performance = np.array([o.performance for o in known], float)
     errors = np.array([_error_of(o) for o in known])
-    is_pair = is_shorter(lengths[:, None], lengths[None])
-    gain = performance[:, None] - performance[None]
-    is_violation = is_pair & (gain > SIGNIFICANT * np.hypot(errors[:, None], errors[None]))
-    violations = [(known[shorter].schedule, known[longer].schedule) for shorter, longer in np.argwhere(is_violation)]
-    return MonotonicityAudit(int(is_pair.sum()), len(violations), violations)
+    shorter, longer = np.nonzero(is_shorter(lengths[:, None], lengths[None])) if known else np.zeros((2, 0), int)
+    return MonotonicityAudit(
+        [(known[one].schedule, known[other].schedule) for one, other in zip(shorter, longer, strict=True)],
+        (lengths[longer] - lengths[shorter]).sum(axis=-1),
+        (performance[shorter] - performance[longer]) / np.hypot(errors[shorter], errors[longer]),
+    )
 
 
 def is_shorter(lengths: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..configuration_classformer import ClassformerConfig
+from .constrained import SIGNIFICANT, MonotonicityAudit
 from .journal import Trial
 from .loop import SearchResult, pareto_front
 from .space import Schedule
@@ -184,37 +185,29 @@ def draw_lengths(path: Path, schedules: Mapping[str, Schedule], inputs: Mapping[
             axes[-1, column].set_xlabel("layer")
 
 
-def draw_audit(path: Path, pairs: Sequence[tuple[float, float, bool]], limit: float):
-    """Draw how much better the shorter schedule of every comparable pair scored.
-
-    Args:
-        path: Of the PNG.
-        pairs: Halvings between the two schedules (mean over the inputs, summed over the layers), difference of the
-            scores of shorter and longer one in standard errors, and whether that is a violation.
-        limit: Standard errors above which it is one.
-    """
-    halvings, gains, flags = np.array(pairs, float).T
-    is_violation = flags > 0
+def draw_audit(path: Path, audit: MonotonicityAudit):
+    """Draw how much better the shorter schedule of every comparable pair scored."""
+    gains, is_violation = audit.gains, audit.gains > SIGNIFICANT
     with picture(path, 4.0) as (figure, axes):
         ordered = {"color": FEASIBLE, "alpha": 0.45, "markersize": 4, "label": "in order, or within the error"}
         marked = {"color": LIMIT, "markersize": 7, "label": "violation"}
         for chosen, mark, style in ((~is_violation, "o", ordered), (is_violation, "X", marked)):
             if chosen.any():
-                axes.plot(halvings[chosen], gains[chosen], mark, markeredgewidth=0, **style)
-        axes.axhline(limit, linestyle="--", color=LIMIT, label=f"{limit:g} standard errors")
+                axes.plot(audit.halvings[chosen], gains[chosen], mark, markeredgewidth=0, **style)
+        axes.axhline(SIGNIFICANT, linestyle="--", color=LIMIT, label=f"{SIGNIFICANT:g} standard errors")
         axes.axhline(0, color="black", linewidth=0.8)
         if gains.min() < -20:
             axes.set_yscale("symlog", linthresh=5)
             ticks = [tick for tick in (-200, -100, -50, -20, -10, -5, 0, 5, 10, 20) if tick >= 1.3 * gains.min()]
             axes.set_yticks(ticks, map(str, ticks))
             axes.minorticks_off()
-        share = f"{is_violation.sum()} of {len(pairs):,} comparable pairs are violations ({is_violation.mean():.1%})"
+        share = f"{is_violation.sum()} of {len(gains):,} comparable pairs are violations ({is_violation.mean():.1%})"
         axes.set_title(share.replace("%", " %"), fontsize=10.5)
         axes.set(
             xlabel="how much shorter: halvings, summed over the layers",
             ylabel="score of shorter minus longer,\nstandard errors",
         )
-        axes.set_ylim(top=max(1.2 * gains.max(), 2 * limit))
+        axes.set_ylim(top=max(1.2 * gains.max(), 2 * SIGNIFICANT))
         _draw_legend(figure, *axes.get_legend_handles_labels())
 
 

@@ -13,13 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from redundancy_hf.command import describe_command
 from redundancy_hf.record import FILE as TASK_FILE
 
 from ..search import figures
-from .constrained import SIGNIFICANT, SMALLEST_ERROR, MonotonicityAudit, audit_monotonicity, is_shorter
+from .constrained import SIGNIFICANT, MonotonicityAudit, audit_monotonicity
 from .journal import Journal, Trial
 from .loop import SearchResult, observe, summarise
 from .reference import describe_reference
@@ -162,8 +160,8 @@ def write_report(output: Path, result: SearchResult, about: dict[str, Any]) -> P
     folder = output / "report"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    audit, pairs = audit_trials(account)
-    draw_pictures(account, pairs, folder)
+    audit = audit_trials(account)
+    draw_pictures(account, audit, folder)
     pictures = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in folder.iterdir()}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -195,15 +193,15 @@ def write_report(output: Path, result: SearchResult, about: dict[str, Any]) -> P
     return path
 
 
-def draw_pictures(account: Account, pairs: list[tuple[float, float, bool]], folder: Path):
+def draw_pictures(account: Account, audit: MonotonicityAudit, folder: Path):
     """Draw every picture that there is something for."""
     search, record = account.search, account.read_json("direct_latency.json")
     floor, behind = account.about["majority_score"], search if account.has_supernet else None
     figures.draw_pareto(folder / "pareto.png", account.result, floor, behind)
     figures.draw_progress(folder / "progress.png", search)
     figures.draw_lengths(folder / "lengths.png", account.schedules_to_draw(), account.inputs)
-    if pairs:
-        figures.draw_audit(folder / "monotonicity.png", pairs, SIGNIFICANT)
+    if audit.pairs:
+        figures.draw_audit(folder / "monotonicity.png", audit)
     if costs := account.costs():
         figures.draw_costs(folder / "costs.png", costs)
     if record and record["drift"]["schedules"]:
@@ -244,35 +242,19 @@ def describe_certification(output: Path, required_performance: float) -> str:
     return shlex.join(["redundancy-hf", "evaluate", *models, *flags])
 
 
-def audit_trials(account: Account) -> tuple[MonotonicityAudit, list[tuple[float, float, bool]]]:
-    """Compare every two trials of which one has no layer longer than the other has.
-
-    Returns:
-        The audit, and for each pair how many halvings shorter the one is (summed over the layers), how much better it
-        scores in standard errors, and whether that is a violation.
-    """
+def audit_trials(account: Account) -> MonotonicityAudit:
+    """Compare every two trials of which one has no layer longer than the other has."""
     search = account.search
     trials = [trial for trial in search.trials if trial.is_ok and not trial.schedule.buckets]
-    observations = [observe(trial, search.reference, search.required_performance, "latency_ratio") for trial in trials]
-    # without a paired error that of the score is the best guess
-    errors = [
-        t.measurement.get("standard_error", 0.0) / search.reference.score
-        if o.standard_error is None
-        else o.standard_error
-        for o, t in zip(observations, trials, strict=True)
-    ]
-    observations = [replace(o, standard_error=error) for o, error in zip(observations, errors, strict=True)]
-    lengths = list(account.inputs.values())
+    observations = []
+    for trial in trials:
+        observation = observe(trial, search.reference, search.required_performance, "latency_ratio")
+        if observation.standard_error is None:
+            # that of the score is the best guess
+            error = trial.measurement.get("standard_error", 0.0) / search.reference.score
+            observation = replace(observation, standard_error=error)
+        observations.append(observation)
+    lengths, schedules = list(account.inputs.values()), [trial.schedule for trial in trials]
     space = SearchSpace(len(search.reference.schedule.gamma), max(*lengths, 2))
-    schedules = [trial.schedule for trial in trials]
-    features = space.log2_lengths(schedules, lengths)
-    audit = audit_monotonicity(observations, dict(zip(schedules, features, strict=True)))
-    performance = np.array([o.performance for o in observations])
-    variance = np.maximum(errors, SMALLEST_ERROR) ** 2
-    violations = set(audit.violations)
-    pairs = []
-    for shorter, longer in np.argwhere(is_shorter(features[:, None], features[None])):
-        gain = (performance[shorter] - performance[longer]) / np.sqrt(variance[shorter] + variance[longer])
-        halvings = float((features[longer] - features[shorter]).sum())
-        pairs.append((halvings, float(gain), (schedules[shorter], schedules[longer]) in violations))
-    return audit, pairs
+    features = dict(zip(schedules, space.log2_lengths(schedules, lengths), strict=True))
+    return audit_monotonicity(observations, features)

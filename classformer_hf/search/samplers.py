@@ -59,8 +59,7 @@ class Sampler(ABC):
     """
 
     def __init__(self, space: SearchSpace, seed: int = 42):
-        self.space = space
-        self.seed = seed
+        self.space, self.seed = space, seed
         self.observations: list[Observation] = []
         self.pending: list[Schedule] = []
 
@@ -159,10 +158,9 @@ class GaussianProcessSampler(Sampler):
         candidates = sorted(pool - seen)
         if not candidates:
             return None
-        dimensions = [(0, len(self.space.gamma_options) - 1)] * self.space.num_layers
-        dimensions.append((0, len(self.space.eta_options) - 1) if len(self.space.eta_options) > 1 else (0, 1))
         optimizer = skopt.Optimizer(
-            dimensions,
+            # one option is too few for a dimension
+            [(0, max(size - 1, 1)) for size in self.space.sizes],
             base_estimator="GP",
             n_initial_points=0,
             acq_func="EI",
@@ -267,7 +265,7 @@ class EvolutionSampler(ListedSampler):
         first, second = (parents[generator.integers(len(parents))] for _ in range(2))
         if generator.random() < 0.5:
             return np.where(generator.random(len(first)) < 0.5, first, second)
-        drawn = generator.integers(_num_options(self.space))
+        drawn = generator.integers(self.space.sizes)
         return np.where(generator.random(len(first)) < MUTATION_RATE, drawn, first)
 
 
@@ -322,34 +320,35 @@ class OptunaSampler(ListedSampler):
 
         distributions: dict[str, optuna.distributions.BaseDistribution] = {
             f"choice_{index}": optuna.distributions.IntDistribution(0, size - 1)
-            for index, size in enumerate(_num_options(self.space))
+            for index, size in enumerate(self.space.sizes)
             if size > 1
         }
         with _quiet_optuna():
-            study = optuna.create_study(direction="maximize", sampler=self._build_sampler(seed))
+            if self.kind == "gp":
+                sampler: Any = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
+            else:
+                sampler = optuna.samplers.TPESampler(
+                    seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True
+                )
+            study = optuna.create_study(direction="maximize", sampler=sampler)
             for trial in self._told_trials(distributions):
                 study.add_trial(trial)
             chosen = study.ask(distributions).params
         return self.space.decode(chosen.get(f"choice_{i}", 0) for i in range(self.space.num_layers + 1))
 
-    def _build_sampler(self, seed: int) -> "optuna.samplers.BaseSampler":
-        import optuna
-
-        if self.kind == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
-
     def _told_trials(self, distributions: dict[str, Any]) -> list["optuna.trial.FrozenTrial"]:
         from optuna.trial import TrialState, create_trial
 
-        told = [(o.schedule, o.reward, TrialState.COMPLETE if o.is_ok else TrialState.FAIL) for o in self.observations]
-        told += [(schedule, None, TrialState.RUNNING) for schedule in self.pending]
-        trials = []
-        for schedule, value, state in told:
-            choices = enumerate(self.space.encode(schedule))
-            params = {f"choice_{i}": choice for i, choice in choices if f"choice_{i}" in distributions}
-            trials.append(create_trial(state=state, value=value, params=params, distributions=distributions))
-        return trials
+        def describe(schedule: Schedule, value: float | None, state: TrialState) -> "optuna.trial.FrozenTrial":
+            named = {f"choice_{i}": choice for i, choice in enumerate(self.space.encode(schedule))}
+            params = {name: choice for name, choice in named.items() if name in distributions}
+            return create_trial(state=state, value=value, params=params, distributions=distributions)
+
+        told = [
+            describe(o.schedule, o.reward, TrialState.COMPLETE if o.is_ok else TrialState.FAIL)
+            for o in self.observations
+        ]
+        return told + [describe(schedule, None, TrialState.RUNNING) for schedule in self.pending]
 
     def _nearest(self, proposal: Schedule, unseen: list[Schedule], generator: np.random.Generator) -> Schedule:
         wanted, is_unseen = np.array(self.space.encode(proposal)), set(unseen)
@@ -360,10 +359,6 @@ class OptunaSampler(ListedSampler):
 
 def _draw(schedules: list[Schedule], generator: np.random.Generator) -> tuple[Schedule, str] | None:
     return (schedules[int(generator.integers(len(schedules)))], "random") if schedules else None
-
-
-def _num_options(space: SearchSpace) -> list[int]:
-    return [len(space.gamma_options)] * space.num_layers + [len(space.eta_options)]
 
 
 @contextmanager

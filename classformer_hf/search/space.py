@@ -4,6 +4,7 @@ The thesis does not list the candidate values. Ours are 1, 2, 4, 8 and "first" (
 gamma, and 0, 2, 4, 8, 16 for eta.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,10 +123,9 @@ class SearchSpace:
         self.max_reduction = max_reduction
         # no part of a study's identity: a search that was begun without it goes on
         self._judged_tokens = max_tokens if judged_tokens is None else min(judged_tokens, max_tokens)
-        self.gamma_options = sorted(
-            {_parse_gamma(option, max(first_token_gamma, max_tokens)) for option in gamma_options}
-        )
-        self.eta_options = sorted({_parse_eta(option) for option in eta_options})
+        factors = [max(first_token_gamma, max_tokens) if option == "first" else option for option in gamma_options]
+        self.gamma_options = sorted({_parse(one, 1, 'a gamma option is an integer >= 1 or "first"') for one in factors})
+        self.eta_options = sorted({_parse(option, 0, "an eta option is an integer >= 0") for option in eta_options})
         if self.gamma_options[:1] != [1] or len(self.gamma_options) < 2:
             raise ValueError(f"gamma options need 1 (drop nothing) and something else, got {self.gamma_options}.")
         if not self.eta_options:
@@ -139,9 +139,14 @@ class SearchSpace:
         return Schedule((1,) * self.num_layers, 0)
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of options of every choice: one per layer, and one for eta."""
+        return [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
+
+    @property
     def num_points(self) -> int:
         """Number of points before equal ones are merged."""
-        return len(self.gamma_options) ** self.num_layers * len(self.eta_options)
+        return math.prod(self.sizes)
 
     def canonical(self, schedule: Schedule) -> Schedule:
         """Rewrite a schedule with the smallest options that keep the same positions of all texts that are judged.
@@ -243,8 +248,7 @@ class SearchSpace:
         """
         if self.max_reduction is not None:
             return self._allowed[int(generator.integers(len(self._allowed)))]
-        sizes = [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
-        return self.decode(generator.integers(sizes).tolist())
+        return self.decode(generator.integers(self.sizes))
 
     @cached_property
     def _allowed(self) -> list[Schedule]:
@@ -252,14 +256,10 @@ class SearchSpace:
 
     def neighbours(self, schedule: Schedule) -> list[Schedule]:
         """List the allowed schedules one step away in one choice."""
-        point = self.encode(schedule)
-        sizes = [len(self.gamma_options)] * self.num_layers + [len(self.eta_options)]
-        moved = []
-        for position, size in enumerate(sizes):
-            for step in (-1, 1):
-                if 0 <= point[position] + step < size:
-                    moved.append(self.decode([*point[:position], point[position] + step, *point[position + 1 :]]))
-        return [schedule for schedule in moved if self.is_allowed(schedule)]
+        point, steps = np.array(self.encode(schedule)), np.eye(self.num_layers + 1, dtype=int)
+        moved = [point + sign * step for step in steps for sign in (-1, 1)]
+        inside = [self.decode(one) for one in moved if (one >= 0).all() and (one < self.sizes).all()]
+        return [schedule for schedule in inside if self.is_allowed(schedule)]
 
     def constrained(self, first_layer: int) -> Schedule:
         """Build the one-parameter schedule of section 5.2.5: three 2x reductions, evenly spaced to the output.
@@ -267,33 +267,16 @@ class SearchSpace:
         Args:
             first_layer: Index of the first reduced layer, counted from 0; `num_layers` reduces nothing.
         """
-        step = (self.num_layers - first_layer) / 3
-        factor = self.gamma_options[1]
-        gamma = [1] * self.num_layers
-        for number in range(3):
-            layer = first_layer + int(number * step)
-            if layer < self.num_layers:
-                gamma[layer] = factor
-        return self.canonical(Schedule(tuple(gamma), 0))
+        step, factor = (self.num_layers - first_layer) / 3, self.gamma_options[1]
+        reduced = {first_layer + int(number * step) for number in range(3)}
+        return self.canonical(Schedule(tuple(factor if layer in reduced else 1 for layer in range(self.num_layers))))
 
 
-def _parse_gamma(option: int | str, first_token_gamma: int) -> int:
-    if option == "first":
-        return first_token_gamma
+def _parse(option: int | str, smallest: int, name: str) -> int:
     try:
-        factor = int(option)
+        value = int(option)
     except ValueError:
-        factor = 0
-    if factor < 1:
-        raise ValueError(f'a gamma option is an integer >= 1 or "first", got {option!r}.')
-    return factor
-
-
-def _parse_eta(option: int) -> int:
-    try:
-        eta = int(option)
-    except ValueError:
-        eta = -1
-    if eta < 0:
-        raise ValueError(f"an eta option is an integer >= 0, got {option!r}.")
-    return eta
+        value = smallest - 1
+    if value < smallest:
+        raise ValueError(f"{name}, got {option!r}.")
+    return value

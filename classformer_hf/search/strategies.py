@@ -43,6 +43,8 @@ def build_sampler(
     Raises:
         ValueError: There is no such strategy, or what it needs is missing.
     """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
     if strategy == "constrained":
         if known is None:
             raise ValueError('the strategy "constrained" needs the latency of every schedule: give a latency table.')
@@ -53,19 +55,12 @@ def build_sampler(
         return BinarySearchSampler(space, required_performance)
     if strategy in ("tpe", "gp"):
         return OptunaSampler(space, strategy, seed)
-    if strategy == "random":
-        return RandomSampler(space, seed)
-    if strategy == "evolution":
-        return EvolutionSampler(space, seed)
-    raise ValueError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
+    return (RandomSampler if strategy == "random" else EvolutionSampler)(space, seed)
 
 
 def list_known_costs(meter: LatencyMeter, space: SearchSpace, table: LatencyTable) -> KnownCosts:
     """Predict for every schedule of a space, on the meter's input lengths, what needs no evaluation."""
     schedules, lengths = space.enumerate(), meter.lengths
     flops = mean_flops(meter.config, schedules, lengths)
-    return KnownCosts(
-        dict(zip(schedules, table.predict_many(schedules, lengths), strict=True)),
-        dict(zip(schedules, space.log2_lengths(schedules, lengths), strict=True)),
-        dict(zip(schedules, flops / flops.max(), strict=True)),
-    )
+    columns = table.predict_many(schedules, lengths), space.log2_lengths(schedules, lengths), flops / flops.max()
+    return KnownCosts(*(dict(zip(schedules, column, strict=True)) for column in columns))

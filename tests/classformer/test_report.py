@@ -285,12 +285,12 @@ def test_audit_marks_what_contradicts_monotonicity(tmp_path):
     for number, (schedule, score) in enumerate(zip(schedules, scores, strict=True)):
         trial = make_trial(number, schedule, "reference" if number == 0 else "model", generator, True)
         trials.append(replace(trial, measurement=trial.measurement | {"score": score}))
-    audit, pairs = audit_trials(Account(tmp_path, summarise(trials, 0.9), ABOUT))
+    audit = audit_trials(Account(tmp_path, summarise(trials, 0.9), ABOUT))
     assert audit.violations == [(schedules[2], schedules[1])]
     # three with the full model, 2 under 1, 3 under 1; at no layer but the last two is 2 longer than 3
-    assert audit.num_pairs == len(pairs) == 5
-    (marked,) = [pair for pair in pairs if pair[2]]
-    assert marked[0] > 0 and marked[1] == pytest.approx(0.05 / 0.86 / np.hypot(0.011, 0.011))
+    assert len(audit.pairs) == 5
+    marked = audit.pairs.index(audit.violations[0])
+    assert audit.halvings[marked] > 0 and audit.gains[marked] == pytest.approx(0.05 / 0.86 / np.hypot(0.011, 0.011))
 
 
 def test_only_the_full_model(tmp_path):

@@ -23,6 +23,7 @@ SHAPES = "--max_train_samples 16 --max_validation_samples 8 --max_test_samples 8
 SEARCH = "--max_trials 4 --num_winners 2 --rounds 2"
 # what makes a job's work small; a verb or an experiment of the documents must have its line
 SIZES = {
+    "autoencoders": "",
     "benchmark": "--rounds 1",
     "classify": "",
     "compare-images": "--rounds 1",
@@ -36,6 +37,7 @@ SIZES = {
     "pretrain": f"{TRAINING} --block_size 32 --max_train_blocks 32 --max_validation_blocks 8 --max_steps 4",
     "publish": "",
     "render_results": "",
+    "sharing": "",
     "search": f"{TRAINING} {TEXTS} {SEARCH}",
     "supernet": f"{TRAINING} {TEXTS}",
     "train-avae": f"{TRAINING} {SHAPES}",

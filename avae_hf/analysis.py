@@ -48,12 +48,8 @@ def measure_curve(
 ) -> list[dict[str, float]]:
     """Measure loss and squared error of inputs that are all transformed alike (figures 4.4 and 4.6).
 
-    Args:
-        model: In evaluation mode; it searches if its configuration has transforms.
-        images: Upright, (N, C, ...).
-        transform: "rotation", in radians, or "shear", the tangent of an angle; all of a transform's numbers are equal.
-        values: At which to measure.
-        batch_size: Inputs at a time.
+    The transform is "rotation", in radians, or "shear", the tangent of an angle; all of its numbers are equal. A model
+    whose configuration has transforms searches.
 
     Returns:
         For every value: "value", mean "loss" and mean "squared_error".
@@ -86,12 +82,7 @@ def measure_orientations(
 ) -> dict[str, dict]:
     """Say in which orientation each class is encoded: what a 2D input's own angle and the model's leave (figure 4.12).
 
-    Args:
-        alpha: Poses that the model found, (N, P); the first number is the angle.
-        pose: The true ones, of the same kind.
-        labels: (N,).
-        classes: Which ones to report.
-        num_bins: Of the histograms, from -pi to pi.
+    The first number of `alpha`, (N, P), which the model found, and of the true `pose` is the angle.
 
     Returns:
         By class: "counts" of the histogram, and "concentration" and "doubled_concentration" of the angles.
@@ -109,14 +100,10 @@ def measure_orientations(
 
 
 def probe_angle(features: np.ndarray, angles: np.ndarray) -> float:
-    """Predict the direction of an angle from features, linearly: cross-validated share of the variance explained.
-
-    Args:
-        features: (N, F).
-        angles: In radians, (N,).
+    """Predict the direction of angles, (N,) in radians, from features, (N, F), linearly.
 
     Returns:
-        R^2 over cosine and sine, at most 1; 0 or below where nothing can be predicted.
+        Cross-validated R^2 over cosine and sine: at most 1, and 0 or below where nothing can be predicted.
     """
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import KFold, cross_val_predict
@@ -132,11 +119,6 @@ def mutual_information(features: np.ndarray, angles: np.ndarray, seed: int = 0) 
     """Estimate the information, in nats, that the most telling single feature has about the direction of an angle.
 
     The estimate is from nearest neighbours (Kraskov et al., 2004), as scikit-learn computes it.
-
-    Args:
-        features: (N, F).
-        angles: In radians, (N,).
-        seed: Of the noise that breaks ties.
     """
     from sklearn.feature_selection import mutual_info_regression
 
@@ -152,8 +134,7 @@ def measure_disentanglement(found: dict[str, np.ndarray], is_rotated: bool) -> d
         is_rotated: Whether alpha has an angle too.
 
     Returns:
-        Linear probe and mutual information of the latent and, if the model searches rotations, of the directions of
-        alpha.
+        Linear probe and mutual information of the latent and, where there is an angle, of the directions of alpha.
     """
     angles = found["pose"][:, 0]
     result = {
@@ -171,13 +152,7 @@ def measure_disentanglement(found: dict[str, np.ndarray], is_rotated: bool) -> d
 
 @torch.no_grad()
 def measure_consistency(model: Any, images: torch.Tensor, angles: Sequence[float], batch_size: int = 128) -> float:
-    """Compare `align` of turned inputs with `align` of the inputs themselves.
-
-    Args:
-        model: Searches a 2D rotation.
-        images: Upright, (N, C, H, W).
-        angles: In radians; every input is turned by all of them.
-        batch_size: Inputs at a time.
+    """Compare `align` of turned inputs with `align` of the upright ones, by a model that searches a 2D rotation.
 
     Returns:
         Mean squared difference relative to the mean square of the aligned inputs: 0 for perfect agreement, about 2 for
@@ -205,13 +180,6 @@ def estimate_log_likelihood(
     A model that searches rotations is averaged over angles too, evenly spaced from a random one on, as a model with a
     uniform prior of alpha, which makes its likelihood comparable with that of a plain autoencoder. At the single best
     alpha it would be too large.
-
-    Args:
-        model: In evaluation mode.
-        images: (N, C, ...).
-        num_samples: Of the latent, S.
-        num_angles: Of alpha; a model without transforms has none.
-        generator: Of the samples.
 
     Returns:
         Estimates, (N,). They are lower bounds in expectation.
@@ -275,13 +243,7 @@ def measure_robustness(
 ) -> list[dict[str, float]]:
     """Classify turned images, with and without `align` in front.
 
-    Args:
-        model: Searches a 2D rotation; its canonical pose must be the classifier's.
-        classifier: Of flattened images, as scikit-learn has them.
-        images: Upright, (N, C, H, W).
-        labels: (N,).
-        angles: In radians.
-        batch_size: Images at a time.
+    The classifier is scikit-learn's, of flattened images; the canonical pose of the model must be the one it knows.
 
     Returns:
         For every angle: "value", and the accuracies "turned" and "aligned".
@@ -340,9 +302,7 @@ def draw_reconstructions(models: dict[str, Any], images: torch.Tensor, angles: S
 def draw_orientations(epochs: dict[str, dict[str, dict]], path: str | Path):
     """Draw in which orientations classes are encoded, one row per class and one column per epoch (figures 4.12, 4.13).
 
-    Args:
-        epochs: By title, e.g. "epoch 1", what [`measure_orientations`] gives.
-        path: PNG.
+    Epochs stand by title, e.g. "epoch 1", each with what [`measure_orientations`] gives.
     """
     classes = list(next(iter(epochs.values())))
     with open_grid(path, len(classes), len(epochs), 2.6, 1.7, sharex=True) as (_, axes):
@@ -365,14 +325,7 @@ def draw_curves(
     path: str | Path,
     marker: str = "o",
 ):
-    """Draw curves, one panel per title.
-
-    Args:
-        curves: By title and name, points (x, y).
-        labels: Of the axes.
-        path: PNG.
-        marker: Of the points.
-    """
+    """Draw curves, one panel per title: by title and name, points (x, y)."""
     names = list(dict.fromkeys(name for named in curves.values() for name in named))
     lines = {}
     with open_grid(path, 1, len(curves), 4.4, 3.8) as (figure, axes):

@@ -72,15 +72,7 @@ class AVAEOutput(ModelOutput):
 @dataclass
 class AVAEEncoderOutput(ModelOutput):
     """
-    Output of [`AVAEModel.encode`].
-
-    Args:
-        latent_mean (`torch.FloatTensor` of shape `(B, latent_dim)`):
-            Mean of the posterior.
-        latent_log_variance (`torch.FloatTensor` of shape `(B, latent_dim)`):
-            Logarithm of the variance of the posterior.
-        alpha (`torch.FloatTensor` of shape `(B, P)`):
-            Pose.
+    Output of [`AVAEModel.encode`]; the same as in [`AVAEOutput`].
     """
 
     latent_mean: torch.Tensor | None = None

@@ -53,11 +53,7 @@ def negative_elbo(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the two terms of the loss for every input, without the Gaussian's constant.
 
-    Args:
-        images: (B, C, ...).
-        reconstruction: Of the same shape, in [0, 1].
-        mean: Of the posterior, (B, latent_dim).
-        log_variance: Of the posterior, (B, latent_dim).
+    Images and reconstruction are (B, C, ...), mean and logarithm of the variance of the posterior (B, latent_dim).
 
     Returns:
         Negative log-likelihood times `reconstruction_scale`, and divergence from the standard normal, (B,) each.
@@ -75,12 +71,7 @@ def negative_elbo(
 
 
 def gather_weights(module: nn.Module, recurse: bool = True) -> dict[str, torch.Tensor]:
-    """Copy weights and buffers, also those that accelerate's hooks bring only for the length of a call.
-
-    Args:
-        module: Any, maybe offloaded.
-        recurse: Whether to copy those of the modules in it too.
-    """
+    """Copy weights and buffers, also those that accelerate's hooks bring only for the length of a call."""
     weights: dict[str, torch.Tensor] = {}
     for prefix, part in module.named_modules() if recurse else [("", module)]:
         hook = getattr(part, "_hf_hook", None)
@@ -150,10 +141,7 @@ class PoseObjective:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute losses, (N,), and their gradients, (N, P).
 
-        Args:
-            images: (N, C, ...).
-            pose: (N, P).
-            build: Gives matrices of poses and of what `more` has for each of them.
+        `build` gives matrices of poses and of what `more` has for each of them.
         """
         losses, gradients = [], []
         for image, own, *extra in self._split(images, pose, *more):
@@ -221,16 +209,7 @@ def search_direct(
 
 
 def local_minima(losses: torch.Tensor, is_neighbour: torch.Tensor, number: int) -> torch.Tensor:
-    """Find the lowest local minima; where there are fewer, the next best starts fill up.
-
-    Args:
-        losses: (K, B).
-        is_neighbour: (K, K).
-        number: How many, n.
-
-    Returns:
-        Indices, (n, B).
-    """
+    """Find the lowest local minima of losses, (K, B), as indices, (n, B); the next best starts fill up."""
     around = torch.stack([losses[row].min(0).values for row in is_neighbour])
     span = losses.max() - losses.min() + 1
     return torch.where(losses <= around, losses, losses + span).topk(number, 0, largest=False)[1]

@@ -101,16 +101,10 @@ def summarise_terms(terms: np.ndarray) -> dict[str, float]:
 def evaluate_model(
     model: Any, dataset: PoseDataset, batch_size: int = 256, progress: Any = lambda batches: batches
 ) -> dict[str, np.ndarray]:
-    """Reconstruct inputs in their poses.
-
-    Args:
-        model: In evaluation mode.
-        dataset: With seeded poses.
-        batch_size: Inputs at a time.
-        progress: Wraps the starts of the batches, e.g. a progress bar.
+    """Reconstruct inputs in their seeded poses; `progress` may wrap the starts of the batches in a bar.
 
     Returns:
-        "terms", (N, 3) as of [`summarise_terms`], "alpha", (N, P), "latent", (N, latent_dim), "pose" and "labels".
+        "terms", (N, 3) as of [`list_terms`], "alpha", (N, P), "latent", (N, latent_dim), "pose" and "labels".
     """
     found = []
     for start in progress(range(0, len(dataset), batch_size)):
@@ -130,15 +124,9 @@ def build_trainer(
     poses_dir: Path | None = None,
     plan: Plan | None = None,
 ) -> AVAETrainer:
-    """Put together the Trainer that every training of an autoencoder uses.
+    """Put together the Trainer that every training of an autoencoder uses: on fresh poses, validated on seeded ones.
 
-    Args:
-        model: Trained in place.
-        train_dataset: With fresh poses.
-        eval_dataset: With seeded poses.
-        arguments: The recipe.
-        poses_dir: See [`AVAETrainer`].
-        plan: Is told how far the training has come.
+    A plan is told how far the training has come.
     """
     trainer = AVAETrainer(
         model=model,

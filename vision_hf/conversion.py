@@ -151,15 +151,10 @@ def _resnet_slots(name: str, block: Any) -> list[Slot]:
 def balanced_groups(
     kernels: np.ndarray, size: int, directions: str = "none", seed: int = 0, iterations: int = 10
 ) -> np.ndarray:
-    """Cluster kernels into groups of one size (k-means with an assignment problem in place of the nearest centre).
+    """Cluster kernels, (C, F), into groups of one size: k-means that solves an assignment problem.
 
-    Args:
-        kernels: One per row, (C, F).
-        size: Members of a group.
-        directions: "none": a group is near a point; "signed" or "positive": near a line or half-line through 0, so
-            that its members differ by a factor.
-        seed: Of the first centres.
-        iterations: At most.
+    Where `directions` is "none", a group is near a point; where it is "signed" or "positive", near a line or half-line
+    through 0, so that its members differ by a factor.
 
     Returns:
         Rows of every group, (C / size, size).
@@ -196,14 +191,10 @@ def balanced_groups(
 
 
 def fit_scaled(members: torch.Tensor, is_signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit w_c = a_c k per group by its first singular vector.
-
-    Args:
-        members: Kernels of every group, (G, S, F).
-        is_signed: Whether a factor may be negative; if not, such factors become 0.
+    """Fit w_c = a_c k to the kernels of every group, (G, S, F), by its first singular vector.
 
     Returns:
-        Kernels, (G, F), and factors, (G, S), whose root mean square is 1.
+        Kernels k, (G, F), and factors a_c, (G, S), whose root mean square is 1; unless signed, none is below 0.
     """
     direction = torch.linalg.svd(members, full_matrices=False)[2][:, 0]  # (G, F)
     factors = torch.einsum("gsf,gf->gs", members, direction)
@@ -306,11 +297,7 @@ def _share_slot(slot: Slot, factor: int, method: str, seed: int):
 def weight_error(plain: PreTrainedModel, sharing_factor: int | list[int], method: str, seed: int = 0) -> float:
     """Measure how far the shared kernels are from the trained ones, relative to these, over all layers that share.
 
-    Args:
-        plain: One of ours that shares nothing.
-        sharing_factor: As for [`share_weights`].
-        method: As for [`share_weights`].
-        seed: Of the clustering.
+    Arguments are those of [`share_weights`].
     """
     squares = residual = 0.0
     config: Any = copy.deepcopy(plain.config)
@@ -335,11 +322,9 @@ def weight_error(plain: PreTrainedModel, sharing_factor: int | list[int], method
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[torch.Tensor]):
-    """Replace the running statistics of all batch norms by the mean over some batches; about 1,200 images are enough.
+    """Replace the running statistics of all batch norms, in place, by the mean over batches of images, (B, 3, H, W).
 
-    Args:
-        model: Changed in place.
-        batches: Images, each (B, 3, H, W).
+    About 1,200 images are enough.
 
     Raises:
         ValueError: There is no batch.

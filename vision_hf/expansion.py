@@ -18,16 +18,10 @@ def is_ours(model: Any) -> bool:
 
 @torch.no_grad()
 def expand_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """Build the plain network that computes exactly the same; codebooks are expanded too.
-
-    Args:
-        model: A shared Xception, EfficientNet or ResNet with any head.
-
-    Returns:
-        A network of the same class that shares nothing.
+    """Build the plain network of the same class that computes exactly the same; codebooks are expanded too.
 
     Raises:
-        ValueError: The model is of another kind.
+        ValueError: The model is none of a shared Xception, EfficientNet or ResNet.
     """
     if not is_ours(model):
         raise ValueError(f"only shared networks can be expanded, got {type(model).__name__}.")

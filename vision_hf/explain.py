@@ -34,11 +34,7 @@ def expanded_weight(convolution: Any) -> torch.Tensor:
 
 
 def match_kernels(kernels: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pair kernels with those of a reference, one to one, so that the sum of their cosine similarities is largest.
-
-    Args:
-        kernels: (N, F).
-        reference: (N, F).
+    """Pair kernels, (N, F), with as many of a reference, so that the sum of their cosine similarities is largest.
 
     Returns:
         For every reference kernel the row of its partner, (N,), and the mean similarity of the pairs.
@@ -59,10 +55,8 @@ def match_kernels(kernels: np.ndarray, reference: np.ndarray) -> tuple[np.ndarra
 def kernels_of_layer(model: nn.Module, layer: int) -> np.ndarray:
     """Give the kernels that a sheet shows.
 
-    Args:
-        model: An image classifier.
-        layer: 0: the first convolution, whose kernels are images, (N, C_in, k, k). 1: the first one behind it that can
-            share weights, expanded, (N, 1, k, k); of a dense one those of its first outputs.
+    Of layer 0, the first convolution, they are images, (N, C_in, k, k). Layer 1 is the first one behind it that can
+    share weights, expanded, (N, 1, k, k); of a dense one they are those of its first outputs.
 
     Raises:
         ValueError: There is no such layer.
@@ -82,7 +76,7 @@ def draw_kernel_sheets(models: dict[str, nn.Module], layer: int, path: str | Pat
     """Draw one sheet of kernels per model, each kernel where its most similar one of the first model is.
 
     Args:
-        models: By name; the first one is the reference. All have that layer in one size.
+        models: By name; all have that layer in one size.
         layer: 0 or 1, see [`kernels_of_layer`].
         path: PNG to write.
 
@@ -134,12 +128,9 @@ def _tile(kernels: np.ndarray) -> np.ndarray:
 
 
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Find the layer that Grad-CAM looks at.
+    """Find the layer that Grad-CAM looks at: by default the third convolutional one, as in the thesis.
 
-    Args:
-        model: An image classifier.
-        name: Of a module; by default the third convolutional layer, as in the thesis. A separable convolution counts as
-            one layer, whose output is that of its pointwise part.
+    A separable convolution counts as one layer, whose output is that of its pointwise part.
 
     Raises:
         ValueError: There is no such module, or there are fewer than three convolutional layers.
@@ -204,16 +195,10 @@ def draw_grad_cam(
 ):
     """Draw images in rows, and beside each the Grad-CAM of its correct class by every model.
 
-    Args:
-        models: By name.
-        images: Pillow images, to look at.
-        pixel_values: The same for the models, (B, 3, H, W).
-        labels: Correct classes, (B,).
-        path: PNG to write.
-        layer_name: See [`find_layer`].
+    The images are Pillow's, `pixel_values`, (B, 3, H, W), the same for the models, and `labels` the correct classes.
 
     Raises:
-        ValueError: A model has no such layer.
+        ValueError: A model has no such layer, see [`find_layer`].
     """
     with open_grid(path, len(images), len(models) + 1, 1.5, 1.65) as (_, axes):
         for axis in axes.flat:
@@ -235,10 +220,7 @@ def draw_grad_cam(
 def draw_weight_histograms(networks: dict[str, tuple[nn.Module, nn.Module]], path: str | Path, num_layers: int = 4):
     """Draw the weights of some layers, a row per network, and where the entries of their codebooks are (figure 3.8).
 
-    Args:
-        networks: By name, a network and the same quantised by `vision_hf.priors.quantise`.
-        path: PNG to write.
-        num_layers: Layers to show, evenly spaced over the depth.
+    Networks stand by name, each with the same one quantised by `vision_hf.priors.quantise`.
 
     Raises:
         ValueError: A quantised network has no codebook of single weights.

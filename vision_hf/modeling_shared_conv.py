@@ -94,6 +94,8 @@ class SharedConvPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
+    # of one family or another
+    _no_split_modules = ["MBConvBlock", "ResNetBlock", "XceptionBlock"]
 
     def __init__(self, config: SharedConvConfig):
         # from_pretrained(folder, sharing_factor=...) sets attributes without running the validators

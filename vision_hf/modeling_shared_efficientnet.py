@@ -104,7 +104,6 @@ class MBConvBlock(GradientCheckpointingLayer):
 
 class SharedEfficientNetModel(SharedConvModel):
     config: SharedEfficientNetConfig
-    _no_split_modules = ["MBConvBlock"]
 
     def build(self, config: SharedEfficientNetConfig):
         stem_channels = channels = config.scale_width(config.stem_channels)
@@ -140,7 +139,6 @@ class SharedEfficientNetModel(SharedConvModel):
 class SharedEfficientNetForImageClassification(SharedConvForImageClassification):
     config: SharedEfficientNetConfig
     model_class = SharedEfficientNetModel
-    _no_split_modules = ["MBConvBlock"]
 
 
 class SharedEfficientNetBackbone(SharedConvBackbone, SharedEfficientNetModel):

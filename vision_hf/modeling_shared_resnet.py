@@ -98,7 +98,6 @@ class ResNetBlock(GradientCheckpointingLayer):
 
 class SharedResNetModel(SharedConvModel):
     config: SharedResNetConfig
-    _no_split_modules = ["ResNetBlock"]
 
     def build(self, config: SharedResNetConfig):
         widths = config.divide_channels(list(config.hidden_sizes))
@@ -122,7 +121,6 @@ class SharedResNetModel(SharedConvModel):
 class SharedResNetForImageClassification(SharedConvForImageClassification):
     config: SharedResNetConfig
     model_class = SharedResNetModel
-    _no_split_modules = ["ResNetBlock"]
 
 
 class SharedResNetBackbone(SharedConvBackbone, SharedResNetModel):

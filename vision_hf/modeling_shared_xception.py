@@ -95,7 +95,6 @@ def block_widths(before: int, after: int, depth: int, grows_late: bool) -> list[
 
 class SharedXceptionModel(SharedConvModel):
     config: SharedXceptionConfig
-    _no_split_modules = ["XceptionBlock"]
 
     def build(self, config: SharedXceptionConfig):
         names, exits = config.name_stages(), list(config.exit_channels)
@@ -141,7 +140,6 @@ class SharedXceptionModel(SharedConvModel):
 class SharedXceptionForImageClassification(SharedConvForImageClassification):
     config: SharedXceptionConfig
     model_class = SharedXceptionModel
-    _no_split_modules = ["XceptionBlock"]
 
 
 class SharedXceptionBackbone(SharedConvBackbone, SharedXceptionModel):

@@ -24,9 +24,7 @@ CHUNK = 1 << 16
 def find_convolutions(model: Any, unit: str) -> dict[str, Any]:
     """List the convolutions of a base model that can learn to share, by name: all but the first one.
 
-    Args:
-        model: One of ours, with any head.
-        unit: "weight", or "kernel": those with kernels larger than 1x1.
+    Of the unit "kernel" are those with kernels larger than 1x1.
 
     Raises:
         ValueError: A convolution shares weights already, or the unit is unknown.
@@ -98,15 +96,9 @@ class Regulariser(nn.Module):
 
 
 def nearest(rows: torch.Tensor, bases: torch.Tensor, max_share: float | None = None) -> torch.Tensor:
-    """Find the nearest basis of every row, of those that still have room.
+    """Find the nearest basis, (J, F), of every row, (N, F), as indices, (N,).
 
-    Args:
-        rows: (N, F).
-        bases: (J, F).
-        max_share: Rows that one basis may have, relative to N; the nearest ones get it, the others their next nearest.
-
-    Returns:
-        Indices, (N,).
+    No basis has more rows than `max_share` of them, if it is given: the nearest get it, the others their next nearest.
     """
     distances = torch.cat([torch.cdist(chunk, bases) for chunk in rows.split(CHUNK)])
     chosen = distances.argmin(1)
@@ -329,9 +321,7 @@ class MixturePrior(Regulariser):
 def quantise(model: PreTrainedModel, regulariser: Regulariser) -> PreTrainedModel:
     """Put every weight or kernel on its basis and store codebooks and indices instead of weights.
 
-    Args:
-        model: The network that the regulariser was made for; it stays as it is.
-        regulariser: With the trained bases.
+    The model is the one that the regulariser, with the trained bases, was made for; it stays as it is.
 
     Returns:
         A network of the same class whose `config.codebooks` names the layers; `save_pretrained` writes J entries and

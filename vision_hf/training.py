@@ -102,18 +102,10 @@ def _list_changed(arguments: TrainingArguments) -> list[str]:
 
 
 class RMSpropTF(torch.optim.Optimizer):
-    """RMSprop as TensorFlow computes it, which EfficientNet's recipe relies on.
+    """RMSprop as TensorFlow computes it, which EfficientNet's recipe relies on; arguments are those of torch's.
 
     Unlike torch's, epsilon is inside the square root, the mean of squares starts at 1, and the learning rate is inside
     the momentum.
-
-    Args:
-        params: Parameters or groups of them.
-        lr: Learning rate.
-        alpha: Weight of the past in the mean of squares.
-        eps: Added to the mean of squares.
-        momentum: Weight of the past in the update.
-        weight_decay: Added to the gradient, times the weight.
     """
 
     def __init__(
@@ -372,16 +364,9 @@ def build_trainer(
     regulariser: Any = None,
     plan: Plan | None = None,
 ) -> ImageTrainer:
-    """Put together the Trainer that every training of images uses.
+    """Put together the Trainer that every training of images uses, on the task's train and validation splits.
 
-    Args:
-        model: A classifier with as many labels as the task.
-        task: "train" and "validation" are used.
-        processor: For evaluation, and saved beside the model.
-        task_arguments: Augmentation.
-        arguments: The recipe.
-        regulariser: Adds a loss of the weights, see [`ImageTrainer`].
-        plan: Is told how far the training has come.
+    The processor is for evaluation, and saved beside the model; a plan is told how far the training has come.
 
     Raises:
         ValueError: The model has another number of labels.
@@ -443,8 +428,7 @@ def write_card(
         trained: What validation gave.
         task: The data, with its train and validation splits.
         about_dataset: What an `EvalResult` says of the data set.
-        facts: More of what the card says: "num_epochs", "seed", and the "base_model", which only counts by its name on
-            the Hub.
+        facts: "num_epochs", "seed", and the "base_model", which only counts by its name on the Hub.
     """
     base_model = None if Path(facts["base_model"] or ".").exists() else facts["base_model"]
     result = EvalResult(

@@ -5,11 +5,10 @@ its strategies do here too; others train for 3 unless told. It gives neither lea
 here are RoBERTa's usual ones.
 """
 
-import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,11 +57,6 @@ RECIPE = (
     "fp16",
     "seed",
 )
-
-AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
-
-
-logger = logging.getLogger(__name__)
 
 EPOCHS, THESIS_EPOCHS = 3.0, 10.0
 # after which no further step is measured for an estimate
@@ -127,9 +121,6 @@ class ClassformerTrainingArguments(TrainingArguments):
     def check_best_metric(self, metric_name: str):
         """Refuse to choose the best epoch by what is not measured.
 
-        Args:
-            metric_name: Of the task.
-
         Raises:
             ValueError: It is neither that nor the loss.
         """
@@ -178,10 +169,6 @@ class FineTuned:
 def refuse_label_smoothing(arguments: TrainingArguments, task: str):
     """Refuse a setting that would have no effect, or another one than is meant.
 
-    Args:
-        arguments: The recipe.
-        task: What is trained.
-
     Raises:
         ValueError: Labels are to be smoothed.
     """
@@ -197,9 +184,9 @@ def build_trainer(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     arguments: ClassformerTrainingArguments,
-    trainer_class: type[AnyTrainer] = Trainer,  # type: ignore[assignment]
+    trainer_class: type[Trainer] = Trainer,
     plan: Plan | None = None,
-) -> AnyTrainer:
+) -> Any:
     """Put together the Trainer that every fine-tuning of this project uses.
 
     Args:
@@ -256,13 +243,7 @@ def build_trainer(
 def time_step(
     model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: ClassformerTrainingArguments
 ) -> float:
-    """Measure the seconds of a training step on one batch, forwards and backwards; the weights do not change.
-
-    Args:
-        model: Moved to where it will be trained.
-        task: Tokenised task; "train" is used.
-        tokenizer: Pads the batch.
-        arguments: The recipe.
+    """Measure the seconds of a training step on one batch; the model moves to its device, the weights do not change.
 
     Raises:
         ValueError: "train" or "validation" holds a token or a token type that the model has no row for.
@@ -310,25 +291,19 @@ def fine_tune(
     resume: bool = False,
     plan: Plan | None = None,
 ) -> FineTuned:
-    """Fine-tune a model in place and validate it.
+    """Fine-tune a model in place and validate it; arguments that are not named are those of [`build_trainer`].
 
     Args:
-        model: Changed in place; holds the best epoch's weights afterwards.
-        task: Tokenised task.
-        tokenizer: Pads the batches.
+        model: Holds the best epoch's weights afterwards.
         arguments: The recipe; `num_train_epochs=0` only validates.
         evaluate_as_is: Whether to validate before training too, which makes sense for a trained head only.
         resume: Whether to go on from the last checkpoint in `arguments.output_dir`, if there is one.
-        plan: Shows how far the training has come.
-
-    Returns:
-        Scores, predictions and time.
 
     Raises:
         FloatingPointError: The training loss became NaN or infinite.
         ValueError: See [`build_trainer`].
     """
-    trainer: Trainer = build_trainer(model, task, tokenizer, arguments, plan=plan)
+    trainer = build_trainer(model, task, tokenizer, arguments, plan=plan)
     name = f"eval_{task.metric_name}"
     started = time.perf_counter()
     score_as_is = trainer.evaluate()[name] if evaluate_as_is else None

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.cards import add_results, find_task, latency_results
 from redundancy_hf.command import parse_call, write_record
@@ -341,6 +340,4 @@ def update_cards(folders: Sequence[str], kind: str, records: list[dict], hardwar
 
 
 def main():
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     print_table(compare_latency(**parse_call(compare_latency, __doc__, positional="models"))["measurements"])

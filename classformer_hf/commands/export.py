@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.command import parse_call
 from redundancy_hf.data import load_task, tokenize
@@ -109,6 +108,4 @@ def read_task(name: str, source: Path, tokenizer: Any, flags: Any) -> Task | Non
 
 
 def main():
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     export_classifier(**parse_call(export_classifier, __doc__, positional="folder"))

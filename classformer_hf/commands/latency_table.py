@@ -31,12 +31,11 @@ from ..search.supernet import FlopsUniformSampler, mean_flops
 
 NUM_INPUTS = 16
 SHORTEST_TOKENS = 8
-NUM_BLOCKS = 4
 GOALS = {"mean_relative_error": 0.05, "kendall_tau": 0.98}
 NOTE = (
-    "Latencies are relative to the full model. Two direct measurements took turns in blocks of rounds; `direct` is "
-    "their mean. The table is compared with it, and the second measurement with the first. Kendall's tau is over pairs "
-    "whose latencies are more than 5 % apart. Load averages say what else the machine did."
+    "Latencies are relative to the full model. Of two direct measurements, `direct` is the mean. The table "
+    "is compared with it, and the second measurement with the first. Kendall's tau is over pairs whose latencies are "
+    "more than 5 % apart. Load averages say what else the machine did."
 )
 
 
@@ -69,10 +68,9 @@ def write_latency_table(
     Raises:
         ValueError: A number is out of range, or the model cannot read so long texts.
     """
-    if min(check, busy) < 0 or check_rounds < NUM_BLOCKS:
+    if min(check, busy) < 0 or check_rounds < 2:
         raise ValueError(
-            f"`check` and `busy` must be >= 0 and `check_rounds` >= {NUM_BLOCKS}, got {check}, {busy} and "
-            f"{check_rounds}."
+            f"`check` and `busy` must be >= 0 and `check_rounds` >= 2, got {check}, {busy} and {check_rounds}."
         )
     model: Any = load_from_encoder(model_name_or_path)
     inputs = make_inputs(model_name_or_path, task) if check else []
@@ -84,7 +82,8 @@ def write_latency_table(
     if check:
         lengths = [single["input_ids"].shape[1] for single in inputs]
         schedules = draw_schedules(model, lengths, check, seed)
-        direct = measure_twice(model, schedules, inputs, check_rounds, busy, target)
+        with busy_machine(busy):
+            direct = measure_twice(model, schedules, inputs, check_rounds, target)
         record = compare_with_table(table, schedules, lengths, direct)
         print_check(record)
         write_record(
@@ -127,23 +126,13 @@ def draw_schedules(model: ClassformerForSequenceClassification, lengths: list[in
     return sorted(drawn, reverse=True)
 
 
-def measure_twice(
-    model: Any, schedules: list[Schedule], inputs: list, rounds: int, busy: int, target: Target
-) -> np.ndarray:
-    """Measure schedules relative to the full model in blocks of rounds; every other one is the second measurement.
-
-    Returns:
-        Ratios, (2, S).
-    """
+def measure_twice(model: Any, schedules: list[Schedule], inputs: list, rounds: int, target: Target) -> np.ndarray:
+    """Measure schedules relative to the full model, and a second time; gives ratios, (2, S)."""
     model, full = target.place(model), Schedule((1,) * model.config.num_hidden_layers)
     models = {schedule.key: reconfigure(model, **schedule.config) for schedule in [full, *schedules]}
-    ratios = np.zeros((NUM_BLOCKS, len(schedules)))
-    with target.use_threads(), tqdm(total=rounds // NUM_BLOCKS * NUM_BLOCKS + 1, desc="direct", unit="round") as bar:
-        for block in range(NUM_BLOCKS):
-            with busy_machine(busy):
-                latencies = measure_latency(models, inputs, full.key, rounds // NUM_BLOCKS, int(block == 0), bar.update)
-            ratios[block] = [latencies[schedule.key].ratio for schedule in schedules]
-    return np.stack([ratios[0::2].mean(axis=0), ratios[1::2].mean(axis=0)])
+    with target.use_threads(), tqdm(total=2 * (rounds // 2 + 1), desc="direct", unit="round") as bar:
+        found = [measure_latency(models, inputs, full.key, rounds // 2, 1, bar.update) for _ in range(2)]
+    return np.array([[latencies[schedule.key].ratio for schedule in schedules] for latencies in found])
 
 
 def compare_with_table(

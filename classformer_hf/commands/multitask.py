@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import DataCollatorWithPadding, Trainer
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.command import FLAGS, check_settings, describe_flags, describe_run, parse_call
 from redundancy_hf.data import load_tasks
@@ -168,6 +167,4 @@ def count_flops(trainer: Trainer, num_batches: int = 16) -> float:
 
 
 def main():
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     train_multitask(**parse_call(train_multitask, __doc__))

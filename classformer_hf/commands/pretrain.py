@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import Trainer
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.command import FLAGS, check_settings, describe_flags, describe_run, parse_call, write_record
 from redundancy_hf.corpus import load_standard_library_task, train_tokenizer
@@ -306,6 +305,4 @@ def fingerprint_blocks(blocks: Dataset | IterableDataset) -> list[int]:
 
 
 def main():
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     pretrain_classformer(**parse_call(pretrain_classformer, __doc__))

@@ -19,7 +19,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.cards import add_results, name_dataset
 from redundancy_hf.command import FLAGS, describe_flags, parse_call
@@ -32,6 +31,8 @@ from redundancy_hf.training import describe_mean, run_seeds
 
 from ..checkpoints import checkpoint_fingerprint, choose_schedule, is_classifier, load_from_encoder
 from ..training import ClassformerTrainingArguments, count_training_steps, fine_tune, time_step
+
+EARLIER = " Training may stop earlier, where validation no longer improves."
 
 
 def train_classformer(
@@ -61,14 +62,9 @@ def train_classformer(
         ValueError: The data or the checkpoint cannot be read, arguments do not fit, or a folder holds another training.
     """
     training.require_training()
-    tokenizer = load_tokenizer(model_name_or_path)
+    tokenizer, output = load_tokenizer(model_name_or_path), Path(str(training.output_dir))
     data = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
-    output = Path(str(training.output_dir))
-    if data.record is not None:
-        is_trained = is_classifier(model_name_or_path, data.num_labels)
-        record = data.record.after(model_name_or_path, output, is_trained=is_trained)
-        # whoever takes a schedule from a search has read what that has
-        data = replace(data, record=record.by_choice_of(config_name))
+    data = note_origin(data, model_name_or_path, output, config_name)
     schedule = choose_schedule(gamma, eta) if config_name is None else read_schedule(config_name, gamma, eta)
     settings = {
         "checkpoint": checkpoint_fingerprint(model_name_or_path),
@@ -83,9 +79,7 @@ def train_classformer(
     def estimate(plan: Plan):
         set_seed(training.seed)
         plan.estimate(time_step(load(), data, tokenizer, training) * count_training_steps(data, training))
-        plan.announce(
-            " Training may stop earlier, where validation no longer improves." * training.load_best_model_at_end
-        )
+        plan.announce(EARLIER * training.load_best_model_at_end)
 
     def train(own: ClassformerTrainingArguments, folder: Path, plan: Plan) -> dict[str, Any]:
         # how long validation has not improved, too
@@ -95,17 +89,26 @@ def train_classformer(
         if own.process_index == 0:
             save_folder(model, folder, tokenizer, data.record)
             write_card(folder, data, tuned.score, model_name_or_path)
-        seconds = round(tuned.seconds, 1)
-        return {"seed": own.seed, data.metric_name: tuned.score, "epochs": tuned.num_epochs, "seconds": seconds}
+        row = {"seed": own.seed, data.metric_name: tuned.score}
+        return row | {"epochs": tuned.num_epochs, "seconds": round(tuned.seconds, 1)}
 
     rows = run_seeds(train, training, seeds, settings, estimate)
     if training.process_index == 0:
         (output / SEED_RESULTS).write_text(json.dumps(rows, indent=2) + "\n")
-        for row in rows:
-            score = f"{data.metric_name} {row[data.metric_name]:.4f}"
-            print(f"seed {row['seed']}: validation {score} ({row['epochs']:g} epochs)")
-        print(describe_mean([row[data.metric_name] for row in rows], training))
+        scores = [row[data.metric_name] for row in rows]
+        for row, score in zip(rows, scores, strict=True):
+            print(f"seed {row['seed']}: validation {data.metric_name} {score:.4f} ({row['epochs']:g} epochs)")
+        print(describe_mean(scores, training))
     return rows
+
+
+def note_origin(task: Task, checkpoint: str, output: Path, config_name: str | None) -> Task:
+    """Put into a task's record what the checkpoint and the schedule have read."""
+    if task.record is None:
+        return task
+    record = task.record.after(checkpoint, output, is_trained=is_classifier(checkpoint, task.num_labels))
+    # whoever takes a schedule from a search has read what that has
+    return replace(task, record=record.by_choice_of(config_name))
 
 
 def read_schedule(config_name: str, gamma: Sequence[int] | None, eta: int) -> dict[str, Any]:
@@ -147,6 +150,4 @@ def write_card(folder: Path, task: Task, score: float, checkpoint: str):
 
 
 def main():
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     train_classformer(**parse_call(train_classformer, __doc__))

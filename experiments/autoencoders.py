@@ -32,7 +32,6 @@ from tqdm import tqdm
 from avae_hf import AVAEConfig, AVAEModel, analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
 from avae_hf.training import AVAETrainingArguments, build_trainer, evaluate_model, summarise_terms, train
-from redundancy_hf.command import run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.training import find_checkpoint, list_seeds, run_seed
 
@@ -393,6 +392,3 @@ def draw(records: list[str], figures_dir: str = "docs/images"):
 
 
 main = command_of(run, __doc__, draw)
-
-if __name__ == "__main__":
-    run_command(main)

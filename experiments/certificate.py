@@ -34,7 +34,7 @@ from scipy import optimize, stats
 from tqdm import tqdm
 
 from redundancy_hf.certificate import certify, check_request
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.significance import EXTRA_DISAGREEMENTS, PairedCounts, exact_p_value
 from redundancy_hf.tilting import TiltedBootstrap
 from redundancy_hf.timing import hardware_fingerprint
@@ -54,8 +54,6 @@ SIMULATION_NOTE = (
 FULL_ACCURACY, WON = 0.85, 0.3  # of the simulated full model; share of its errors that the candidate has right
 POWER_SHARE = 10  # samples for either power are so many times fewer
 NUM_DRAWN = 500  # resamples of a simulated certificate
-# standard errors above the requirement; below the first nothing is certified, above the second all is, to save time
-UNSURE = (1.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -206,28 +204,6 @@ class Classes:
         return full, np.where(full == references, candidate, again), references
 
 
-def standard_errors_above(sample: tuple[np.ndarray, ...], required: float, num_classes: int) -> float:
-    """How far the candidate's macro F1 is above the required one, by the linear approximation of both."""
-    *models, references = sample
-    gap, influence = 0.0, np.zeros(len(references))
-    for predictions, sign in zip(models, (-required, 1.0), strict=True):
-        is_right = predictions == references
-        either = np.bincount(predictions, minlength=num_classes) + np.bincount(references, minlength=num_classes)
-        inverse = 1 / np.maximum(either, 1)
-        f1 = 2 * np.bincount(references[is_right], minlength=num_classes) * inverse
-        scale = sign / (either > 0).sum()
-        gap += scale * f1.sum()
-        influence += scale * ((2 * is_right - f1[references]) * inverse[references] - (f1 * inverse)[predictions])
-    return gap / (influence.std() * np.sqrt(len(references)) + 1e-12)
-
-
-def is_certified(sample: tuple[np.ndarray, ...], required: float, alpha: float, num_classes: int, seed: int) -> bool:
-    above = standard_errors_above(sample, required, num_classes)
-    if not UNSURE[0] < above < UNSURE[1]:
-        return above >= UNSURE[1]
-    return TiltedBootstrap("macro_f1", *sample, NUM_DRAWN, seed).p_value(required) <= alpha
-
-
 def measure_seconds(classes: Classes, required: float, size: int, sampling: Sampling) -> float:
     """Processor time of one whole certificate, the median of 3."""
     generator, seconds = np.random.default_rng(sampling.seed), []
@@ -252,7 +228,8 @@ def simulate(classes: Classes, required: float, size: int, sampling: Sampling) -
             sample = classes.draw(accuracy, size, generator)
             seen = np.unique(sample)
             keeps = f1[seen].mean() > required * full_f1[seen].mean() * (1 + 1e-9)
-            outcomes.append((is_certified(sample, required, sampling.alpha, len(classes.shares), seed), keeps))
+            p_value = TiltedBootstrap("macro_f1", *sample, NUM_DRAWN, seed).p_value(required)
+            outcomes.append((p_value <= sampling.alpha, keeps))
         return np.array(outcomes)
 
     is_issued, is_right = judge(required, sampling.num_resamples).T
@@ -412,6 +389,3 @@ def simulation_table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
 import vision_hf
-from redundancy_hf.command import run_command
 from vision_hf.conversion import METHODS, weight_error
 from vision_hf.data import ImageTaskArguments, load_task, transform_splits
 from vision_hf.expansion import is_ours
@@ -118,6 +117,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

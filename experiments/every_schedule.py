@@ -30,7 +30,7 @@ from classformer_hf.checkpoints import load_from_encoder
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search import SearchSpace
 from classformer_hf.search.supernet import mean_flops, predict_schedules
-from redundancy_hf.command import describe_command, run_command
+from redundancy_hf.command import describe_command
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits
@@ -149,6 +149,3 @@ def write_table(path: str, table: pd.DataFrame, about: dict[str, Any]):
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from redundancy_hf.command import parse_call
+from redundancy_hf.command import parse_call, run_command
 
 # what older records call their programs
 FORMER = {
@@ -23,6 +23,8 @@ def command_of(
     run: Callable[..., Any] | None, description: str, draw: Callable[..., None] | None = None
 ) -> Callable[[], None]:
     """Give an experiment its command line: flags run it, and with `--draw` first they draw the records named there.
+
+    The last line of an experiment's file, which so runs where the file is the program.
 
     Args:
         run: What the flags call, by its signature.
@@ -40,6 +42,8 @@ def command_of(
         elif run is not None:
             run(**parse_call(run, description))
 
+    if getattr(run or draw, "__module__", "") == "__main__":
+        run_command(main)
     return main
 
 

@@ -20,7 +20,7 @@ from tuning import take_turns
 
 from classformer_hf.export import export_once, load_for_export
 from classformer_hf.parity import compare_export
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.evaluation import order_outputs
 from redundancy_hf.limits import load_tokenizer
@@ -104,6 +104,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -26,7 +26,6 @@ from record import Record, choose, describe_scale, describe_settings, group_rows
 from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 
 import vision_hf  # noqa: F401  registers the families
-from redundancy_hf.command import run_command
 from redundancy_hf.training import list_seeds, run_seed
 from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
 from vision_hf.explain import draw_weight_histograms
@@ -255,6 +254,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -19,7 +19,7 @@ from frame import command_of, format_table, name_command, percent
 from classformer_hf.latency import LatencyTable
 from classformer_hf.search.policy import choose_policy, predict_policy
 from classformer_hf.search.space import Schedule
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.metrics import compute_score, paired_standard_error
 
 
@@ -151,6 +151,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from frame import command_of, format_table, name_command, open_panels, percent, save_figure
 
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_tasks
 from redundancy_hf.limits import load_tokenizer
 
@@ -71,6 +71,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -16,7 +16,7 @@ from tuning import take_turns
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.flops import count_flops
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.timing import busy_machine, hardware_fingerprint
 
 NUM_TOKENS = 128
@@ -128,6 +128,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

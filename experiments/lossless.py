@@ -10,7 +10,6 @@ from frame import command_of
 from transformers import AutoModel
 
 from classformer_hf import ClassformerModel, load_from_encoder
-from redundancy_hf.command import run_command
 from redundancy_hf.limits import load_tokenizer
 
 PAIRS = [("A short text.", "Its pair."), ("A longer text, so that the first one is padded.", "It has a pair as well.")]
@@ -41,6 +40,3 @@ def run(model_name_or_path: str, tolerance: float = 1e-5) -> float:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -15,9 +15,9 @@ travels.
 Letters: B examples, N tokens, D width, H heads, L layers.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -41,10 +41,7 @@ def check_plain(model: ClassformerForSequenceClassification):
 
 
 class PeerMethod(nn.Module):
-    """A classifier of its own; subclasses say what a layer hands to the next.
-
-    Args:
-        model: The classifier, all of whose gamma are 1.
+    """A classifier of its own, around one all of whose gamma are 1; subclasses say what a layer hands to the next.
 
     Raises:
         ValueError: The model drops tokens already.
@@ -84,33 +81,27 @@ class PeerMethod(nn.Module):
 
     def decide(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None) -> SequenceClassifierOutput:
         """Classify embeddings, (B, N, D)."""
-        logits = self.classify(states, mask)
-        return SequenceClassifierOutput(loss=self.loss(logits, labels), logits=logits)
-
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
-        if labels is None:
-            return None
-        return self.model.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-
-    def classify(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for index, layer in enumerate(self.layers[:-1]):
             states, mask = self.run_layer(index, layer, states, mask)
-        return self.model.classifier(self.run_last_layer(self.layers[-1], states, mask))
+        logits = self.model.classifier(self.run_last_layer(states, mask))
+        return SequenceClassifierOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.model.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
 
     def start(self, input_ids: torch.Tensor, mask: torch.Tensor):
         """Get ready for a batch."""
 
+    def bias(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """Give what is added to scores so that padding is not seen, (B, 1, 1, N)."""
+        return None if bool(mask.all()) else (1 - mask[:, None, None, :].to(self.model.dtype)) * HIDDEN
+
     def run_layer(self, index: int, layer: nn.Module, states: torch.Tensor, mask: torch.Tensor):
         """Give the states that leave a layer, (B, M, D), and their mask, (B, M)."""
-        return layer(states, states, bias_of(mask, states.dtype)), mask
+        return layer(states, states, self.bias(mask)), mask
 
-    def run_last_layer(self, layer: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return layer(states, states[:, :1], bias_of(mask, states.dtype))
-
-
-def bias_of(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """Give what is added to scores so that padding is not seen, (B, 1, 1, N)."""
-    return None if bool(mask.all()) else (1 - mask[:, None, None, :].to(dtype)) * HIDDEN
+    def run_last_layer(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.layers[-1](states, states[:, :1], self.bias(mask))
 
 
 def attend(
@@ -135,30 +126,17 @@ def attend(
 
 
 def compact(keep: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
-    """Move what is kept to the front, in its order, and cut what no example needs.
-
-    Args:
-        keep: Which tokens stay, (B, N).
-        values: (B, N, ...) each.
-
-    Returns:
-        The new mask, (B, M), and the values, (B, M, ...).
-    """
+    """Move what is kept, (B, N), to the front, in its order, and cut what no example needs; gives mask and values."""
     order = (~keep).long().argsort(dim=1, stable=True)[:, : int(keep.sum(1).max())]
     rows = torch.arange(len(keep), device=keep.device)[:, None]
     return [keep[rows, order].long(), *(value[rows, order] for value in values)]
-
-
-def count_kept(mask: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Give the number of tokens that a fraction of each example's length is, at least 1, (B,)."""
-    return (mask.sum(1) * fraction).ceil().clamp(min=1).long()
 
 
 class PooledQueries(PeerMethod):
     """Queries are means over windows of tokens, keys and values are not pooled; the first token is apart.
 
     Args:
-        model: See [`PeerMethod`].
+        model: The full classifier, here and below.
         gamma: Width of the windows, per layer.
     """
 
@@ -167,10 +145,8 @@ class PooledQueries(PeerMethod):
         self.gamma = list(gamma)
 
     def run_layer(self, index, layer, states, mask):
-        if self.gamma[index] == 1:
-            return super().run_layer(index, layer, states, mask)
-        pooled, pooled_mask = pool(states, mask, self.gamma[index])
-        return layer(states, pooled, bias_of(mask, states.dtype)), pooled_mask
+        pooled, pooled_mask = (states, mask) if self.gamma[index] == 1 else pool(states, mask, self.gamma[index])
+        return layer(states, pooled, self.bias(mask)), pooled_mask
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,44 +159,37 @@ def pool(states: torch.Tensor, mask: torch.Tensor, width: int) -> tuple[torch.Te
 
 
 class KeptFractions(PeerMethod):
-    """A method that keeps a fraction of each example's tokens behind each layer.
-
-    Args:
-        model: See [`PeerMethod`].
-        fractions: Of the example's length, per layer.
-    """
+    """A method that keeps of each example's tokens, behind each layer, a fraction of its length."""
 
     def __init__(self, model: ClassformerForSequenceClassification, fractions: Sequence[float]):
         super().__init__(model)
         self.fractions = list(fractions)
 
     def start(self, input_ids, mask):
-        self.lengths = mask
+        self.lengths = mask.sum(1)
 
     def reduces(self, index: int) -> bool:
         """Say whether fewer tokens leave a layer than the one before."""
         return self.fractions[index] < (self.fractions[index - 1] if index else 1)
 
     def count_kept(self, index: int) -> torch.Tensor:
-        """Give the number of tokens that leave a layer, (B,)."""
-        return count_kept(self.lengths, self.fractions[index])
+        """Give the number of tokens that leave a layer, at least 1, (B,)."""
+        return (self.lengths * self.fractions[index]).ceil().clamp(min=1).long()
+
+
+def weigh(probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Give the attention that each token gets in the mean over heads and real queries, (B, N)."""
+    return (probabilities * mask[:, None, :, None]).sum(2).mean(1) / mask.sum(1, keepdim=True)
 
 
 class AttentionTopK(KeptFractions):
-    """After the attention of a layer the tokens that get most of it stay (PoWER-BERT); the first one always does.
-
-    Args:
-        model: See [`PeerMethod`].
-        fractions: What is kept behind each layer, of the example's length.
-    """
+    """After the attention of a layer the tokens that get most of it stay (PoWER-BERT); the first one always does."""
 
     def run_layer(self, index, layer, states, mask):
         if not self.reduces(index):
             return super().run_layer(index, layer, states, mask)
-        output, probabilities, _ = attend(layer, states, bias_of(mask, states.dtype))
-        # what padding looks at does not count
-        received = (probabilities * mask[:, None, :, None]).sum((1, 2))  # (B, N)
-        keep = keep_highest(received, mask, self.count_kept(index))
+        output, probabilities, _ = attend(layer, states, self.bias(mask))
+        keep = keep_highest(weigh(probabilities, mask), mask, self.count_kept(index))
         mask, output = compact(keep, output)
         return layer.feed_forward_chunk(output), mask
 
@@ -229,8 +198,12 @@ def keep_highest(scores: torch.Tensor, mask: torch.Tensor, numbers: torch.Tensor
     """Mark the first token and so many real ones with the highest scores, (B, N)."""
     scores = scores.masked_fill(mask == 0, -torch.inf)
     scores = torch.cat([torch.full_like(scores[:, :1], torch.inf), scores[:, 1:]], 1)
-    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return (ranks < numbers[:, None]) & (mask == 1)
+    return (rank(scores) < numbers[:, None]) & (mask == 1)
+
+
+def rank(scores: torch.Tensor) -> torch.Tensor:
+    """Give the place of every score in its row, the highest first, (B, N)."""
+    return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 class AttentionThreshold(PeerMethod):
@@ -238,10 +211,6 @@ class AttentionThreshold(PeerMethod):
 
     LTP learns a threshold per layer, for inputs of one length; this one goes with the length of each example, of whose
     N tokens each has 1 / N on average.
-
-    Args:
-        model: See [`PeerMethod`].
-        share: Of that average, in the last layer.
     """
 
     def __init__(self, model: ClassformerForSequenceClassification, share: float):
@@ -249,12 +218,11 @@ class AttentionThreshold(PeerMethod):
         self.share = share
 
     def start(self, input_ids, mask):
-        self.threshold = self.share / mask.sum(1, keepdim=True)  # (B, 1)
+        self.threshold = self.share / mask.sum(1, keepdim=True)  # (B, 1), in the last layer
 
     def run_layer(self, index, layer, states, mask):
-        output, probabilities, _ = attend(layer, states, bias_of(mask, states.dtype))
-        received = (probabilities * mask[:, None, :, None]).sum(2).mean(1) / mask.sum(1, keepdim=True)
-        keep = (received >= self.threshold * (index + 1) / len(self.layers)) & (mask == 1)
+        output, probabilities, _ = attend(layer, states, self.bias(mask))
+        keep = (weigh(probabilities, mask) >= self.threshold * (index + 1) / len(self.layers)) & (mask == 1)
         keep[:, 0] = True
         mask, output = compact(keep, output)
         return layer.feed_forward_chunk(output), mask
@@ -264,7 +232,7 @@ class TokenMerging(PeerMethod):
     """After the attention of a layer the most similar pairs of tokens become their mean, weighted by size (ToMe).
 
     Args:
-        model: See [`PeerMethod`].
+        model: The full classifier.
         fractions: Share of each example's tokens that is merged away in a layer, at most a half.
     """
 
@@ -275,21 +243,18 @@ class TokenMerging(PeerMethod):
     def start(self, input_ids, mask):
         self.sizes = mask.to(self.model.dtype)
 
-    def run_layer(self, index, layer, states, mask):
+    def bias(self, mask):
         # a token that stands for several is seen as often
-        bias = self.sizes.clamp(min=1).log()[:, None, None, :]
-        hidden = bias_of(mask, states.dtype)
-        output, _, key = attend(layer, states, bias if hidden is None else bias + hidden)
+        hidden, sizes = super().bias(mask), self.sizes.clamp(min=1).log()[:, None, None, :]
+        return sizes if hidden is None else sizes + hidden
+
+    def run_layer(self, index, layer, states, mask):
+        output, _, key = attend(layer, states, self.bias(mask))
         number = (mask.sum(1) * self.fractions[index]).floor().long()
         if number.any():
             output, self.sizes, keep = merge(output, self.sizes, key.mean(1), mask, number)
             mask, output, self.sizes = compact(keep, output, self.sizes)
         return layer.feed_forward_chunk(output), mask
-
-    def run_last_layer(self, layer, states, mask):
-        bias = self.sizes.clamp(min=1).log()[:, None, None, :]
-        hidden = bias_of(mask, states.dtype)
-        return layer(states, states[:, :1], bias if hidden is None else bias + hidden)
 
 
 def merge(
@@ -312,8 +277,7 @@ def merge(
     similarity = similarity.masked_fill((mask[:, ::2, None] * mask[:, None, 1::2]) == 0, -torch.inf)
     similarity[:, 0] = -torch.inf  # the first token stays
     best, partner = similarity.max(-1)  # (B, A)
-    ranks = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    merged = (ranks < numbers[:, None]) & best.isfinite()
+    merged = (rank(best) < numbers[:, None]) & best.isfinite()
     weighted = states * sizes[..., None]
     moved = merged[..., None].to(states.dtype)
     even, odd = weighted[:, ::2], weighted[:, 1::2]
@@ -330,17 +294,12 @@ def merge(
 class CoreSet(KeptFractions):
     """Behind a layer a core-set of the tokens stays: from the first one on, always the farthest from those chosen
     (Pyramid-BERT, greedy k-centre).
-
-    Args:
-        model: See [`PeerMethod`].
-        fractions: What is kept behind each layer, of the example's length.
     """
 
     def run_layer(self, index, layer, states, mask):
         states, mask = super().run_layer(index, layer, states, mask)
         if self.reduces(index):
-            keep = choose_core_set(states.detach(), mask, self.count_kept(index))
-            mask, states = compact(keep, states)
+            mask, states = compact(choose_core_set(states.detach(), mask, self.count_kept(index)), states)
         return states, mask
 
 
@@ -359,12 +318,7 @@ def choose_core_set(states: torch.Tensor, mask: torch.Tensor, numbers: torch.Ten
 
 
 class FirstLayers(PeerMethod):
-    """Only the first layers run.
-
-    Args:
-        model: See [`PeerMethod`].
-        num_layers: How many.
-    """
+    """Only the first layers run."""
 
     def __init__(self, model: ClassformerForSequenceClassification, num_layers: int):
         super().__init__(model)
@@ -379,7 +333,7 @@ class FixedPattern(KeptFractions):
     """Queries at positions that depend on nothing but the length, or on the separators (thesis section 6.2.3).
 
     Args:
-        model: See [`PeerMethod`].
+        model: The full classifier.
         pattern: "front": the first ones; "log": ever farther apart; "separators": the separators, and evenly spaced
             ones.
         fractions: What is kept in each layer, of the example's length.
@@ -403,34 +357,28 @@ class FixedPattern(KeptFractions):
     def run_layer(self, index, layer, states, mask):
         if not self.reduces(index):
             return super().run_layer(index, layer, states, mask)
-        if self.pattern != "separators" and bool(mask.all()) and bool(self.lengths.all()):
+        number, bias = self.count_kept(index), self.bias(mask)
+        if self.pattern != "separators" and bias is None and len(set(self.lengths.tolist())) == 1:
             # without padding the positions follow from the length
-            number = min(int(count_kept(self.lengths[:1], self.fractions[index])), states.shape[1])
-            chosen = positions_of(self.pattern, states.shape[1], number).to(states.device)
+            chosen = positions_of(self.pattern, states.shape[1], min(int(number[0]), states.shape[1])).to(states.device)
             return layer(states, states.index_select(1, chosen), None), mask[:, : len(chosen)]
-        number, bias = self.count_kept(index), bias_of(mask, states.dtype)
-        keep = self.choose(mask, number)
-        mask, queries, self.is_separator = compact(keep, states, self.is_separator)
+        mask, queries, self.is_separator = compact(self.choose(mask, number), states, self.is_separator)
         return layer(states, queries, bias), mask
 
     def choose(self, mask: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Mark the positions that stay, (B, N)."""
-        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        if self.pattern == "front":
-            return (positions < numbers[:, None]) & (mask == 1)
         keep = torch.zeros_like(mask, dtype=torch.bool)
         for row, (length, number) in enumerate(zip(mask.sum(1).tolist(), numbers.tolist(), strict=True)):
-            spaced = log_positions if self.pattern == "log" else even_positions
-            keep[row, spaced(length, min(number, length))] = True
-            if self.pattern == "separators":
-                keep[row] |= self.is_separator[row]
-        return keep & (mask == 1)
+            keep[row, positions_of(self.pattern, length, min(number, length))] = True
+        return (keep | self.is_separator if self.pattern == "separators" else keep) & (mask == 1)
 
 
-@functools.lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def positions_of(pattern: str, length: int, number: int) -> torch.Tensor:
-    """Give the positions of "front" or "log" for a text without padding, (number,)."""
-    return torch.tensor(list(range(number)) if pattern == "front" else log_positions(length, number))
+    """Give the positions of a pattern, of "separators" those beside them, for a text without padding, (number,)."""
+    if pattern == "front":
+        return torch.arange(number)
+    return torch.tensor(log_positions(length, number) if pattern == "log" else even_positions(length, number))
 
 
 def even_positions(length: int, number: int) -> list[int]:
@@ -455,7 +403,7 @@ class EarlyExit(PeerMethod):
     and the others with the encoder frozen, which `freeze_for_exits` prepares.
 
     Args:
-        model: See [`PeerMethod`].
+        model: The full classifier.
         entropy: Leave below this entropy of the prediction, in nats (DeeBERT); or
         patience: leave when so many classifiers in a row agree with the one before (PABEE).
 
@@ -471,12 +419,11 @@ class EarlyExit(PeerMethod):
             raise ValueError("give `entropy` or `patience`, not both.")
         if model.config.problem_type == "regression" or model.config.num_labels == 1:
             raise ValueError("early exit is for classes; a regression has no entropy.")
-        self.entropy, self.patience = entropy, patience
+        self.entropy, self.patience, self.is_frozen = entropy, patience, False
         self.exits = nn.ModuleList(type(model.classifier)(model.config) for _ in self.layers[:-1])
         for module in self.exits.modules():
             model._init_weights(module)
         self.exits.to(device=model.device, dtype=model.dtype)
-        self.is_frozen = False
 
     def freeze_for_exits(self):
         """Train nothing but the exits from now on (DeeBERT's second stage)."""
@@ -484,23 +431,39 @@ class EarlyExit(PeerMethod):
         self.is_frozen = True
 
     def decide(self, states, mask, labels):
-        if labels is None and not self.training:
-            return SequenceClassifierOutput(logits=self.classify(states, mask))
-        logits = self.classify_at_all(states, mask)
-        if labels is None:
-            return SequenceClassifierOutput(logits=logits[-1])
-        trained = logits[:-1] if self.is_frozen else logits
-        weights = [1.0] * len(trained) if self.is_frozen else list(range(1, len(trained) + 1))
-        losses = [weight * self.loss(one, labels) for weight, one in zip(weights, trained, strict=True)]
+        if self.training or labels is not None:
+            logits = self.classify_at_all(states, mask)
+        else:
+            logits = self.classify_until_sure(states, mask)
         chosen = logits[-1] if self.training else self.choose(logits)[0]
+        if labels is None:
+            return SequenceClassifierOutput(logits=chosen)
+        trained = logits[:-1] if self.is_frozen else logits
+        weights = [1 if self.is_frozen else depth + 1 for depth in range(len(trained))]
+        losses = [weight * self.loss(one, labels) for weight, one in zip(weights, trained, strict=True)]
         return SequenceClassifierOutput(loss=sum(losses) / sum(weights), logits=chosen)
 
-    def classify_at_all(self, states: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        bias, logits = bias_of(mask, states.dtype), []
+    def iterate_exits(self, states: torch.Tensor, mask: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Give the logits behind one layer after the other, (B, C)."""
+        bias = self.bias(mask)
         for layer, leave in zip(self.layers[:-1], self.exits, strict=True):
             states = layer(states, states, bias)
-            logits.append(leave(states))
-        return [*logits, self.model.classifier(self.run_last_layer(self.layers[-1], states, mask))]
+            yield leave(states)
+        yield self.model.classifier(self.run_last_layer(states, mask))
+
+    def classify_at_all(self, states: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        return list(self.iterate_exits(states, mask))
+
+    def classify_until_sure(self, states: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Run layers until the whole batch may leave; at batch 1 that is what is saved."""
+        logits: list[torch.Tensor] = []
+        left = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+        for one in self.iterate_exits(states, mask):
+            logits.append(one)
+            left |= self.is_sure(logits)
+            if left.all():
+                break
+        return logits
 
     def choose(self, logits: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Give each example's prediction where it leaves, (B, C), and after how many layers that is, (B,)."""
@@ -512,103 +475,49 @@ class EarlyExit(PeerMethod):
 
     def is_sure(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """Say of each example whether it leaves behind the last of these classifiers, (B,)."""
-        if self.entropy is not None:
+        if self.patience is None:
             logs = logits[-1].log_softmax(-1)
             return -(logs.exp() * logs).sum(-1) < self.entropy
-        if len(logits) <= int(self.patience or 0):
+        if len(logits) <= self.patience:
             return torch.zeros(len(logits[-1]), dtype=torch.bool, device=logits[-1].device)
-        classes = torch.stack([one.argmax(-1) for one in logits[-int(self.patience or 0) - 1 :]])
+        classes = torch.stack([one.argmax(-1) for one in logits[-self.patience - 1 :]])
         return (classes == classes[-1]).all(0)
 
-    def classify(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Run layers until the whole batch may leave; at batch 1 that is what is saved."""
-        bias, logits = bias_of(mask, states.dtype), []
-        left = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-        for layer, leave in zip(self.layers[:-1], self.exits, strict=True):
-            states = layer(states, states, bias)
-            logits.append(leave(states))
-            left |= self.is_sure(logits)
-            if left.all():
-                return self.choose(logits)[0]
-        logits.append(self.model.classifier(self.run_last_layer(self.layers[-1], states, mask)))
-        return self.choose(logits)[0]
+
+Builder = Callable[[ClassformerForSequenceClassification], nn.Module]
 
 
-def operating_points(num_layers: int) -> dict[str, dict[str, Callable]]:
-    """Give two settings of every method, a mild and a strong one.
+def operating_points(num_layers: int) -> dict[str, dict[str, Builder]]:
+    """Give two settings of every method for a classifier of so many layers, a mild and a strong one, by their names."""
+    third, half = num_layers // 3, num_layers // 2
 
-    Args:
-        num_layers: Of the classifier, L.
-
-    Returns:
-        By method and setting, what builds it from the classifier.
-    """
+    def windows(*layers: int) -> list[int]:
+        return [2 if index in layers else 1 for index in range(num_layers)]
 
     def decay(share: float) -> list[float]:
         """Of the tokens, so much is left behind the last layer, by the same factor in each."""
         return [share ** ((index + 1) / num_layers) for index in range(num_layers)]
 
-    def windows(*layers: int) -> list[int]:
-        return [2 if index in layers else 1 for index in range(num_layers)]
+    def exit_below(model: ClassformerForSequenceClassification, share: float) -> EarlyExit:
+        method = EarlyExit(model, entropy=share * math.log(len(model.config.id2label or ())))
+        method.freeze_for_exits()
+        return method
 
-    third, half = num_layers // 3, num_layers // 2
-    points: dict[str, dict[str, Callable]] = {
+    points: dict[str, dict[str, Builder]] = {
         "pooled queries": {
-            "late": lambda model: PooledQueries(model, windows(third, 2 * third)),
-            "early": lambda model: PooledQueries(model, windows(0, third, 2 * third)),
+            "late": partial(PooledQueries, gamma=windows(third, 2 * third)),
+            "early": partial(PooledQueries, gamma=windows(0, third, 2 * third)),
         },
-        "attention threshold": {
-            f"{share:g}/N": lambda model, share=share: AttentionThreshold(model, share) for share in (0.5, 1.0)
-        },
-        "first layers": {f"{n} of {num_layers}": lambda model, n=n: FirstLayers(model, n) for n in (2 * third, half)},
-        "entropy": {f"{share:g} ln C": lambda model, share=share: _entropy_exit(model, share) for share in (0.3, 0.7)},
-        "patience": {f"{n}": lambda model, n=n: EarlyExit(model, patience=n) for n in (half - 1, 1)},
+        "attention threshold": {f"{share:g}/N": partial(AttentionThreshold, share=share) for share in (0.5, 1.0)},
+        "first layers": {f"{n} of {num_layers}": partial(FirstLayers, num_layers=n) for n in (2 * third, half)},
+        "entropy": {f"{share:g} ln C": partial(exit_below, share=share) for share in (0.3, 0.7)},
+        "patience": {f"{n}": partial(EarlyExit, patience=n) for n in (half - 1, 1)},
     }
-    for share in (0.4, 0.15):
-        setting = f"{share:g} left"
-        kept = decay(share)
-        merged = [1 - share ** (1 / num_layers)] * num_layers
-        settings: dict[str, Callable] = {
-            "attention top k": lambda model, kept=kept: AttentionTopK(model, kept),
-            "core-set": lambda model, kept=kept: CoreSet(model, kept),
-            "merging": lambda model, merged=merged: TokenMerging(model, merged),
-        }
-        settings |= {
-            name: lambda model, name=name, kept=kept: FixedPattern(model, name, kept) for name in FixedPattern.PATTERNS
-        }
-        for name, build in settings.items():
-            points.setdefault(name, {})[setting] = build
+    kinds: dict[str, Any] = {"attention top k": AttentionTopK, "core-set": CoreSet, "merging": TokenMerging}
+    kinds |= {pattern: partial(FixedPattern, pattern=pattern) for pattern in FixedPattern.PATTERNS}
+    for name, build in kinds.items():
+        points[name] = {}
+        for share in (0.4, 0.15):
+            fractions = [1 - share ** (1 / num_layers)] * num_layers if build is TokenMerging else decay(share)
+            points[name][f"{share:g} left"] = partial(build, fractions=fractions)
     return points
-
-
-def _entropy_exit(model: ClassformerForSequenceClassification, share: float) -> EarlyExit:
-    method = EarlyExit(model, entropy=share * math.log(len(model.config.id2label or ())))
-    method.freeze_for_exits()
-    return method
-
-
-def mark_front(points: list[dict[str, Any]], majority: float):
-    """Say of each point whether none is faster and at least as good, and how far the front is above it.
-
-    What is no better than the majority class is on no front, however fast.
-    """
-    for point in points:
-        faster = [other["test_score"] for other in points if other["ratio"] <= point["ratio"]]
-        point["below_front"] = max(faster) - point["test_score"]
-        point["is_on_front"] = point["below_front"] <= 0 and point["test_score"] > majority
-
-
-__all__ = [
-    "AttentionThreshold",
-    "AttentionTopK",
-    "CoreSet",
-    "EarlyExit",
-    "FirstLayers",
-    "FixedPattern",
-    "PeerMethod",
-    "PooledQueries",
-    "TokenMerging",
-    "check_plain",
-    "mark_front",
-    "operating_points",
-]

@@ -24,7 +24,7 @@ from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.export import export
 from classformer_hf.parity import LENGTHS, TOLERANCE, largest_difference
 from classformer_hf.search.space import Schedule
-from redundancy_hf.command import check_settings, run_command, write_record
+from redundancy_hf.command import check_settings, write_record
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.runtimes import ExportedClassifier, check_runtime
 from redundancy_hf.timing import hardware_fingerprint
@@ -125,6 +125,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -43,7 +43,7 @@ from classformer_hf import ClassformerConfig, ClassformerForSequenceClassificati
 from classformer_hf.checkpoints import checkpoint_fingerprint, is_classifier, load_from_encoder, reconfigure
 from classformer_hf.search import Schedule
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
-from redundancy_hf.command import check_settings, run_command, write_record
+from redundancy_hf.command import check_settings, write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import save_folder
 from redundancy_hf.limits import load_tokenizer
@@ -371,6 +371,3 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
 
 
 main = command_of(run, __doc__, draw)
-
-if __name__ == "__main__":
-    run_command(main)

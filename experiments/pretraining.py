@@ -27,7 +27,7 @@ from classformer_hf import ClassformerModel, load_from_encoder
 from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.pretraining import OBJECTIVES
 from classformer_hf.training import ClassformerTrainingArguments
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_tasks
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import compute_score, resample_scores
@@ -332,6 +332,3 @@ def rates_table(records: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -27,7 +27,7 @@ from classformer_hf import ClassformerForSequenceClassification, load_from_encod
 from classformer_hf.architectures import build_stock
 from classformer_hf.checkpoints import reconfigure
 from classformer_hf.search import Schedule
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.timing import hardware_fingerprint, time_in_turns
 
 # of plain RoBERTa, between which its overhead is interpolated
@@ -284,6 +284,3 @@ def profile_table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from frame import command_of, describe_hardware, format_table, name_command, speedup
-from torch import nn
 from tqdm import tqdm
 from tuning import score, take_turns
 
@@ -24,7 +23,7 @@ from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.architectures import build_stock
 from classformer_hf.export import export_once
 from classformer_hf.search import Schedule
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.evaluation import order_outputs
 from redundancy_hf.folders import is_export
@@ -40,22 +39,6 @@ EXPORTED = "as exported"
 VARIANTS = ("torch", "torch-compile", "torch-bf16", "onnx", "onnx-int8", "openvino")
 
 
-class Compiled(nn.Module):
-    """A model compiled for any length; the original stays as it is."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.config, self.model = model.config, model
-        self.run = torch.compile(model, dynamic=True)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def forward(self, **inputs):
-        return self.run(**inputs)
-
-
 def build(folder: str, variant: str, output: Path) -> Any:
     """Load a folder in a variant, or open an export."""
     if variant == EXPORTED:
@@ -65,7 +48,7 @@ def build(folder: str, variant: str, output: Path) -> Any:
         return export_once(folder, runtime, precision == "int8", output / variant)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = ClassformerForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
-    return Compiled(model) if precision == "compile" else model
+    return torch.compile(model, dynamic=True) if precision == "compile" else model
 
 
 def list_jobs(models: list[str], variants: Sequence[str]) -> list[tuple[str, str]]:
@@ -172,6 +155,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from classformer_hf.search.benchmark import TabularBenchmark, analytic_benchmark, read_benchmark
 from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
-from redundancy_hf.command import describe_run, format_record, run_command
+from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.timing import hardware_fingerprint
 
 PROCESSES = ("thesis", "gp", "constrained")
@@ -320,6 +320,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

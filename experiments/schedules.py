@@ -51,7 +51,7 @@ from classformer_hf import ClassformerForSequenceClassification, load_from_encod
 from classformer_hf.checkpoints import checkpoint_fingerprint
 from classformer_hf.search.space import Schedule, SearchSpace
 from classformer_hf.training import ClassformerTrainingArguments
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_tasks
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.task import Task
@@ -453,6 +453,3 @@ def draw(
 
 
 main = command_of(run, __doc__, draw)
-
-if __name__ == "__main__":
-    run_command(main)

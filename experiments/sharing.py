@@ -25,7 +25,6 @@ from record import Record, choose, describe_scale, describe_settings, group_rows
 from transformers import set_seed
 
 import vision_hf
-from redundancy_hf.command import run_command
 from redundancy_hf.folders import save_folder
 from redundancy_hf.training import list_seeds
 from vision_hf.cost import count_flops, forward_call, measure_ratios
@@ -257,6 +256,3 @@ def draw(records: list[str], figure: str):
 
 
 main = command_of(run, __doc__, draw)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -32,7 +32,7 @@ from classformer_hf.search.objective import FineTuneObjective
 from classformer_hf.search.stages import identify, prepare_supernet
 from classformer_hf.search.supernet import FlopsUniformSampler, mean_flops, predict_schedules
 from classformer_hf.training import ClassformerTrainingArguments, fine_tune
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.metrics import (
@@ -288,6 +288,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -21,7 +21,7 @@ from tuning import take_turns
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.checkpoints import reconfigure
 from classformer_hf.search import Schedule
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.timing import hardware_fingerprint
 
 NOTE = (
@@ -113,6 +113,3 @@ def table(record: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -34,7 +34,6 @@ from frame import (
 
 from classformer_hf.search.figures import layer_lengths
 from classformer_hf.search.space import Schedule
-from redundancy_hf.command import run_command
 
 # RoBERTa-base on development sets, in percent: the author's run (table 5.1), what was found for 99 and for 95 % (5.4),
 # and the author's RoBERTa and DistilBERT (5.5)
@@ -358,6 +357,3 @@ def draw(records: list[str], figure: str):
 
 
 main = command_of(None, __doc__, draw)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -23,7 +23,7 @@ from tuning import take_turns
 from classformer_hf import ClassformerForSequenceClassification
 from classformer_hf.architectures import build_stock
 from classformer_hf.search import Schedule
-from redundancy_hf.command import run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.data import load_task, tokenize
 from redundancy_hf.folders import is_export
 from redundancy_hf.limits import load_tokenizer
@@ -138,6 +138,3 @@ def table(records: dict) -> str:
 
 
 main = command_of(run, __doc__)
-
-if __name__ == "__main__":
-    run_command(main)

@@ -573,7 +573,12 @@ def test_nan_loss_ends_training_with_one_sentence(run, tiny_roberta_two_labels, 
 
 
 # what others only import has no command line
-RUN = [path.stem for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py") if "__main__" in path.read_text()]
+RUN = [
+    path.stem
+    for folder in FOLDERS
+    for path in ROOT.glob(f"{folder}/*.py")
+    if re.search("^(if __name__|main = command_of)", path.read_text(), re.MULTILINE)
+]
 
 
 @pytest.mark.parametrize("script", sorted(RUN))

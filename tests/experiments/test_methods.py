@@ -114,6 +114,11 @@ def test_reduced_models_are_refused(tiny_config):
         FirstLayers(ClassformerForSequenceClassification(tiny_config), 1)
 
 
+def test_unknown_arguments_are_refused(model, batch):
+    with pytest.raises(TypeError, match="nothing_known"):
+        FirstLayers(model, 1)(**batch, nothing_known=1)
+
+
 def test_plain_attention_is_that_of_the_layer(model):
     states, layer = torch.randn(2, 5, model.config.hidden_size, dtype=torch.float64), model.roberta.encoder.layer[0]
     output, probabilities, key = attend(layer, states, None)

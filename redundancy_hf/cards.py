@@ -213,13 +213,13 @@ def name_dataset(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def latency_results(
     kind: str, dataset: str, milliseconds: dict[str, float], hardware: dict[str, Any], batch_size: int = 1
 ) -> list[EvalResult]:
-    """Say latencies as a model-index does.
+    """Say latencies, by quantile as "p50" and "p90", as a model-index does.
 
     Args:
         kind: The pipeline.
         dataset: What the inputs were.
-        milliseconds: By quantile, as "p50" and "p90".
-        hardware: As `cost.hardware_fingerprint` describes it.
+        milliseconds: By quantile.
+        hardware: As `timing.hardware_fingerprint` describes it.
         batch_size: Inputs of a pass.
     """
     where = f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} thread(s)"

@@ -8,6 +8,7 @@ Deterministic for one Python: paths are sorted and every draw is seeded.
 """
 
 import ast
+import itertools
 import json
 import random
 import re
@@ -16,10 +17,11 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizer
 
 from .task import Task
@@ -44,19 +46,6 @@ class Function:
 
     text: str
     file: str
-
-
-class OutermostFunctions(ast.NodeVisitor):
-    """Collect functions and methods, but not those inside another one: no text is then part of a second example."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        self.nodes.append(node)
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
-        self.nodes.append(node)
 
 
 def load_standard_library_task(library: Path | None = None, seed: int = 42) -> Task:
@@ -105,18 +94,13 @@ def load_standard_library_task(library: Path | None = None, seed: int = 42) -> T
         problem_type="single_label_classification",
         label_names=label_names,
         metric_name="accuracy",
-        truncated={},
     )
 
 
 def collect_functions(library: Path) -> dict[str, list[Function]]:
-    """Read the functions of every package with enough files, without those that open like an earlier one.
+    """Read the functions of every package with enough files, in the order of sorted paths.
 
-    Args:
-        library: Folder of the standard library.
-
-    Returns:
-        Package name to its functions, in the order of sorted paths.
+    Those that open like an earlier one are left out.
     """
     packages, seen = {}, set()
     for initial in sorted(library.glob("*/__init__.py")):
@@ -153,46 +137,41 @@ def read_functions(file: Path) -> Iterator[str]:
             tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError):
         return
-    visitor = OutermostFunctions()
-    visitor.visit(tree)
     # ast counts lines by "\n" alone, str.splitlines also by form feeds; get_source_segment takes minutes
     lines = source.split("\n")
-    for node in visitor.nodes:
+    for node in _find_outermost(tree):
         # not textwrap.dedent: a string inside may start further left than the function
         indent = lines[node.lineno - 1][: node.col_offset]
         yield "\n".join(line.removeprefix(indent) for line in lines[node.lineno - 1 : node.end_lineno])
 
 
+def _find_outermost(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Find functions and methods, but not those inside another one: no text is then part of a second example."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+        else:
+            yield from _find_outermost(child)
+
+
 def select_packages(packages: dict[str, list[Function]]) -> dict[str, list[Function]]:
-    """Choose the packages with the most files that hold a function, those with many functions first.
-
-    Args:
-        packages: Package name to its functions.
-
-    Returns:
-        At most six of them; those with too few files or functions are never chosen.
-    """
+    """Choose at most six packages with the most files that hold a function, those with many functions first."""
     num_files = {name: len({function.file for function in functions}) for name, functions in packages.items()}
-    candidates = [
-        name for name, functions in packages.items() if num_files[name] >= MIN_FILES and len(functions) >= MIN_FUNCTIONS
-    ]
-    candidates.sort(key=lambda name: (len(packages[name]) < MANY_FUNCTIONS, -num_files[name], name))
-    return {name: packages[name] for name in candidates[:NUM_PACKAGES]}
+    ranked = sorted(
+        (len(functions) < MANY_FUNCTIONS, -num_files[name], name)
+        for name, functions in packages.items()
+        if num_files[name] >= MIN_FILES and len(functions) >= MIN_FUNCTIONS
+    )
+    return {name: packages[name] for *_, name in ranked[:NUM_PACKAGES]}
 
 
 def split_by_file(functions: list[Function], seed: str) -> dict[str, list[Function]]:
     """Divide the functions of one package so that all of a file are in one split.
 
-    Args:
-        functions: The functions of the package.
-        seed: Seed of the order among files of equal size.
-
-    Returns:
-        Split name to functions, in proportions as near to `SPLIT_SIZES` as whole files allow.
+    Proportions are as near to `SPLIT_SIZES` as whole files allow; the seed orders files of equal size.
     """
-    files: dict[str, list[Function]] = {}
-    for function in functions:
-        files.setdefault(function.file, []).append(function)
+    by_file = sorted(functions, key=attrgetter("file"))
+    files = {name: list(group) for name, group in itertools.groupby(by_file, attrgetter("file"))}
     names = sorted(files)
     random.Random(seed).shuffle(names)
     # the largest first, each to the split that lacks most
@@ -236,15 +215,10 @@ def train_tokenizer(task: Task, vocab_size: int = 2000, max_length: int = 128) -
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest:
         raise ValueError(f"`vocab_size` must be >= {smallest}, for bytes and special tokens, got {vocab_size}.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special_tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        joined_texts(task, "train"), vocab_size, min_frequency=0, show_progress=False, special_tokens=special_tokens
     )
-    tokenizer.train_from_iterator(joined_texts(task, "train"), trainer=trainer)
     trained = json.loads(tokenizer.to_str())["model"]
     return RobertaTokenizer(
         vocab=trained["vocab"],

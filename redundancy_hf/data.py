@@ -37,12 +37,8 @@ EMBEDDED = "standard_library"
 def load_task(arguments: TaskArguments, is_whole: bool = False) -> Task:
     """Load a data set, find out what it asks for, and print which columns are read.
 
-    Args:
-        arguments: What to load, and what not to infer.
-        is_whole: Leave the splits as they come, without carving those that are missing, to evaluate on every row.
-
-    Returns:
-        The task with raw text in its text columns and the label column renamed to "labels".
+    Raw text is left in its text columns, and the label column is called "labels". With `is_whole` the splits stay as
+    they come, without carving those that are missing, to evaluate on every row.
 
     Raises:
         ValueError: The data set cannot be read, has no train split, an empty split or a missing value; a column cannot
@@ -103,15 +99,7 @@ def load_tasks(
 
 
 def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task:
-    """Replace the text by model inputs, not padded; says how many inputs were truncated.
-
-    Args:
-        task: With raw text.
-        tokenizer: Of the model.
-        max_length: Longest input, in tokens; of a pair the longer text is cut.
-
-    Returns:
-        The task with "input_ids", "attention_mask", "token_type_ids" if the tokenizer makes them, and "labels".
+    """Replace the text by model inputs, not padded; says how many inputs were truncated, of a pair the longer text.
 
     Raises:
         ValueError: The tokenizer pads left, `max_length` does not suit it, or the text columns are gone.

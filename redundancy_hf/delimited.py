@@ -106,11 +106,12 @@ def infer_type(parts: Sequence[Any]) -> str | None:
     """Name the type that all values of a column have, in Arrow arrays of text; `None` where they are words."""
     if all(part.null_count == len(part) for part in parts):
         return None
-    for dtype, pattern in TYPES.items():
+
+    def fits(pattern: str) -> bool:
         # what is missing does not count
-        if all(pyarrow.compute.all(pyarrow.compute.match_substring_regex(part, pattern)).as_py() for part in parts):
-            return dtype
-    return None
+        return all(pyarrow.compute.all(pyarrow.compute.match_substring_regex(part, pattern)).as_py() for part in parts)
+
+    return next((dtype for dtype, pattern in TYPES.items() if fits(pattern)), None)
 
 
 def _read_blocks(file: Path) -> Iterator[bytes]:
@@ -120,17 +121,11 @@ def _read_blocks(file: Path) -> Iterator[bytes]:
 
 
 def _decodes(file: Path, encoding: str) -> bool:
-    decoder = codecs.getincrementaldecoder(encoding)()
     try:
-        for block in _read_blocks(file):
-            # no text has zeros, but in two or four bytes a letter
-            if b"\0" in block:
-                return False
-            decoder.decode(block)
-        decoder.decode(b"", final=True)
+        # no text has zeros, but in two or four bytes a letter
+        return all("\0" not in text for text in codecs.iterdecode(_read_blocks(file), encoding))
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def _find_separator(file: Path, encoding: str) -> tuple[str, pandas.DataFrame]:

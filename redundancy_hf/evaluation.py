@@ -44,12 +44,8 @@ PROCESSORS = {TEXT: "tokenizer", IMAGE: "image_processor"}
 def resolve_folder(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """Give the local folder of a model; of one on the Hub its files are downloaded, code and safetensors only.
 
-    What a folder holds is checked before any of its code runs, and what is odd is said.
-
-    Args:
-        name: Folder or name on the Hub.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Whether code from the Hub may run that is not the installed packages'.
+    What a folder holds is checked before any of its code runs, and what is odd is said. `trust_remote_code` lets code
+    from the Hub run that is not the installed packages'.
 
     Raises:
         ValueError: There is no such model, or it would not load, or has code that is not trusted.
@@ -134,16 +130,11 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
 def order_outputs(config: Any, task: Task, name: str) -> list[int]:
     """Find a task's labels among a classifier's outputs, by name or in the order that the user has given.
 
-    Args:
-        config: Of the classifier.
-        task: What it is evaluated on.
-        name: Of the classifier, for messages.
-
     Returns:
         Of every label the index of its output.
 
     Raises:
-        ValueError: They do not mean the same.
+        ValueError: They do not mean the same; names the classifier.
     """
     found = name_outputs(config)
     order = find_label_order(found, task.label_names, task.output_names)
@@ -318,12 +309,9 @@ def evaluate_examples(
 
 
 def _number_labels(folder: Path, outputs: list[str], label_names: list[str] | None) -> Callable[[str], int]:
-    """Give what finds the output of a label by its name.
+    """Give what finds the output of a label, by `label_names`, the data's names for the outputs, in order.
 
-    Args:
-        folder: Of the model, for errors.
-        outputs: The model's names for them.
-        label_names: The data's names for them, in order; by default the model's, whatever the case, or the numbers.
+    By default they are the model's, whatever the case, or the numbers.
     """
     known = label_names or outputs
     if len(known) != len(outputs):
@@ -345,10 +333,7 @@ def _number_labels(folder: Path, outputs: list[str], label_names: list[str] | No
 
 @torch.inference_mode()
 def predict(model: Any, split: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:
-    """Compute a classifier's outputs for a tokenised split, in the dtype and on the device that it has.
-
-    Returns:
-        Logits or values, (N, K).
+    """Compute a classifier's logits or values for a tokenised split, (N, K), in the dtype and on the device it has.
 
     Raises:
         ValueError: The model has no table for an input.
@@ -399,11 +384,7 @@ def check_device(device: str | None):
 def score_model(name: str, metric_names: list[str], predictions: Any, references: Any) -> dict[str, Any]:
     """Score predictions by the first metric, with its standard error and 95 % interval, and by the others.
 
-    Args:
-        name: Of the model; of a folder elsewhere only the last part is kept.
-        metric_names: As `metrics.compute_score` knows them.
-        predictions: As it takes them.
-        references: As it takes them.
+    Of a model in a folder elsewhere only the last part of the name is kept.
     """
     first, *others = metric_names
     score, error = (function(first, predictions, references) for function in (compute_score, standard_error))

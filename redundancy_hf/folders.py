@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 from accelerate.utils import extract_model_from_parallel
 
+from .failures import first_line
 from .isolation import OUR_PACKAGES, compare_output, compute_output, make_inputs
 from .record import TaskRecord
 
@@ -72,14 +73,7 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def save_folder(model: Any, folder: Path, processor: Any, record: TaskRecord | None = None):
-    """Save a trained model with what prepares its inputs, its output for fixed ones, and what it was trained on.
-
-    Args:
-        model: Any model of transformers.
-        folder: Where.
-        processor: Its tokenizer or image processor.
-        record: How its data were read, for `task.json`.
-    """
+    """Save a trained model with what prepares its inputs, its output for fixed ones, and what it was trained on."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if record is not None:
@@ -100,9 +94,7 @@ def follow_umask(folder: Path):
 def write_golden_output(model: Any, folder: Path):
     """Store what a model gives for fixed inputs beside its weights, so that anybody can tell whether they arrived.
 
-    Args:
-        model: The one that was saved; what a training wrapped around it, as mixed precision, is taken off.
-        folder: Where.
+    What a training wrapped around the model, as mixed precision, is taken off.
     """
     # whoever loads the folder has the weights, and neither autocast nor a compiled graph
     model = extract_model_from_parallel(model, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -130,8 +122,7 @@ def check_golden_output(model: Any, folder: Path):
         try:
             difference = compare_output(compute_output(model, inputs), stored["output"])
         except Exception as error:  # whatever the model says of inputs that it cannot read
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{folder.name} does not run on the inputs in {GOLDEN}: {reason}") from error
+            raise ValueError(f"{folder.name} does not run on the inputs in {GOLDEN}: {first_line(error)}") from error
         check_difference(difference, str(model.dtype).removeprefix("torch."), folder.name)
 
 

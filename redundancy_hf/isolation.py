@@ -19,15 +19,7 @@ OUR_PACKAGES = ("redundancy_hf", "classformer_hf", "vision_hf", "avae_hf")
 
 
 def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
-    """Do a job of this module in a fresh process.
-
-    Args:
-        job: "verify", "classify" or "align".
-        folder: The saved model.
-        task: Arguments of the job, which JSON can hold.
-
-    Returns:
-        What the job returns.
+    """Do a job of this module, "verify", "classify" or "align", in a fresh process, with arguments that JSON can hold.
 
     Raises:
         RuntimeError: The folder does not load or does not run there, or the job has no such argument.

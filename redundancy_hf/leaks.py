@@ -31,10 +31,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.mo
 def find_leaks(folder: Path, names: Sequence[str], private: Mapping[str, str] | None = None) -> list[str]:
     """Name what must not be published: tokens, keys, paths of this machine; and a damaged card.
 
-    Args:
-        folder: The saved model.
-        names: Its files.
-        private: More strings that no file may hold, by what they are: "your token".
+    `private` are more strings that no file may hold, by what they are: "your token".
     """
     defects, private = [], private or {}
     for name in names:

@@ -21,13 +21,7 @@ from .runtimes import ExportedClassifier
 
 @dataclass(frozen=True)
 class InputLimits:
-    """Sizes of a model's tables; `None` where it has no such table.
-
-    Attributes:
-        num_tokens: Longest input, special tokens included.
-        vocab_size: Number of token ids.
-        num_types: Number of token types.
-    """
+    """Longest input with special tokens, number of token ids and of token types; `None` without such a table."""
 
     num_tokens: int | None = None
     vocab_size: int | None = None
@@ -62,12 +56,7 @@ def limit_tokenizer(tokenizer: PreTrainedTokenizerBase, name_or_path: str, trust
     """Let a tokenizer make what the model beside it can read: no more tokens, and no types where it tells none apart.
 
     A tokenizer of which nobody said how long its inputs may be would make inputs of any length, also with
-    `truncation=True`.
-
-    Args:
-        tokenizer: Changed in place, so that a folder it is saved to has the limit too.
-        name_or_path: Folder or Hub name with the model's configuration.
-        trust_remote_code: Whether code inside the checkpoint may run.
+    `truncation=True`. It is changed in place, so that a folder it is saved to has the limit too.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
@@ -104,11 +93,7 @@ def check_first_token(tokenizer: PreTrainedTokenizerBase):
 
 
 def check_inputs(model: Any, split: Dataset):
-    """Refuse inputs that are beyond a model's tables.
-
-    Args:
-        model: A transformers model, or what wraps one and has no tables of that name, which passes.
-        split: Tokenised.
+    """Refuse inputs of a tokenised split that are beyond a model's tables; what wraps a model passes.
 
     Raises:
         ValueError: Says what is too long or too large, and the way out.
@@ -156,10 +141,6 @@ NO_TOKENIZER = (
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint, which makes no longer inputs than the model beside it has positions.
-
-    Args:
-        name_or_path: Folder or Hub name.
-        trust_remote_code: Whether code inside the checkpoint may run.
 
     Raises:
         OSError: There is none, a file or a package is missing, or the Hub cannot be reached.

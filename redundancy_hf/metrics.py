@@ -166,14 +166,7 @@ class TaskMetric(evaluate.Metric):
 
 
 def build_compute_metrics(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Build the `compute_metrics` of a `Trainer`.
-
-    Args:
-        task: Whose problem type and metric are used.
-
-    Returns:
-        A function from logits and labels to `{metric_name: score}`.
-    """
+    """Build the `compute_metrics` of a `Trainer`: a function from logits and labels to `{metric_name: score}`."""
     metric = TaskMetric(task.metric_name)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -189,13 +182,6 @@ def majority_score(task: Task, split: str = "validation") -> float:
     The constant is chosen on the train split: its most frequent label (or set of labels), or class 1 (or every label)
     where that scores higher, as it does for F1 when class 1 is the rare one. Correlations have the floor 0.0.
 
-    Args:
-        task: Raw or tokenised.
-        split: Split to score.
-
-    Returns:
-        The score of that constant.
-
     Raises:
         ValueError: The task has no such split.
     """
@@ -205,13 +191,7 @@ def majority_score(task: Task, split: str = "validation") -> float:
 
 
 def constant_score(metric_name: str, known: ArrayLike, references: ArrayLike) -> float:
-    """Compute what the constant scores that is best on labels which are known.
-
-    Args:
-        metric_name: One of `METRICS`.
-        known: Labels by which the constant is chosen, as in [`majority_score`].
-        references: Labels to score it on; the same ones where no others are known.
-    """
+    """Compute what the constant scores on references that is best on known labels, as in [`majority_score`]."""
     if metric_name in ("matthews_correlation", "spearmanr"):
         return 0.0
     labels, references = (np.asarray(values).astype(int) for values in (known, references))
@@ -227,17 +207,7 @@ def constant_score(metric_name: str, known: ArrayLike, references: ArrayLike) ->
 def standard_error(
     metric_name: str, predictions: ArrayLike, references: ArrayLike, seed: int = 0, num_resamples: int = 1000
 ) -> float:
-    """Estimate the standard error of a score by the bootstrap over examples.
-
-    Args:
-        metric_name: One of `METRICS`.
-        predictions: As in `compute_score`.
-        references: As in `compute_score`.
-        seed: Of the resampling.
-        num_resamples: Number of resamples, at least 2.
-
-    Returns:
-        Standard deviation of the score over the resamples.
+    """Estimate the standard error of a score by the bootstrap over examples; values as in [`compute_score`].
 
     Raises:
         ValueError: As `compute_score`, or there are fewer than 2 resamples.

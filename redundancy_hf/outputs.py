@@ -10,12 +10,7 @@ SHORTEST = 3
 
 
 class LabelOrder(NamedTuple):
-    """Where a head has a task's labels.
-
-    Attributes:
-        outputs: Of every label of the task, the index of the head's output.
-        is_assumed: Whether only their numbers say so.
-    """
+    """Of every label of a task the index of a head's output, and whether only their numbers say so."""
 
     outputs: list[int]
     is_assumed: bool = False
@@ -24,18 +19,11 @@ class LabelOrder(NamedTuple):
 def find_label_order(
     found: Sequence[str], wanted: Sequence[str], output_names: Sequence[str] | None = None
 ) -> LabelOrder | None:
-    """Find a task's labels among the names of a head's outputs.
+    """Find a task's labels among the names of a head's outputs; `None` where neither names nor the user say it.
 
     Names agree whatever their case and signs are, and where each is the beginning of one other: NEG and negative. Where
-    a side only numbers its labels, their order is taken to be the same.
-
-    Args:
-        found: Names of the outputs.
-        wanted: The task's labels.
-        output_names: The task's labels in the order of the outputs, as the user says; counts where names do not agree.
-
-    Returns:
-        `None` where neither names nor the user say it.
+    a side only numbers its labels, their order is taken to be the same. `output_names`, the labels in the order of the
+    outputs as the user says, counts where names do not agree.
     """
     if len(found) != len(wanted):
         return None

@@ -116,13 +116,7 @@ class Plan:
 
     @contextmanager
     def stage(self, name: str, total: int = 1, done: int = 0, lost: str = "") -> Iterator[None]:
-        """Run a stage.
-
-        Args:
-            name: As in the plan; one that is not there may run, too.
-            total: Units of its work, which `update` counts.
-            done: Of them, those of an earlier call.
-            lost: What is lost where it is stopped by hand.
+        """Run a stage with so many units of work, some done by an earlier call; one that is not planned may run too.
 
         Raises:
             KeyboardInterrupt: Stopped by hand; says what is lost.
@@ -164,13 +158,7 @@ class Plan:
         self.show()
 
     def report(self, part: float, note: str = "", is_resumed: bool = False):
-        """Say how far a unit of the stage that runs has come.
-
-        Args:
-            part: Share of the unit.
-            note: What else is to be shown.
-            is_resumed: Whether it is an earlier call that had come so far.
-        """
+        """Say how far a unit of the stage that runs has come, or, of a resumed one, how far an earlier call had."""
         stage = self.current
         if stage is not None:
             stage.part, stage.note = part, note
@@ -238,14 +226,7 @@ def describe_seconds(seconds: float) -> str:
 
 @contextmanager
 def stoppable(lost: str = "") -> Iterator[None]:
-    """Run what goes on by the same command after a Ctrl-C, and say so.
-
-    Args:
-        lost: What of it is lost.
-
-    Raises:
-        KeyboardInterrupt: Stopped by hand; says what is lost.
-    """
+    """Run what goes on by the same command after a Ctrl-C, and say so, and what of it is lost."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -125,16 +125,13 @@ def open_model(name: str, folder: Path) -> ReadModel:
 def choose_arguments(
     kind: type, models: Sequence[ReadModel], typed: Mapping[str, Any], free: Sequence[str] = ()
 ) -> Any:
-    """Say how to read the data that models are evaluated on: as the first `task.json` has it.
+    """Say how to read the data that models are evaluated on: as the first `task.json` has it, else as typed.
 
     Args:
         kind: Dataclass of the arguments.
         models: In the order of the command.
         typed: Flags of the command; `None` where one was not given, and those of another dataclass are left out.
         free: Flags that choose no rows and may differ from the record.
-
-    Returns:
-        The arguments; what the flags say where no model has a record.
 
     Raises:
         ValueError: A flag contradicts the record, or the data are not where they were.
@@ -148,7 +145,7 @@ def choose_arguments(
 def gather_evidence(
     models: Sequence[ReadModel], rows: np.ndarray, split: str, is_vouched: bool = False, is_read_again: bool = False
 ) -> Evidence:
-    """Find the rows that a certificate may rest on.
+    """Find the rows of a split, given by their hashes, that a certificate may rest on.
 
     Args:
         models: Those that it compares.

@@ -32,14 +32,7 @@ BEFORE = "checkpoint"
 
 
 def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
-    """Hash rows of texts to 64 bits, so that case, blanks and Unicode's several spellings make no difference.
-
-    Args:
-        columns: One, or two for pairs.
-
-    Returns:
-        Unsigned integers, (N,).
-    """
+    """Hash rows of one or two columns to 64 bits, (N,), whatever their case, blanks and spellings in Unicode."""
 
     def normalise(text: str) -> str:
         return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -179,11 +172,8 @@ class TaskRecord:
     def find_source(self, name: str) -> str:
         """Give the data set's name or place as it can be read now.
 
-        Args:
-            name: Of the model, for the error.
-
         Raises:
-            ValueError: The files are not where they were.
+            ValueError: The files are not where they were; names the model.
         """
         given = self.arguments.get("dataset_name")
         places = [place for place in (self.dataset_path, given) if place is not None]
@@ -208,17 +198,7 @@ def describe_task(
     labels: Mapping[str, Any],
     is_local: bool,
 ) -> TaskRecord:
-    """Make the record of data that were just read.
-
-    Args:
-        kind: As in [`TaskRecord`].
-        dataset: Name for reports.
-        arguments: How they were read.
-        label_names: In the order of the ids.
-        rows: What [`hash_texts`] or [`hash_arrays`] gives, by split.
-        labels: By split, as JSON can hold them.
-        is_local: Whether `dataset_name` is a file or folder.
-    """
+    """Make the record of data that were just read; of every split the hashes of its rows, and its labels for JSON."""
     splits = {}
     for name, hashes in rows.items():
         digest = hashlib.sha256(hashes.tobytes() + json.dumps(labels[name]).encode())
@@ -228,13 +208,7 @@ def describe_task(
 
 
 def join_records(records: Sequence[TaskRecord], checkpoint: str, study: Path) -> TaskRecord:
-    """Make the record of an encoder that was trained on the train splits of several tasks.
-
-    Args:
-        records: One per task.
-        checkpoint: What it started from.
-        study: Folder of the training.
-    """
+    """Make the record of an encoder that was trained from a checkpoint on the train splits of several tasks."""
     shared = {name: records[0].arguments[name] for name in ("max_length", "max_train_samples", "split_seed")}
     whole = TaskRecord(
         "multitask",

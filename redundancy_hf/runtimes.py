@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import TransformersKwargs
 
+from .failures import first_line
 from .folders import EXPORT_INDEX, is_export
 
 CASCADE = "graph-cascade"
@@ -222,9 +223,6 @@ class OpenVINOGraph:
     """Runs a graph with an infer request for every call at a time.
 
     A request holds the inputs and outputs of one call, so that threads which share one get each other's answers.
-
-    Args:
-        graph: As it was opened, with its one request.
     """
 
     def __init__(self, graph: Any):
@@ -269,9 +267,8 @@ def _open_graph(folder: Path, runtime: str, num_threads: int | None) -> Any:
         raise
     # of as many kinds as there are runtimes
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ValueError(
-            f"{folder} does not open, damaged or of another version ({reason}); export it again."
+            f"{folder} does not open, damaged or of another version ({first_line(error)[:200]}); export it again."
         ) from error
 
 

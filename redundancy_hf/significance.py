@@ -148,10 +148,7 @@ def largest_p_value(counts: PairedCounts, z: float, r: float, alpha: float, is_d
 class _NullRegion:
     """Boundary of the hypothesis, (1 - r) p_a + p_c = r p_b, within Clopper-Pearson intervals of p_a, p_b and p_c.
 
-    Args:
-        counts: Centre of the region.
-        r: The requirement.
-        miss: Probability, at most, that the region misses the truth.
+    The region misses the truth with a probability of at most `miss`.
     """
 
     def __init__(self, counts: PairedCounts, r: float, miss: float) -> None:

@@ -38,15 +38,9 @@ CHUNK = 20_000_000  # drawn counts at once
 
 
 class TiltedBootstrap:
-    """Resamples of two models' scores on the same examples, from which p-values for any share r follow.
+    """R resamples of two models' scores on the same examples, from which p-values for any share r follow.
 
-    Args:
-        metric_name: "f1", "macro_f1" or "matthews_correlation".
-        full: Class ids, (N,), or 0-1 rows, (N, K), of the full model.
-        candidate: Of the candidate.
-        references: Labels.
-        num_resamples: R.
-        seed: Of the resampling.
+    Predictions and references are class ids, (N,), or 0-1 rows, (N, K).
     """
 
     def __init__(

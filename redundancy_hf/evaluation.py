@@ -116,8 +116,7 @@ def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> 
     except Exception as error:
         raise ValueError(f"{folder} does not load: {first_line(error.__cause__ or error)}") from error
     missing = info["missing_keys"] if needs_head else []
-    wrong = sorted({*missing, *(key for key, *_ in info["mismatched_keys"])})
-    if wrong:
+    if wrong := sorted({*missing, *(key for key, *_ in info["mismatched_keys"])}):
         raise ValueError(
             f"{folder} does not load: its weights lack {', '.join(wrong[:5])}, or have them in other shapes."
         )

@@ -5,10 +5,10 @@ Nothing here runs code of a folder.
 
 import ast
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -184,16 +184,7 @@ def find_load_defects(folder: Path) -> list[str]:
     if set(labels) != {str(index) for index in range(len(labels))} or not are_names:
         return [f"id2label of config.json must name the labels 0 to {len(labels) - 1}, got {labels}"]
     # whoever opens an export looks at its graphs
-    if is_export(folder):
-        return []
-    return _find_code_defects(folder) + _find_weight_defects(folder)
-
-
-def _list_references(value: Any) -> Iterable[Any]:
-    """List what an `auto_map` names: strings, and lists of them, with `None` where a tokenizer has no such class."""
-    values = value.values() if isinstance(value, dict) else [value]
-    for item in values:
-        yield from [one for one in item if one is not None] if isinstance(item, (list, tuple)) else [item]
+    return [] if is_export(folder) else _find_code_defects(folder) + _find_weight_defects(folder)
 
 
 def _find_code_defects(folder: Path) -> list[str]:
@@ -204,15 +195,17 @@ def _find_code_defects(folder: Path) -> list[str]:
         try:
             config = json.loads((folder / name).read_text())
             auto_map = config.get("auto_map") or {}
-            pipelines = [one.get("impl") for one in (config.get("custom_pipelines") or {}).values()]
+            references = [one.get("impl") for one in (config.get("custom_pipelines") or {}).values()]
         except UNREADABLE:
             defects.append(f"{name} cannot be read; save it again")
             continue
         if not isinstance(auto_map, dict):
             defects.append(f"auto_map of {name} must be a mapping, got {auto_map}")
             continue
-        for reference in [*_list_references(auto_map), *pipelines]:
-            defects += _check_reference(folder, name, str(reference))
+        # strings, and lists of them, with `None` where a tokenizer has no such class
+        named = [value if isinstance(value, list) else [value] for value in auto_map.values()]
+        references += [one for one in itertools.chain.from_iterable(named) if one is not None]
+        defects += [defect for one in references for defect in _check_reference(folder, name, str(one))]
     for path in sorted(folder.glob("*.py")):
         try:
             nodes = list(ast.walk(ast.parse(path.read_text())))
@@ -278,14 +271,12 @@ def _find_golden_defects(folder: Path) -> list[str]:
 
 def find_notes(folder: Path) -> list[str]:
     """Say what is odd about a folder but no defect: pickles, which are never opened, and code unlike the packages'."""
-    notes = []
     pickles = [path.name for path in sorted(folder.iterdir()) if any(fnmatch(path.name, p) for p in PICKLES)]
-    if pickles:
-        notes.append(f"{', '.join(pickles)}: not opened, because a pickle can run code")
-    different = find_strange_code(folder)
-    if different:
-        notes.append(f"{', '.join(different)}: not the code of the installed packages; read it before you run it")
-    return notes
+    found = {
+        "not opened, because a pickle can run code": pickles,
+        "not the code of the installed packages; read it before you run it": find_strange_code(folder),
+    }
+    return [f"{', '.join(names)}: {note}" for note, names in found.items() if names]
 
 
 def find_strange_code(folder: Path) -> list[str]:

@@ -26,8 +26,7 @@ from .folders import (
 )
 from .isolation import run_elsewhere
 from .leaks import find_leaks
-from .record import FILE as TASK_FILE
-from .record import read_record
+from .record import TASK_FILE, read_record
 
 logger = logging.getLogger(__name__)
 

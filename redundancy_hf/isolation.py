@@ -86,8 +86,10 @@ def align(folder: str, inputs: list[str]) -> list[dict]:
         values = image[0] * processor.image_std + processor.image_mean if processor.do_normalize else image[0]
         picture = PIL.Image.fromarray((values.clamp(0, 1) * 255).round().byte().numpy())
         picture.save(path.rpartition(".")[0] + "_aligned.png")
-    names = [f"turned by {math.degrees(alpha[0]):.0f} degrees" for alpha in found.alpha]
-    return [{"label": name, "score": loss} for name, loss in zip(names, found.loss.tolist(), strict=True)]
+    return [
+        {"label": f"turned by {math.degrees(alpha[0]):.0f} degrees", "score": loss}
+        for alpha, loss in zip(found.alpha, found.loss.tolist(), strict=True)
+    ]
 
 
 def make_inputs(config: Any) -> dict[str, Any]:
@@ -166,8 +168,7 @@ def verify(folder: str, stored: str | None, output: str) -> dict:
 
     Returns:
         "class", "parameters", "dtype", "difference" (the largest from the stored output, relative to its largest
-        value; `None` if none is stored), "auto_map" as the code has it, and what else was "opened". Inputs and output
-        go to the file `output`.
+        value; `None` if none is stored) and "auto_map" as the code has it. Inputs and output go to the file `output`.
     """
     import safetensors.torch
     import transformers
@@ -193,27 +194,22 @@ def verify(folder: str, stored: str | None, output: str) -> dict:
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         raise ValueError(f"the weights do not fit the code: {problems}")
-    values, difference = compute_output(model, inputs), None
+    values = compute_output(model, inputs)
     if not values.isfinite().all():
         raise ValueError("the output is not finite")
-    if "output" in golden:
-        difference = compare_output(values, golden["output"])
     tensors = {f"inputs.{name}": value for name, value in inputs.items()}
     safetensors.torch.save_file({**tensors, "output": values}, output)
-    opened = []
     for file, name in (("tokenizer_config.json", "AutoTokenizer"), ("preprocessor_config.json", "AutoImageProcessor")):
         if Path(folder, file).is_file():
             processor = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
             if name == "AutoTokenizer" and hasattr(config, "vocab_size"):
                 check_tokenizer(processor, config.vocab_size)
-            opened.append(name)
     return {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "difference": difference,
+        "difference": compare_output(values, golden["output"]) if "output" in golden else None,
         "auto_map": getattr(type(config)(), "auto_map", {}),
-        "opened": opened,
     }
 
 

@@ -123,14 +123,11 @@ def check_inputs(model: Any, split: Dataset):
 def _find_largest(split: Dataset) -> dict[str, int]:
     """Give the length of the longest input, the largest id and the largest token type of a tokenised split."""
     columns = [name for name in ("input_ids", "token_type_ids") if name in split.column_names]
-    found = {"tokens": 0, "input_ids": -1, "token_type_ids": -1}
-    for batch in split.select_columns(columns).with_format("arrow").iter(10_000):
-        lengths = pyarrow.compute.list_value_length(batch["input_ids"])
-        found["tokens"] = max(found["tokens"], pyarrow.compute.max(lengths).as_py() or 0)
-        for name in columns:
-            largest = pyarrow.compute.max(pyarrow.compute.list_flatten(batch[name])).as_py()
-            found[name] = max(found[name], -1 if largest is None else largest)
-    return found
+    table = split.with_format("arrow", columns=columns)[:]
+    values = {name: pyarrow.compute.list_flatten(table[name]) for name in columns}
+    values["tokens"] = pyarrow.compute.list_value_length(table["input_ids"])
+    found = {name: pyarrow.compute.max(one).as_py() for name, one in values.items() if len(one)}
+    return {"tokens": 0, "input_ids": -1, "token_type_ids": -1} | found
 
 
 NO_TOKENIZER = (

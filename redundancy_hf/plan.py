@@ -21,22 +21,15 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone{postfix}"
 
 @dataclass
 class Stage:
-    """A stage that runs.
-
-    Attributes:
-        name: As in the plan.
-        total: Units of its work.
-        done: Of them, those of an earlier call included.
-        expected_seconds: What was estimated for this call; `None` where nothing is known.
-        part: Share of a unit that has begun.
-        note: What else is to be shown.
-        first: Share of the work that an earlier call has done.
-    """
+    """A stage that runs; `first` is the share of its work that an earlier call has done."""
 
     name: str
+    # units of its work, and of them those that are done, with those of an earlier call
     total: int
     done: int
+    # of this call; `None` where nothing is known
     expected_seconds: float | None
+    # share of a unit that has begun, and what else is to be shown
     part: float = 0.0
     note: str = ""
     first: float = field(init=False)
@@ -95,11 +88,7 @@ class Plan:
         self.is_whole = True
 
     def announce(self, note: str = ""):
-        """Tell what waits, and how long it takes.
-
-        Args:
-            note: What may come on top.
-        """
+        """Tell what waits, how long it takes, and what may come on top."""
         known = {name: seconds for name, seconds in self.waiting.items() if seconds is not None}
         if known:
             stages = ", ".join(f"{name} {shorten_seconds(seconds)}" for name, seconds in known.items())

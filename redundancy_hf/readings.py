@@ -17,16 +17,17 @@ import itertools
 import json
 import logging
 import shutil
+import typing
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.dataclasses import type_validator
 
-from .record import FILE as TASK_FILE
-from .record import TaskRecord, read_record, resolve_arguments
+from .record import COLUMNS, LIMITS, SOURCE, TASK_FILE, TaskRecord, is_other_data, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,8 @@ def choose_arguments(
 ) -> Any:
     """Say how to read the data that models are evaluated on: as the first `task.json` has it, else as typed.
 
+    Of another data set that is named, the record's columns and limits do not count.
+
     Args:
         kind: Dataclass of the arguments.
         models: In the order of the command.
@@ -136,10 +139,31 @@ def choose_arguments(
     Raises:
         ValueError: A flag contradicts the record, or the data are not where they were.
     """
-    names = {field.name for field in fields(kind)}
-    given = {name: value for name, value in typed.items() if value is not None and name in names}
-    lead = next((model for model in models if model.record is not None), models[0])
-    return resolve_arguments(kind, lead.name, lead.record, given, free)
+    types = typing.get_type_hints(kind)
+    given = {key: value for key, value in typed.items() if value is not None and key in types}
+    lead = next((model for model in models if model.record is not None), None)
+    if lead is None or lead.record is None:
+        return kind(**given)
+    known = {key: value for key, value in lead.record.arguments.items() if key in types}
+    if known.get("dataset_name") is None:
+        known.pop("dataset_name", None)
+    for key, value in known.items():
+        try:
+            type_validator(key, value, types[key])
+        except TypeError as error:
+            raise ValueError(
+                f"{lead.name}/{TASK_FILE} has {key} {value!r}, which is of another type; restore it."
+            ) from error
+    if is_other_data(lead.record, given):
+        return kind(**{key: value for key, value in known.items() if key not in (*COLUMNS, *LIMITS, *SOURCE)} | given)
+    for key, value in given.items():
+        # how many rows of the test split are read changes none of the others
+        if key not in (*free, "dataset_name", "max_test_samples") and key in known and value != known[key]:
+            raise ValueError(
+                f"{lead.name} was trained with {key} {known[key]} (its {TASK_FILE}), and --{key} says {value}; leave "
+                "the flag out, or evaluate on another data set by --dataset_name."
+            )
+    return kind(**known | given | {"dataset_name": lead.record.find_source(lead.name)})
 
 
 def gather_evidence(
@@ -182,17 +206,13 @@ def gather_evidence(
         raise ValueError(f"the {split} split has no row that no training has seen, so there is no certificate.")
     earlier = find_readings(itertools.chain.from_iterable(model.places for model in models), rows[kept])
     if earlier and not is_read_again:
-        last = earlier[-1]
+        last, times = earlier[-1], {1: "once", 2: "twice"}.get(len(earlier), f"{len(earlier)} times")
         raise ValueError(
-            f"these rows of the {split} split have been read {_times(len(earlier))} before, last for "
+            f"these rows of the {split} split have been read {times} before, last for "
             f"{' and '.join(last['models'])} on {last['time'][:10]}; a certificate from them again needs --read_again "
             "and more evidence, since every earlier reading halves the risk that is left."
         )
     return Evidence(kept, int(is_dropped.sum()), len(earlier) + 1, tuple(unknown.values()))
-
-
-def _times(number: int) -> str:
-    return {1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
 def find_readings(places: Iterable[Path], rows: np.ndarray) -> list[dict[str, Any]]:
@@ -205,7 +225,8 @@ def find_readings(places: Iterable[Path], rows: np.ndarray) -> list[dict[str, An
             try:
                 reading = json.loads(line)
                 path = place / ROWS / f"{reading['id']}.npy"
-                is_of_these = reading["id"] in found or _is_same(path, rows)
+                # of what is gone the worst is assumed
+                is_of_these = not path.is_file() or np.isin(rows, np.load(path)).mean() > LARGEST_SHARE
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{place / FILE} is damaged, so it does not tell how often the test split was read; restore it."
@@ -213,11 +234,6 @@ def find_readings(places: Iterable[Path], rows: np.ndarray) -> list[dict[str, An
             if is_of_these:
                 found[reading["id"]] = reading
     return sorted(found.values(), key=lambda reading: reading["time"])
-
-
-def _is_same(path: Path, rows: np.ndarray) -> bool:
-    # of what is gone the worst is assumed
-    return not path.is_file() or np.isin(rows, np.load(path)).mean() > LARGEST_SHARE
 
 
 def record_reading(models: Iterable[ReadModel], rows: np.ndarray, is_required: bool = False, **facts: Any):

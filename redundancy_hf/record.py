@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-FILE = "task.json"
-ROWS = "task_rows.npz"
+TASK_FILE = "task.json"
+TASK_ROWS = "task_rows.npz"
 # arguments that name columns, those that only limit a split, and those that say which data set it is
 COLUMNS = ("text_column", "text_pair_column", "label_column", "image_column")
 LIMITS = ("max_train_samples", "max_validation_samples", "max_test_samples")
@@ -140,15 +139,15 @@ class TaskRecord:
             "dataset_path": self.dataset_path,
             "studies": [Path(os.path.relpath(study, root)).as_posix() for study in self.studies],
         }
-        (folder / FILE).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / TASK_FILE).write_text(json.dumps(content, indent=2) + "\n")
         if self.rows is not None:
             before = {} if self.before is None else {BEFORE: self.before}
-            np.savez(folder / ROWS, allow_pickle=False, **self.rows, **before)
+            np.savez(folder / TASK_ROWS, allow_pickle=False, **self.rows, **before)
 
     def write_public(self, folder: Path):
         """Write what a stranger may know: no hashes, no places on this machine."""
-        (folder / FILE).write_text(json.dumps(self._public(), indent=2) + "\n")
-        (folder / ROWS).unlink(missing_ok=True)
+        (folder / TASK_FILE).write_text(json.dumps(self._public(), indent=2) + "\n")
+        (folder / TASK_ROWS).unlink(missing_ok=True)
 
     def _public(self) -> dict[str, Any]:
         is_local = self.dataset_path is not None
@@ -176,10 +175,9 @@ class TaskRecord:
             ValueError: The files are not where they were; names the model.
         """
         given = self.arguments.get("dataset_name")
-        places = [place for place in (self.dataset_path, given) if place is not None]
         if self.dataset_path is None and given is not None:
             return given
-        for place in places:
+        for place in filter(None, (self.dataset_path, given)):
             if Path(place).expanduser().exists():
                 return place
         where = f" ({given})" if given else ""
@@ -227,17 +225,17 @@ def read_record(folder: Path) -> TaskRecord | None:
     Raises:
         ValueError: It is damaged.
     """
-    if not (folder / FILE).is_file():
+    if not (folder / TASK_FILE).is_file():
         return None
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = json.loads((folder / TASK_FILE).read_text())
         texts, mappings = ("kind", "dataset"), ("arguments", "splits")
         are_texts = all(isinstance(content[name], str) for name in texts)
         if not are_texts or not all(isinstance(content[name], dict) for name in mappings):
             raise TypeError("an entry is of another type")
         rows, before = None, None
-        if (folder / ROWS).is_file():
-            with np.load(folder / ROWS, allow_pickle=False) as stored:
+        if (folder / TASK_ROWS).is_file():
+            with np.load(folder / TASK_ROWS, allow_pickle=False) as stored:
                 rows = {name: stored[name] for name in stored}
                 before = rows.pop(BEFORE, None)
         elif content["rows_read_before"] == 0:
@@ -253,13 +251,13 @@ def read_record(folder: Path) -> TaskRecord | None:
             rows,
             before,
             # a folder that was moved alone has left its search, and must not take another place for it
-            tuple(place for place in places if (place / FILE).is_file()),
+            tuple(place for place in places if (place / TASK_FILE).is_file()),
         )
     # of parsers, of archives, and of a file that holds something else
     except Exception as error:
         raise ValueError(
-            f"{folder / FILE} or {ROWS} beside it is damaged ({type(error).__name__}: {error}); restore it, or delete "
-            "both, and the folder is one of which nothing is known."
+            f"{folder / TASK_FILE} or {TASK_ROWS} beside it is damaged ({type(error).__name__}: {error}); restore it, "
+            "or delete both, and the folder is one of which nothing is known."
         ) from error
 
 
@@ -288,54 +286,8 @@ def make_flags(kind: type) -> type:
     return dataclasses.make_dataclass(f"{kind.__name__}Flags", fields)
 
 
-def resolve_arguments(
-    kind: type, name: str, record: TaskRecord | None, typed: Mapping[str, Any], free: Sequence[str] = ()
-) -> Any:
-    """Say how to read the data that a model is evaluated on: as its record says, or another data set that is named.
-
-    Args:
-        kind: Dataclass of the arguments; its defaults stand for what neither the record nor the command says.
-        name: Of the model, for errors.
-        record: The model's.
-        typed: Flags of the command, without those that were not given.
-        free: Flags that choose no rows and may differ.
-
-    Returns:
-        The arguments; of another data set without the record's columns and limits.
-
-    Raises:
-        ValueError: A flag contradicts the record, or the data are not where they were.
-    """
-    fields = typing.get_type_hints(kind)
-    known = {key: value for key, value in (record.arguments if record else {}).items() if key in fields}
-    if known.get("dataset_name") is None:
-        known.pop("dataset_name", None)
-    wrong = [key for key, value in known.items() if not _is_of_type(value, fields[key])]
-    if wrong:
-        raise ValueError(f"{name}/{FILE} has {wrong[0]} {known[wrong[0]]!r}, which is of another type; restore it.")
-    if record is None:
-        return kind(**typed)
-    if is_other_data(record, typed):
-        kept = {key: value for key, value in known.items() if key not in (*COLUMNS, *LIMITS, *SOURCE)}
-        return kind(**{**kept, **typed})
-    for key, value in typed.items():
-        # how many rows of the test split are read changes none of the others
-        if key not in (*free, "dataset_name", "max_test_samples") and key in known and value != known[key]:
-            raise ValueError(
-                f"{name} was trained with {key} {known[key]} (its {FILE}), and --{key} says {value}; leave the flag "
-                "out, or evaluate on another data set by --dataset_name."
-            )
-    return kind(**{**known, **typed, "dataset_name": record.find_source(name)})
-
-
 def is_other_data(record: TaskRecord, typed: Mapping[str, Any]) -> bool:
     """Whether typed flags name another data set than a record's."""
     name, config = (typed.get(key) for key in SOURCE)
     is_other_config = config is not None and config != record.arguments.get("dataset_config_name")
     return is_other_config or (name is not None and not record.is_source(name))
-
-
-def _is_of_type(value: Any, annotation: Any) -> bool:
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    kinds = [typing.get_origin(option) or option for option in options]
-    return isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from redundancy_hf.command import describe_command
-from redundancy_hf.record import FILE as TASK_FILE
+from redundancy_hf.record import TASK_FILE
 
 from ..search import figures
 from .constrained import SIGNIFICANT, MonotonicityAudit, audit_monotonicity

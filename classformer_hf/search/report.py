@@ -17,8 +17,7 @@ from redundancy_hf.cards import add_results, latency_results, name_dataset
 from redundancy_hf.certificate import TUNED
 from redundancy_hf.folders import digest, find_weights, follow_umask
 from redundancy_hf.readings import copy_readings
-from redundancy_hf.record import FILE as TASK_FILE
-from redundancy_hf.record import TaskRecord
+from redundancy_hf.record import TASK_FILE, TaskRecord
 
 from ..configuration_classformer import ClassformerConfig
 from .figures import draw_pareto, layer_lengths

@@ -13,7 +13,7 @@ from redundancy_hf.data import load_task
 from redundancy_hf.folders import list_files
 from redundancy_hf.hub import stage_folder
 from redundancy_hf.readings import find_readings
-from redundancy_hf.record import FILE, ROWS, hash_arrays, hash_texts, make_flags, read_record
+from redundancy_hf.record import TASK_FILE, TASK_ROWS, hash_arrays, hash_texts, make_flags, read_record
 from redundancy_hf.task import TaskArguments
 
 ROWS_IN_TEST = 24
@@ -70,7 +70,7 @@ def test_spelling_makes_no_other_row():
 
 def test_task_is_written_and_read(leave_model, reviews):
     folder = leave_model("best")
-    content = json.loads((folder / FILE).read_text())
+    content = json.loads((folder / TASK_FILE).read_text())
     assert content["dataset"] == "reviews" and content["label_names"] == ["negative", "positive"]
     assert content["arguments"]["split_seed"] == 7 and content["arguments"]["metric_name"] == "accuracy"
     assert {name: split["rows"] for name, split in content["splits"].items()} == {
@@ -218,20 +218,20 @@ def test_damaged_records_are_one_sentence(run, pair):
     (pair[1] / "test_readings.jsonl").write_text("{\n")
     code, _, words = run("evaluate_model", *pair, *CERTIFY)
     assert code == 1 and "test_readings.jsonl is damaged" in words
-    (pair[1] / FILE).write_text("[]")
+    (pair[1] / TASK_FILE).write_text("[]")
     code, _, words = run("evaluate_model", *pair, *CERTIFY)
     assert code == 1 and "task.json or task_rows.npz beside it is damaged" in words
-    content = json.loads((pair[0] / FILE).read_text())
+    content = json.loads((pair[0] / TASK_FILE).read_text())
     content["arguments"]["split_seed"] = "seven"
-    (pair[0] / FILE).write_text(json.dumps(content))
+    (pair[0] / TASK_FILE).write_text(json.dumps(content))
     code, _, words = run("evaluate_model", pair[0])
     assert code == 1 and "has split_seed 'seven', which is of another type" in words
 
 
 def test_without_a_record_only_the_users_word_certifies(run, pair, reviews):
     for folder in pair:
-        (folder / FILE).unlink()
-        (folder / ROWS).unlink()
+        (folder / TASK_FILE).unlink()
+        (folder / TASK_ROWS).unlink()
     flags = ["--dataset_name", reviews, "--text_column", "review", "--label_column", "verdict", "--max_length", 64]
     code, printed, words = run("evaluate_model", *pair, "--device", "cpu", *flags)
     assert code == 0, words
@@ -252,8 +252,8 @@ def test_published_folder_tells_a_stranger_no_text_and_no_path(run, pair, review
     staged.mkdir()
     stage_folder(pair[1], staged)
     names = {path.name for path in staged.rglob("*")}
-    assert FILE in names and not {ROWS, "test_readings.jsonl", "test_readings"} & names
-    text = (staged / FILE).read_text()
+    assert TASK_FILE in names and not {TASK_ROWS, "test_readings.jsonl", "test_readings"} & names
+    text = (staged / TASK_FILE).read_text()
     assert str(reviews) not in text and "reviews.csv" not in text and "studies" not in text
     content = json.loads(text)
     assert content["splits"]["test"]["rows"] == ROWS_IN_TEST and content["arguments"]["split_seed"] == 7
@@ -281,7 +281,7 @@ def test_a_classifier_without_a_record_leaves_it_open(leave_model, tiny_roberta_
 def test_rows_of_the_checkpoint_count(leave_model, run):
     first = leave_model("first", split_seed=8)
     second = leave_model("second", first)
-    assert json.loads((second / FILE).read_text())["rows_read_before"] > 0
+    assert json.loads((second / TASK_FILE).read_text())["rows_read_before"] > 0
     code, _, words = run("evaluate_model", second, second, *CERTIFY)
     assert code == 1 and "had been read by the training of" in words
 
@@ -326,7 +326,7 @@ def test_texts_are_cut_as_in_training(run, leave_model, reviews, monkeypatch):
     run("throughput", "--models", folder, "--num_texts", 2, "--rounds", 1)
     assert lengths == [16]
     assert run("classify_elsewhere", folder)[0] == 0
-    (folder / FILE).unlink()
+    (folder / TASK_FILE).unlink()
     assert run("classify_elsewhere", folder)[0] == 0
     assert options == [{"truncation": True, "max_length": 16}, {"truncation": True}]
 

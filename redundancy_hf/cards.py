@@ -105,7 +105,7 @@ def _find_value_defect(key: str, value: str) -> str | None:
 
 def find_task(config: dict) -> str | None:
     """Name the pipeline of a saved model's configuration, if its head has one."""
-    architecture = (config.get("architectures") or [""])[0]
+    (architecture, *_) = config.get("architectures") or [""]
     return next((tag for end, tag in PIPELINES.items() if architecture.endswith(end)), None)
 
 
@@ -174,8 +174,7 @@ def _describe_exports(folder: Path, exports: list[Path], repo_id: str) -> str:
         f"from huggingface_hub import snapshot_download\n{EXPORT_LOADING}\n"
         f'folder = snapshot_download("{repo_id}") + "/{names[0]}"\n{EXPORT_CALL}'
     )
-    indices = [json.loads((path / EXPORT_INDEX).read_text()) for path in exports]
-    lines = [f"- `{name}`: {describe_export(index)}" for name, index in zip(names, indices, strict=True)]
+    lines = [f"- `{name}`: {describe_export(json.loads((folder / name / EXPORT_INDEX).read_text()))}" for name in names]
     return "\n".join([f"```python\n{code}\n```\n", *lines])
 
 

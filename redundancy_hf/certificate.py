@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,8 +37,13 @@ REFERENCES = {
 }
 
 
-# p-value, lower bound of the performance, and examples needed, at the rates seen and without a loss
-Judgement = tuple[float, float, int | None, int | None]
+class Judgement(NamedTuple):
+    """What a test says; entries of a [`Certificate`]."""
+
+    p_value: float
+    performance_lower_bound: float
+    num_examples_needed: int | None
+    num_examples_lossless: int | None
 
 
 @dataclass(frozen=True)
@@ -133,14 +139,11 @@ def certify(
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
-    Returns:
-        The certificate.
-
     Raises:
         ValueError: As `compute_score`, or a number is out of its range, or the full model's score is not positive.
     """
     # metrics imports datasets, and importing the search must not
-    from .metrics import compute_score, resample_scores
+    from .metrics import compute_score
 
     check_request(required_performance, confidence, num_candidates, num_resamples)
     full, candidate, references = (np.asarray(x) for x in (full_predictions, candidate_predictions, references))
@@ -154,32 +157,21 @@ def certify(
     if metric_name == "accuracy":
         judged = _judge_exactly(count_pairs(full, candidate, references), required_performance, alpha)
     else:
-        test: Callable[[float], float]
-        if metric_name == "spearmanr":
-            scores = resample_scores(metric_name, [full, candidate], references, seed, num_resamples)
-            test = functools.partial(bootstrap_p_value, *scores)
-        else:
-            full, candidate, references = (x.astype(np.int64) for x in (full, candidate, references))
-            bootstrap = TiltedBootstrap(metric_name, full, candidate, references, num_resamples, seed)
-            scores, test = bootstrap.resamples[0], bootstrap.p_value
+        test, scores = _resample(metric_name, full, candidate, references, num_resamples, seed)
         gaps = (candidate_score - required_performance * full_score, (1 - required_performance) * full_score)
         judged = _judge_by_resamples(test, scores, required_performance, alpha, gaps, len(full))
-    p_value, bound, needed, lossless = judged
     return Certificate(
-        is_issued=p_value <= alpha,
+        is_issued=judged.p_value <= alpha,
         metric_name=metric_name,
         required_performance=required_performance,
         confidence=confidence,
         num_examples=len(full),
         num_candidates=num_candidates,
         method="exact" if metric_name == "accuracy" else "bootstrap",
-        p_value=p_value,
         full_score=full_score,
         candidate_score=candidate_score,
         performance=candidate_score / full_score,
-        performance_lower_bound=bound,
-        num_examples_needed=needed,
-        num_examples_lossless=lossless,
+        **judged._asdict(),
     )
 
 
@@ -195,7 +187,26 @@ def _judge_exactly(counts: PairedCounts, r: float, alpha: float) -> Judgement:
         each = (counts.only_full + counts.only_candidate) / 2
         equal = PairedCounts(max(counts.both + counts.only_full - each, 0.0), each, each, counts.num_examples)
         lossless = _exact_examples_needed(equal, r, alpha)
-    return p_value, bound, needed, lossless
+    return Judgement(p_value, bound, needed, lossless)
+
+
+def _resample(
+    metric_name: str,
+    full: np.ndarray,
+    candidate: np.ndarray,
+    references: np.ndarray,
+    num_resamples: int,
+    seed: int,
+) -> tuple[Callable[[float], float], np.ndarray]:
+    """Give what tests a share, and both models' scores of the resamples, (2, R)."""
+    from .metrics import resample_scores
+
+    if metric_name == "spearmanr":
+        scores = resample_scores(metric_name, [full, candidate], references, seed, num_resamples)
+        return functools.partial(bootstrap_p_value, *scores), scores
+    full, candidate, references = (values.astype(np.int64) for values in (full, candidate, references))
+    bootstrap = TiltedBootstrap(metric_name, full, candidate, references, num_resamples, seed)
+    return bootstrap.p_value, bootstrap.resamples[0]
 
 
 def _judge_by_resamples(
@@ -213,7 +224,7 @@ def _judge_by_resamples(
         sd = float(np.std(scores[1] - r * scores[0])) * math.sqrt(num_examples)
         needed, lossless = (_normal_examples_needed(gap, sd, alpha) if gap > 0 else None for gap in gaps)
         needed = None if needed is None else max(needed, num_examples + 1)
-    return p_value, bound, needed, lossless
+    return Judgement(p_value, bound, needed, lossless)
 
 
 def _lower_bound(is_certified: Callable[[float], bool], required: float, is_issued: bool) -> float:

@@ -69,8 +69,8 @@ def _record(task: Task, arguments: TaskArguments) -> TaskRecord:
     name = arguments.dataset_name or EMBEDDED
     found: dict[str, Any] = {"dataset_name": name, "metric_name": task.metric_name}
     if name != EMBEDDED:
-        columns = dict(zip(("text_column", "text_pair_column"), task.text_columns, strict=False))
-        found |= {**columns, "label_column": task.label_column, "problem_type": task.problem_type}
+        found |= {"label_column": task.label_column, "problem_type": task.problem_type}
+        found |= dict(zip(("text_column", "text_pair_column"), task.text_columns, strict=False))
     return describe_task(
         "text-classification",
         task.name,
@@ -126,17 +126,13 @@ def tokenize(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
         texts = [batch[column] for column in text_columns]
         inputs = tokenizer(*texts, truncation=False, verbose=False)
         is_long = [len(ids) > max_length for ids in inputs["input_ids"]]
-        long_rows = np.flatnonzero(is_long)
-        if len(long_rows):
-            long_texts = [[column[row] for row in long_rows] for column in texts]
-            shortened = tokenizer(*long_texts, truncation="longest_first", max_length=max_length)
+        for row in np.flatnonzero(is_long):
+            shortened = tokenizer(*(column[row] for column in texts), truncation="longest_first", max_length=max_length)
             for name, values in shortened.items():
-                for row, value in zip(long_rows, values, strict=True):
-                    inputs[name][row] = value
+                inputs[name][row] = values
         return {**inputs, "truncated": is_long}
 
-    removed = [column for column in columns if column != "labels"]
-    splits = task.splits.map(encode, batched=True, remove_columns=removed, desc="tokenize")
+    splits = task.splits.map(encode, batched=True, remove_columns=sorted({*columns} - {"labels"}), desc="tokenize")
     truncated = {name: sum(split["truncated"][:]) for name, split in splits.items()}
     for name, count in truncated.items():
         if count:

@@ -113,5 +113,5 @@ def retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8,
 
 def find_status(error: BaseException) -> int | None:
     """Give the Hub's answer behind an error, which the client may have wrapped."""
-    answers = (cause.response for cause in _list_causes(error) if isinstance(cause, HfHubHTTPError))
-    return getattr(next(answers, None), "status_code", None)
+    answer = next((cause.response for cause in _list_causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    return getattr(answer, "status_code", None)

@@ -137,10 +137,8 @@ def _read(split: Dataset, column: str) -> list:
 
 def is_missing(label: Any) -> bool:
     """Tell whether a label, or one of a list, is missing."""
-    if isinstance(label, list):
-        return any(is_missing(element) for element in label)
     # only NaN differs from itself
-    return label is None or label != label
+    return any(map(is_missing, label)) if isinstance(label, list) else label is None or label != label
 
 
 def _infer_problem_type(feature: FeatureType, column: str, labels: list) -> str:

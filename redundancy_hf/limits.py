@@ -31,8 +31,7 @@ class InputLimits:
 def read_limits(model: PreTrainedModel) -> InputLimits:
     """Read from a model's embeddings what it can read, or from the config of an export, whose tables are in graphs."""
     if isinstance(model, ExportedClassifier):
-        reads_types = "token_type_ids" in model.input_names
-        num_types = model.config.type_vocab_size if reads_types else None
+        num_types = model.config.type_vocab_size if "token_type_ids" in model.input_names else None
         return InputLimits(int(model.limits[-1]), model.config.vocab_size, num_types)
     tables = {
         name.rpartition(".")[2]: module
@@ -67,8 +66,7 @@ def limit_tokenizer(tokenizer: PreTrainedTokenizerBase, name_or_path: str, trust
     limits = read_limits(model)
     if limits.num_tokens is not None and tokenizer.model_max_length > limits.num_tokens:
         tokenizer.model_max_length = limits.num_tokens
-    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
-    if limits.num_types == 1 or not takes_types:
+    if limits.num_types == 1 or "token_type_ids" not in inspect.signature(model.forward).parameters:
         tokenizer.model_input_names = [one for one in tokenizer.model_input_names if one != "token_type_ids"]
         # what is saved are the settings that a tokenizer was made with
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
@@ -147,8 +145,9 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
         words = [word for word in tokenizer.get_vocab() if word not in tokenizer.all_special_tokens]
         says_case = "do_lower_case" in get_tokenizer_config(name_or_path)
+        has_capitals = any(word != word.lower() for word in words if not word.startswith("["))
         # without a file that says otherwise, BERT's lower-cases, and would know no word of a cased vocabulary
-        if getattr(tokenizer, "do_lower_case", False) and not says_case and _has_capitals(words):
+        if getattr(tokenizer, "do_lower_case", False) and not says_case and has_capitals:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, do_lower_case=False, **options)
     except Exception as error:  # of the Hub, of parsers and of whatever the files name
         raise OSError(_explain_tokenizer(name_or_path, error)) from error
@@ -156,10 +155,6 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         raise OSError(NO_TOKENIZER.format(name_or_path))
     limit_tokenizer(tokenizer, name_or_path, trust_remote_code)
     return tokenizer
-
-
-def _has_capitals(words: list[str]) -> bool:
-    return any(word != word.lower() for word in words if not word.startswith("["))
 
 
 def _explain_tokenizer(name: str, error: Exception) -> str:

@@ -74,8 +74,7 @@ def compute_score(metric_name: str, predictions: ArrayLike, references: ArrayLik
         return float(accuracy_score(references, predictions))
     if metric_name == "matthews_correlation":
         # scikit-learn returns 0 for something constant as well, but with a warning
-        constant = np.ptp(predictions) == 0 or np.ptp(references) == 0
-        return 0.0 if constant else float(matthews_corrcoef(references, predictions))
+        return 0.0 if _is_constant(predictions, references) else float(matthews_corrcoef(references, predictions))
     average = "macro" if metric_name == "macro_f1" else "binary" if references.ndim == 1 else "micro"
     return float(f1_score(references, predictions, average=average, zero_division=0.0))
 
@@ -349,6 +348,9 @@ def _check_no_nan(what: str, values: np.ndarray) -> None:
 
 
 def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
-    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
-        return 0.0
-    return float(np.corrcoef(rankdata(predictions), rankdata(references))[0, 1])
+    ranks = rankdata(predictions), rankdata(references)
+    return 0.0 if _is_constant(predictions, references) else float(np.corrcoef(*ranks)[0, 1])
+
+
+def _is_constant(*values: np.ndarray) -> bool:
+    return any(np.ptp(one) == 0 for one in values)

@@ -134,8 +134,8 @@ def evaluate_classifiers(
         reading = _score_examples(opened, kind, arguments, *examples, label_order=task.label_order, **scoring)
     else:
         gather = partial(gather_evidence, split=split, is_vouched=unseen, is_read_again=read_again)
-        certifying = gather if required_performance is not None else None
-        reading = _score_task(opened, arguments, split, max_examples, certifying, **scoring)
+        evidence = None if required_performance is None else gather
+        reading = _score_task(opened, arguments, split, max_examples, evidence, **scoring)
     about = {"dataset": reading.dataset, "split": split, "required_performance": required_performance}
     record_reading(opened, reading.rows, reading.evidence is not None, **about)
     _tell_seen(opened, split, reading.rows)
@@ -189,8 +189,7 @@ def _choose_data(models: list[ReadModel], kind: str, streaming: bool, typed: dic
 def _keep_columns(found: TaskArguments, record: TaskRecord, typed: dict[str, Any]) -> TaskArguments:
     """Take the columns of the record in other data too, if all of them are there and none is named."""
     columns = {name: record.arguments[name] for name in COLUMNS if record.arguments.get(name)}
-    is_named = any(typed.get(name) for name in COLUMNS)
-    if is_named or not columns or found.dataset_name in (None, EMBEDDED):
+    if not columns or any(map(typed.get, COLUMNS)) or found.dataset_name in (None, EMBEDDED):
         return found
     there = read_splits(str(found.dataset_name), found.dataset_config_name)[1]["train"].column_names
     return replace(found, **columns) if set(columns.values()) <= set(there) else found
@@ -240,8 +239,7 @@ def _score_examples(
         # images have no length
         length = getattr(arguments, "max_length", 0)
         predictions, labels = evaluate_examples(model.folder, kind, note(), batch_size, device, length, label_order)
-        row = score_model(model.name, ["accuracy", *more_metrics], predictions, labels)
-        results.append((row, predictions, labels))
+        results.append((score_model(model.name, ["accuracy", *more_metrics], predictions, labels), predictions, labels))
     return Reading(dataset, np.concatenate(hashes), results)
 
 
@@ -276,8 +274,8 @@ def _score_task(
         order = order_outputs(classifier.config, task, model.name)
         inputs = tokenize(task, tokenizer, arguments.max_length).splits[split]
         classifier.to(device or torch.accelerator.current_accelerator() or "cpu")
-        logits = predict(classifier, inputs, tokenizer, batch_size)[:, order]
-        predictions = predictions_from_logits(task.problem_type, logits)
+        outputs = predict(classifier, inputs, tokenizer, batch_size)
+        predictions = predictions_from_logits(task.problem_type, outputs[:, order])
         row = score_model(model.name, [task.metric_name, *more_metrics], predictions, labels)
         results.append((row, predictions, labels))
     return Reading(task.name, rows, results, evidence)
@@ -303,8 +301,13 @@ def _describe(reading: Reading, split: str) -> dict[str, Any]:
         more = "".join(f", {name} {value:.4f}" for name, value in row.get("more_metrics", {}).items())
         low, high = row["confidence_interval"]
         print(f"{row['model']}: {row['metric_name']} {row['score']:.4f} (95 %: {low:.4f} to {high:.4f}){more}")
-    about = {"dataset": reading.dataset, "split": split, "num_examples": len(labels)}
-    return {**about, "majority_score": majority, "models": rows}
+    return {
+        "dataset": reading.dataset,
+        "split": split,
+        "num_examples": len(labels),
+        "majority_score": majority,
+        "models": rows,
+    }
 
 
 def _certify(

@@ -61,8 +61,8 @@ def guess_csv_options(files: list[Path]) -> dict[str, Any]:
     else:
         columns = list(pandas.read_csv(file, nrows=0, **options).columns)
     # a type that the first rows suggest may not hold later
-    features = Features({column: Value("string") for column in columns})
-    return {**options, "features": features, "keep_default_na": False, "na_values": [""]}
+    options["features"] = Features({column: Value("string") for column in columns})
+    return {**options, "keep_default_na": False, "na_values": [""]}
 
 
 def guess_encoding(files: list[Path]) -> str:

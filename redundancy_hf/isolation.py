@@ -66,8 +66,7 @@ def classify(folder: str, inputs: list[str], pipeline: str, options: dict) -> li
     import transformers
 
     run: Any = transformers.pipeline(pipeline, model=folder, trust_remote_code=True, device="cpu")  # type: ignore
-    results = run(inputs, **options)
-    return [one[0] if isinstance(one, list) else one for one in results]
+    return [one[0] if isinstance(one, list) else one for one in run(inputs, **options)]
 
 
 def align(folder: str, inputs: list[str]) -> list[dict]:
@@ -79,8 +78,7 @@ def align(folder: str, inputs: list[str]) -> list[dict]:
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     if "rotation" not in model.config.transforms:
         raise ValueError("the model searches no rotation, so that there is nothing to align")
-    images = [PIL.Image.open(path) for path in inputs]
-    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    pixels = processor([PIL.Image.open(path) for path in inputs], return_tensors="pt")["pixel_values"]
     found = model.search_pose(pixels)
     for path, image in zip(inputs, model.align(pixels, found.alpha), strict=True):
         values = image[0] * processor.image_std + processor.image_mean if processor.do_normalize else image[0]

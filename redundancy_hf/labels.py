@@ -100,8 +100,7 @@ def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | N
         return Labels(problem_type, [column], numbers, Value("float32"))
     # every row becomes the list of its labels, so that both kinds of classification go the same way
     if problem_type == SINGLE_LABEL:
-        rows = {name: [[as_class(label)] for label in labels] for name, labels in values.items()}
-        counted = None
+        rows, counted = {name: [[as_class(label)] for label in labels] for name, labels in values.items()}, None
     else:
         rows, counted = _label_lists(feature, column, values)
     seen = {label for row in rows["train"] for label in row}
@@ -115,7 +114,7 @@ def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | N
     names = [str(label) for label in classes]
     if problem_type == SINGLE_LABEL:
         ids = {label: index for index, label in enumerate(classes)}
-        encoded = {name: [ids[row[0]] for row in rows[name]] for name in rows}
+        encoded = {name: [ids[label] for (label,) in rows[name]] for name in rows}
         return Labels(problem_type, names, encoded, ClassLabel(names=names))
     flags = {name: [[float(label in row) for label in classes] for row in rows[name]] for name in rows}
     return Labels(problem_type, names, flags, List(Value("float32")))
@@ -246,10 +245,9 @@ def _label_lists(feature: List | LargeList, column: str, values: dict[str, list]
             )
     elif isinstance(feature.feature, ClassLabel) or not is_binary or len(widths) > 1 or widths <= {0, 1}:
         return values, None
-    rows = {
+    return {
         name: [[index for index, entry in enumerate(row) if entry] for row in labels] for name, labels in values.items()
-    }
-    return rows, list(range(max(widths)))
+    }, list(range(max(widths)))
 
 
 def _check_seen(rows: dict[str, list], seen: set, column: str) -> None:

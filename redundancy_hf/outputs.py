@@ -81,8 +81,7 @@ def normalise_name(name: str) -> str:
         number = math.nan
     if math.isfinite(number):  # that a column of numbers may have been read as
         return str(int(number)) if number.is_integer() else name
-    letters = "".join(letter for letter in name.casefold() if letter.isalnum())
-    return re.sub(r"^label(?=\d+$)", "", letters)
+    return re.sub(r"^label(?=\d+$)", "", "".join(filter(str.isalnum, name.casefold())))
 
 
 def _is_abbreviation(one: str, other: str) -> bool:

@@ -42,11 +42,8 @@ def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
 
 def hash_arrays(arrays: Iterable[Any]) -> np.ndarray:
     """Hash decoded images, or other arrays, to 64 bits; images of any mode as RGB."""
-
-    def read(value: Any) -> np.ndarray:
-        return np.asarray(value.convert("RGB") if hasattr(value, "convert") else value)
-
-    return _hash(str(array.shape).encode() + array.tobytes() for array in map(read, arrays))
+    read = (np.asarray(value.convert("RGB") if hasattr(value, "convert") else value) for value in arrays)
+    return _hash(str(array.shape).encode() + array.tobytes() for array in read)
 
 
 def hash_input(value: Any) -> np.ndarray:
@@ -55,7 +52,7 @@ def hash_input(value: Any) -> np.ndarray:
 
 
 def _hash(contents: Iterable[bytes]) -> np.ndarray:
-    digests = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 

@@ -190,15 +190,13 @@ class ExportedClassifier(PreTrainedModel):
 
     def _run_by_bucket(self, inputs: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
         buckets = torch.bucketize(lengths, self.limits)
-        logits: torch.Tensor | None = None
-        for bucket in buckets.unique().tolist():
-            rows = (buckets == bucket).nonzero()[:, 0]
-            part = self._run(bucket, {name: value[rows] for name, value in inputs.items()}, lengths[rows])
-            if logits is None:
-                logits = part.new_empty(len(lengths), part.shape[1])
-            logits[rows] = part
-        assert logits is not None
-        return logits
+        found = {bucket: (buckets == bucket).nonzero()[:, 0] for bucket in buckets.unique().tolist()}
+        parts = [
+            self._run(bucket, {name: value[rows] for name, value in inputs.items()}, lengths[rows])
+            for bucket, rows in found.items()
+        ]
+        # in the order of the batch again
+        return torch.cat(parts)[torch.cat([*found.values()]).argsort()]
 
     def _run(self, bucket: int, inputs: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
         step = 1 if self.one_at_a_time else len(lengths)

@@ -239,8 +239,8 @@ def load_files(files: list[Path], builders: dict[str, str] = BUILDERS, streaming
             if is_packed and options["encoding"] != "utf-8":
                 raise ValueError("the library `datasets` reads compressed texts in UTF-8 only; unpack it")
         # a name may hold what a pattern means something by
-        paths = [glob.escape(str(file)) for file in files]
-        return load_dataset(builders[ending], data_files=paths, split="train", streaming=streaming, **options)
+        options["data_files"] = [glob.escape(str(file)) for file in files]
+        return load_dataset(builders[ending], split="train", streaming=streaming, **options)
     # as above; an empty file ends in a StopIteration, one without rows in a ValueError
     except Exception as error:
         raise ValueError(

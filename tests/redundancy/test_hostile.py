@@ -1,6 +1,6 @@
 """Folders and data from strangers: each gets one clear sentence or a documented behaviour, and nothing of theirs runs.
 
-What publishing refuses besides is in test_publish.py.
+What publishing refuses besides is in test_leaks.py and test_hub.py.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from avae_hf import AVAEConfig, AVAEImageProcessor, AVAEModel
 from classformer_hf import ClassformerForSequenceClassification
 from redundancy_hf.folders import GOLDEN, write_golden_output
-from tests.redundancy.test_publish import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
+from tests.redundancy.damage import change_config, remove, scramble_header, spoil_weights, truncate_weights, write
 
 TINY_DATA = "sentence,label\na dull film,negative\na warm film,positive\n"
 

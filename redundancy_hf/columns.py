@@ -129,26 +129,15 @@ def _find_reason_against(rows: Dataset, name: str, label_column: str | None) -> 
 
 def _names_label(rows: Dataset, name: str, label_column: str) -> bool:
     """Tell whether a column has few values, which come again and again, one for every label."""
-    label_of: dict[str | None, str] = {}
-    text_of: dict[str, str | None] = {}
-    for batch in rows.select_columns([name, label_column]).iter(batch_size=NUM_PROBED):
-        for text, label in zip(batch[name], map(str, batch[label_column]), strict=True):
-            if label_of.setdefault(text, label) != label or text_of.setdefault(label, text) != text:
-                return False
-            if len(text_of) > MAX_CLASSES:
-                return False
-    return len(text_of) <= len(rows) / 2
+    pairs = rows.select_columns([name, label_column]).to_pandas().astype(str).drop_duplicates()
+    are_paired = pairs[name].is_unique and pairs[label_column].is_unique
+    return are_paired and len(pairs) <= min(MAX_CLASSES, len(rows) / 2)
 
 
 def _is_identifier(rows: Dataset, name: str) -> bool:
     """Tell whether all values are different and without blanks; scripts that write without blanks are no ASCII."""
-    seen: set[str] = set()
-    for batch in rows.select_columns(name).iter(batch_size=NUM_PROBED):
-        for text in batch[name]:
-            if text is None or text in seen or not text.isascii() or len(text.split()) != 1:
-                return False
-            seen.add(text)
-    return True
+    texts = rows.select_columns(name).to_pandas()[name]
+    return bool(texts.is_unique and texts.str.fullmatch(r"\s*[!-~]+\s*").eq(True).all())
 
 
 def _is_date(text: str) -> bool:

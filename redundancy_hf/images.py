@@ -11,7 +11,7 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from .failures import first_line
-from .splits import SplitArguments, carve_splits, choose_splits, draw_splits, read_saved
+from .splits import SplitArguments, carve_splits, choose_splits, draw_splits, find_files, read_saved
 
 Read = Callable[[Path], dict[str, Dataset] | None]
 DIGITS = "digits"
@@ -161,17 +161,8 @@ def _read_digits() -> dict[str, Dataset]:
 
 
 def _read_folder(path: Path) -> dict[str, Dataset]:
-    if files := _find_parquet(path):
-        return dict(load_dataset("parquet", data_files=files))
+    if files := find_files(path, {".parquet": "parquet"}):
+        # a name may hold what a pattern means something by
+        escaped = {split: [glob.escape(str(file)) for file in shards] for split, shards in files.items()}
+        return dict(load_dataset("parquet", data_files=escaped))
     return dict(load_dataset("imagefolder", data_dir=glob.escape(str(path))))
-
-
-def _find_parquet(folder: Path) -> dict[str, list[str]]:
-    """Find the parquet files of every split, which may come in shards and, as on the Hub, in a folder `data`."""
-    files: dict[str, list[str]] = {}
-    for place in (folder, folder / "data"):
-        for file in sorted(place.iterdir()) if place.is_dir() and not files else ():
-            if file.suffix.lower() == ".parquet":
-                # a name may hold what a pattern means something by
-                files.setdefault(file.stem.split("-")[0], []).append(glob.escape(str(file)))
-    return files

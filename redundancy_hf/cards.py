@@ -192,14 +192,10 @@ def describe_export(index: dict[str, Any]) -> str:
 
 
 def name_dataset(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Say by the fields of an `EvalResult` which data set was read.
+    """Say by the fields of an `EvalResult` which data set was read, from the flags of a command.
 
     Only one on the Hub is named as one: a local folder may be called like somebody else's there, so that its type is
     the word for what nobody can look up, and its name tells several apart.
-
-    Args:
-        name: For reports.
-        arguments: "dataset_name" and "dataset_config_name", as the commands take them; without, it was a local one.
     """
     source, config_name = (arguments.get(key) for key in ("dataset_name", "dataset_config_name"))
     if source in GLUE_TASKS:
@@ -212,15 +208,7 @@ def name_dataset(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def latency_results(
     kind: str, dataset: str, milliseconds: dict[str, float], hardware: dict[str, Any], batch_size: int = 1
 ) -> list[EvalResult]:
-    """Say latencies, by quantile as "p50" and "p90", as a model-index does.
-
-    Args:
-        kind: The pipeline.
-        dataset: What the inputs were.
-        milliseconds: By quantile.
-        hardware: As `timing.hardware_fingerprint` describes it.
-        batch_size: Inputs of a pass.
-    """
+    """Say latencies, by quantile as "p50" and "p90", as a model-index does, with the hardware's fingerprint."""
     where = f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} thread(s)"
     return [
         EvalResult(
@@ -235,14 +223,9 @@ def latency_results(
 
 
 def write_card(folder: Path, template: Path, result: EvalResult, values: dict[str, Any], **data: Any):
-    """Write the card of a model that was trained here, README.md.
+    """Write the card of a model that was trained here from a template of the text and its values.
 
-    Args:
-        folder: Of the model.
-        template: Of the text, with places for the values.
-        result: What validation gave.
-        values: By their names in the template.
-        data: More metadata.
+    `result` is what validation gave, `data` more metadata.
     """
     card_data = ModelCardData(library_name="transformers", model_name=folder.name, eval_results=[result], **data)
     ModelCard.from_template(card_data, template_path=str(template), **values).save(folder / "README.md")
@@ -260,10 +243,7 @@ def write_section(folder: Path, title: str, text: str):
 def add_results(folder: Path, results: list[EvalResult], base_model: str | None = None):
     """Add results to the model-index of a folder's card, each in the place of an older one of the same measurement.
 
-    Args:
-        folder: With a config.json; a card is written if there is none.
-        results: What was measured.
-        base_model: Name of the checkpoint that the model was trained from; `None` leaves what the card says.
+    A card is written if there is none; it names the checkpoint that the model was trained from, if that is given.
 
     Raises:
         ValueError: The card is damaged.

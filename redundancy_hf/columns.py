@@ -36,14 +36,8 @@ def find_text_columns(
 ) -> tuple[str, ...]:
     """Choose the columns of text: those given, else a pair or a text of a known name, else the only one that is left.
 
-    Two columns of other names are never taken for a pair. Never chosen is what names the label, and, unless its name
-    is known, an identifier, a date or a number.
-
-    Args:
-        rows: A split, or its first rows.
-        label_column: Column of the label, where there is one.
-        given: What the user named.
-        max_columns: 1 where pairs cannot be read.
+    Two columns of other names are never taken for a pair, and with `max_columns=1` none is read. Never chosen is what
+    names the label, and, unless its name is known, an identifier, a date or a number.
 
     Raises:
         ValueError: No column can be the text, or several can.

@@ -53,14 +53,8 @@ def load_standard_library_task(library: Path | None = None, seed: int = 42) -> T
 
     The classes are up to six packages with the most source files, found at run time because distributions leave
     packages out. Examples are functions of at least 40 words and punctuation marks. No file lies in two splits, no two
-    examples open with the same 40 of these, and in every split all classes are of equal size.
-
-    Args:
-        library: Folder of the standard library; that of the running Python by default.
-        seed: Seed of the split by file and of the draw within a split.
-
-    Returns:
-        A single-label task with raw text in the column "text", and "file" beside it.
+    examples open with the same 40 of these, and in every split all classes are of equal size. The task has raw text in
+    the column "text", and "file" beside it.
 
     Raises:
         ValueError: Fewer than two packages have enough source files and functions.
@@ -197,18 +191,10 @@ def joined_texts(task: Task, split: str) -> list[str]:
 
 
 def train_tokenizer(task: Task, vocab_size: int = 2000, max_length: int = 128) -> RobertaTokenizer:
-    """Train a byte-level BPE on the train split; it encodes any text and pads on the right.
-
-    Args:
-        task: A task with raw text.
-        vocab_size: Number of tokens, of which 256 are bytes and 5 special.
-        max_length: Length at which truncation cuts, in tokens.
-
-    Returns:
-        A tokenizer with RoBERTa's special tokens and ids.
+    """Train a byte-level BPE with RoBERTa's special tokens and ids on the train split; it pads on the right.
 
     Raises:
-        ValueError: `vocab_size` does not hold the bytes and special tokens, or the task is tokenised already.
+        ValueError: `vocab_size` does not hold the 256 bytes and 5 special tokens, or the task is tokenised already.
     """
     # RoBERTa's order, which its config counts on: padding is 1
     special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -232,12 +218,7 @@ def train_tokenizer(task: Task, vocab_size: int = 2000, max_length: int = 128) -
 def tfidf_score(task: Task, split: str = "validation") -> float:
     """Score a logistic regression on TF-IDF of words, the floor that any network should be seen against.
 
-    Args:
-        task: A single-label task with raw text; the train split is fitted.
-        split: The split to score.
-
-    Returns:
-        Accuracy, 0 to 1. It reads whole texts, so it may see more than a model that cuts them.
+    It is fitted on the train split, and reads whole texts, so it may see more than a model that cuts them.
 
     Raises:
         ValueError: The task is not single-label, or tokenised already.

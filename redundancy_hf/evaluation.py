@@ -94,12 +94,8 @@ def find_pipeline(folder: Path) -> str:
 def load_classifier(folder: Path, kind: str = TEXT, needs_head: bool = True) -> Any:
     """Load a classifier with the code that travels with it; the Auto classes would prefer the installed package.
 
-    A stored output is compared. Exported graphs are opened, with as many threads as torch has.
-
-    Args:
-        folder: What [`resolve_folder`] gives.
-        kind: What [`find_pipeline`] says.
-        needs_head: Refuse weights that lack some; without, a base checkpoint gets a random head, to be timed.
+    A stored output is compared. Exported graphs are opened, with as many threads as torch has. Without `needs_head` a
+    base checkpoint gets a random head, to be timed.
 
     Raises:
         ValueError: It does not load, or gives another output than was stored with it.
@@ -171,10 +167,7 @@ def stream_examples(
 ) -> tuple[str, Callable[[], Iterator[tuple[Any, str]]]]:
     """Open a split that is read while it is used, without storing it, and print which columns are read.
 
-    Args:
-        arguments: What to read; of their settings the names of data set and columns count.
-        split_name: As the data set calls it; of a GLUE task "test" is its validation split.
-        image_column: Of the image, in a data set of images; inferred if not given.
+    The split is named as the data set does; of a GLUE task "test" is its validation split.
 
     Returns:
         The data set's name, and what starts to read: pairs of a pipeline's input and the name of its label.
@@ -254,16 +247,10 @@ def evaluate_examples(
     max_length: int = 128,
     label_names: list[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run a saved classifier's pipeline over examples.
+    """Run a saved classifier's pipeline over pairs of its input and the name of the label.
 
-    Args:
-        folder: What [`resolve_folder`] gives.
-        kind: What [`find_pipeline`] says.
-        examples: Pairs of the pipeline's input and the name of its label.
-        batch_size: Examples at a time.
-        device: As "cpu" or "cuda:0"; a GPU if there is one and none is named.
-        max_length: Longer texts are cut to so many tokens.
-        label_names: As for [`_number_labels`].
+    Longer texts are cut to `max_length` tokens. It runs on a GPU if there is one and no device is named; labels are
+    named as [`_number_labels`] says.
 
     Returns:
         Predictions and labels as ids, (N,) each.

@@ -39,12 +39,7 @@ def resolve_commit(name: str) -> str:
 
 
 def explain_failure(name: str, error: BaseException, revision: str | None = None) -> str | None:
-    """Say why a model cannot be read, if that is a matter of the Hub, of the name or of a package.
-
-    Args:
-        name: Of a model on the Hub, or of a folder that is not there.
-        error: Of huggingface_hub, or of a library that leans on it.
-        revision: That was asked for.
+    """Say why a model cannot be read, if that is a matter of the Hub, of the name, its revision or a package.
 
     Returns:
         One sentence, or `None` where the reason is another one, such as a damaged file.

@@ -54,10 +54,8 @@ def verify_folder(
 ) -> Verification:
     """Check a folder's files, then load and run it in a fresh process without this project's packages.
 
-    Args:
-        folder: The saved model. A stored output is compared; if there is none, the one computed is stored.
-        names: Its files; by default those that [`list_files`] gives.
-        private: As for [`find_leaks`].
+    A stored output is compared; if there is none, the one computed is stored. `names` and `private` as for
+    [`find_leaks`].
 
     Raises:
         ValueError: Says all that is wrong.

@@ -50,19 +50,11 @@ def check_metric(metric_name: str, problem_type: str, num_labels: int) -> None:
 
 
 def compute_score(metric_name: str, predictions: ArrayLike, references: ArrayLike) -> float:
-    """Compute one metric.
+    """Compute one metric of class ids or values, (N,), or of 0-1 rows, (N, K), not of logits; higher is better.
 
     `f1` is the F1 of class 1 where labels are class ids, and micro F1 where they are 0-1 rows. `macro_f1` is the mean
     over the classes that occur in either argument, or over all K labels of 0-1 rows. `accuracy` of 0-1 rows counts rows
     that are right in every label. A correlation with something constant is 0.0.
-
-    Args:
-        metric_name: One of `METRICS`.
-        predictions: Class ids or values, (N,), or 0-1 rows, (N, K). Not logits.
-        references: Labels of the same shape.
-
-    Returns:
-        The score; higher is better.
 
     Raises:
         ValueError: The metric is unknown or does not fit the values; the shapes differ or are empty; a value is NaN.
@@ -82,10 +74,7 @@ def compute_score(metric_name: str, predictions: ArrayLike, references: ArrayLik
 def predictions_from_logits(problem_type: str, logits: ArrayLike | tuple) -> np.ndarray:
     """Turn logits into what `compute_score` takes.
 
-    Args:
-        problem_type: Of the task.
-        logits: Logits, (N, K), or values of a regression, (N, 1) or (N,). Of a tuple, as a model with several outputs
-            gives, the first.
+    Of a tuple, as a model with several outputs gives, the first counts; values of a regression are (N, 1) or (N,).
 
     Returns:
         The class of the largest logit, (N,); the values, (N,); or, multi-label, 1 where a logit is positive, (N, K).
@@ -108,17 +97,9 @@ class TaskMetric(evaluate.Metric):
 
     With one process, or where every process holds all predictions (as `Trainer` gathers them), nothing is written to
     disk, so processes cannot meet in a cache file. To let each of P processes add its share, give all of them
-    `num_process=P`, the same `experiment_id` and the same `cache_dir`, and each its `process_id`; `compute` returns the
-    score over all shares in process 0 and `None` in the others. An example must be added by one process only: leave out
-    those that a distributed sampler repeats to fill the last batch.
-
-    Args:
-        config_name: Name of the metric, one of `METRICS`.
-        num_process: Number of processes that each add a share.
-        experiment_id: What the processes of one evaluation have in common and no other evaluation has.
-        process_id: Of this process.
-        cache_dir: Where the shares meet.
-        timeout: Seconds to wait for the other processes.
+    `num_process=P`, the same `cache_dir` and the same `experiment_id`, which no other evaluation has, and each its
+    `process_id`; `compute` returns the score over all shares in process 0 and `None` in the others. An example must be
+    added by one process only: leave out those that a distributed sampler repeats to fill the last batch.
 
     Raises:
         ValueError: The metric is unknown, or several processes have no `experiment_id`.
@@ -282,16 +263,8 @@ def scores_of_sums(
 ) -> np.ndarray:
     """Score R samples by their numbers of right answers, predictions and references of each class, (R, K), K >= 2.
 
-    Args:
-        metric_name: "f1", "macro_f1" or "matthews_correlation".
-        correct: How often each class or label was predicted rightly.
-        predicted: How often it was predicted.
-        actual: How often it was true. All may be fractions.
-        totals: Examples, (R,).
-        is_multi_label: Whether columns are labels of one row; else they are classes, of `f1` 0 and 1.
-
-    Returns:
-        Scores, (R,), as `compute_score` defines them.
+    All may be fractions. Columns are labels of one row where that is multi-label; else they are classes, of `f1` 0 and
+    1. Gives "f1", "macro_f1" or "matthews_correlation", (R,), as `compute_score` defines them.
     """
     if metric_name == "matthews_correlation":
         covariance = correct.sum(axis=-1) * totals - (predicted * actual).sum(axis=-1)

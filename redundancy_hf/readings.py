@@ -237,13 +237,10 @@ def find_readings(places: Iterable[Path], rows: np.ndarray) -> list[dict[str, An
 
 
 def record_reading(models: Iterable[ReadModel], rows: np.ndarray, is_required: bool = False, **facts: Any):
-    """Write down that rows were read, of every model those that it had not seen.
+    """Write down that rows were read for models, of every model those that it had not seen.
 
-    Args:
-        models: Those that they were read for; of one that is not here, or has no `task.json`, nothing is written.
-        rows: Hashes.
-        is_required: Whether a certificate rests on them, which also writes where there is no `task.json`.
-        facts: What else a person may want to know, as JSON can hold it.
+    Of a model that is not here, or has no `task.json`, nothing is written, unless a certificate rests on it
+    (`is_required`). `facts` are what else a person may want to know.
 
     Raises:
         OSError: A place cannot be written to, and a certificate rests on it.

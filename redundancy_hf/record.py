@@ -97,13 +97,10 @@ class TaskRecord:
         return None if own is None or self.before is None else np.union1d(own, self.before)
 
     def after(self, checkpoint: str | Path | None, *studies: Path, is_trained: bool = False) -> "TaskRecord":
-        """Give the record of a model that starts from a checkpoint, whose training counts too.
+        """Give the record of a model that starts from a checkpoint, whose training counts too if it has a record.
 
-        Args:
-            checkpoint: Folder or Hub name; only a folder with a record tells anything.
-            studies: Folders of the search or training that the model belongs to; each needs a record of its own.
-            is_trained: Whether it may have been trained on these very data, as a classifier of as many labels, so that
-                nothing is known where it has no record.
+        Each of the studies, folders of a search or training that the model belongs to, needs a record of its own. With
+        `is_trained` the checkpoint may have been trained on these very data: nothing is known without its record.
         """
         own = replace(self, studies=tuple(dict.fromkeys([*self.studies, *map(Path.resolve, studies)])))
         earlier = _read_beside(checkpoint)

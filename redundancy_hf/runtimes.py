@@ -56,12 +56,7 @@ class ExportedConfig(PreTrainedConfig):
 class ExportedClassifier(PreTrainedModel):
     """Runs the graphs of a classifier; a `pipeline("text-classification")` takes it for a model.
 
-    Args:
-        config: Of the classifier.
-        index: Content of `graphs.json`.
-        graphs: As many callables.
-        batch_int8: As for [`from_pretrained`].
-        source: Arguments of [`from_pretrained`], by which a copy or another process opens the same.
+    It is opened by [`from_pretrained`], whose arguments are the `source` by which a copy or another process does it.
     """
 
     config_class = ExportedConfig

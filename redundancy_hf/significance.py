@@ -58,15 +58,8 @@ def count_pairs(full: np.ndarray, candidate: np.ndarray, references: np.ndarray)
 def exact_p_value(counts: PairedCounts, required_performance: float, alpha: float, is_decision: bool = False) -> float:
     """Test on paired counts whether the candidate's accuracy is at most a share of the full model's.
 
-    Args:
-        counts: Of the examples.
-        required_performance: Share r of the full model's accuracy, above 0 and at most 1.
-        alpha: What the p-value will be compared with.
-        is_decision: Stop as soon as it is clear whether the p-value is at most `alpha`, and return a bound of it on
-            the same side.
-
-    Returns:
-        The p-value, whatever `alpha` is; 1.0 where the share seen is not above the requirement.
+    The p-value is the same whatever `alpha` it will be compared with, and 1.0 where the share seen is not above the
+    requirement. A mere decision stops as soon as it is clear, with a bound on the same side of `alpha`.
     """
     if required_performance == 1:
         # given the number of disagreements, the candidate wins each with a probability of at most 1 / 2

@@ -75,15 +75,10 @@ class SplitArguments:
 def read_splits(
     dataset_name: str, config_name: str | None = None, builders: dict[str, str] = BUILDERS
 ) -> tuple[str, dict[str, Dataset]]:
-    """Read the raw splits of a data set.
+    """Read the raw splits of a GLUE task, a local folder or file, or a data set on the Hub.
 
     A name in `GLUE_TASKS` is that task on the Hub. Splits are recognised by the names in `SPLIT_NAMES`, others are left
-    out. One file is a train split.
-
-    Args:
-        dataset_name: GLUE task, local folder or file, or name on the Hub.
-        config_name: Configuration on the Hub.
-        builders: What reads a file, by its ending.
+    out. One file is a train split; `builders` says what reads it, by its ending.
 
     Returns:
         A name for the task, that of a GLUE task where it is one, and "train" with what else there is of "validation"
@@ -161,9 +156,7 @@ def carve_splits(
 ) -> dict[str, Dataset]:
     """Make the validation split the test split if there is no other, and carve what is missing from train.
 
-    Args:
-        splits: "train", and maybe "validation" and "test".
-        carve: Parts train for a split of that name, in what is left and that split.
+    `carve` parts train for a split of that name, in what is left and that split.
     """
     splits = dict(splits)
     if "test" not in splits and "validation" in splits:

@@ -81,17 +81,7 @@ def to_slug(name: str) -> str:
 
 @dataclass
 class Models:
-    """The models of one study: how they are trained, and what is measured of them.
-
-    Args:
-        study: What is compared.
-        data: The inputs.
-        task: How they are read and posed.
-        training: The recipe.
-        settings: More of every configuration.
-        num_curve: Test inputs behind curves over angles.
-        num_likelihood: Test inputs behind the likelihood.
-    """
+    """The models of one study, whose arguments [`run`] explains: how they are trained, and what is measured."""
 
     study: str
     data: ShapeTask

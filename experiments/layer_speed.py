@@ -10,6 +10,7 @@ plain convolution in the same round, and the control, a plain convolution as wel
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from frame import format_table, interval, name_command
 from scipy.stats import gmean
@@ -94,17 +95,13 @@ def run(
 
 def summarise(rows: list[dict]) -> list[dict]:
     """Give the geometric mean over shapes of every variant's median ratio."""
-    ratios: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        for variant, ratio in row["ratios"].items():
-            ratios.setdefault((row["kind"], row["mode"], variant), []).append(ratio["ratio"])
-    return [
-        {
-            **{"kind": kind, "mode": mode, "variant": variant},
-            **{"geomean": float(gmean(values)), "smallest": min(values), "largest": max(values)},
-        }
-        for (kind, mode, variant), values in ratios.items()
-    ]
+    ratios = pd.DataFrame(
+        {"kind": row["kind"], "mode": row["mode"], "variant": variant, "ratio": ratio["ratio"]}
+        for row in rows
+        for variant, ratio in row["ratios"].items()
+    )
+    groups = ratios.groupby(["kind", "mode", "variant"], sort=False)["ratio"]
+    return groups.agg(geomean=gmean, smallest="min", largest="max").reset_index().to_dict("records")
 
 
 def table(record: dict) -> str:

@@ -44,22 +44,15 @@ STATES = ("before", "after", "reestimated")
 
 @dataclass
 class Trainings:
-    """The trainings of one experiment.
-
-    Args:
-        config_name: Architecture; it must share nothing.
-        data: The images.
-        task: How they are read.
-        training: The recipe without a loss of the weights.
-        loss_recipe: What is another for the epochs with a loss; `None` to train with it from random weights on.
-        losses: Build what the methods add to the loss.
-    """
+    """The trainings of one experiment, whose arguments [`run`] explains."""
 
     config_name: str
     data: ImageTask
     task: ImageTaskArguments
     training: ImageTrainingArguments
+    # what is another for the epochs with a loss; `None` to train with it from random weights on
     loss_recipe: dict[str, float] | None
+    # what the methods add to the loss
     losses: dict[str, Callable[..., Regulariser]]
 
     def folder_of(self, name: str, tau: float | None, seed: int) -> Path:
@@ -104,8 +97,12 @@ class Trainings:
         splits = transform_splits(self.data, processor, self.task)
         before, rows = evaluate(trainer, model, splits), []
         # by its own bases, or by k-means where it has none
-        none = {f"none, {unit}": self.losses[unit](model) for unit in ("weights", "kernels")}
-        for name, bases in (none if loss is None else {method: loss}).items():
+        quantisers = (
+            {method: loss}
+            if loss is not None
+            else {f"none, {unit}": self.losses[unit](model) for unit in ("weights", "kernels")}
+        )
+        for name, bases in quantisers.items():
             small = quantise(model, bases)
             row = {"method": name, "tau": tau, "seed": seed, "seconds": round(trained.seconds, 1), "before": before}
             row |= {**describe_assignment(bases), "after": evaluate(trainer, small, splits)}

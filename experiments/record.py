@@ -51,14 +51,7 @@ class Record:
 
 
 def describe_settings(training: Any, data: Any, splits: dict[str, Collection], **settings: Any) -> dict[str, Any]:
-    """Give what makes trainings with several seeds comparable.
-
-    Args:
-        training: Their arguments.
-        data: The task.
-        splits: What it is split into.
-        settings: More of them.
-    """
+    """Give what makes trainings with several seeds comparable: the data and its splits, the recipe, and more."""
     recipe = {name: value for name, value in training.describe_recipe().items() if name != "seed"}
     sizes = {name: len(split) for name, split in splits.items()}
     return {"task": data.fingerprint, "sizes": sizes, "recipe": recipe, **settings}

@@ -11,24 +11,13 @@ record, or all of them by name where NAME holds a `*`.
 import importlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from redundancy_hf.command import parse_arguments, run_command
+from redundancy_hf.command import parse_call, run_command
 
 BLOCK = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-@dataclass
-class RenderArguments:
-    documents: list[str] = field(
-        default_factory=lambda: ["README.md", *map(str, sorted(Path("docs").glob("*.md")))],
-        metadata={"help": "Documents with marked places."},
-    )
-    results: str = field(default="results", metadata={"help": "Folder of the JSON files."})
-    check: bool = field(default=False, metadata={"help": "Write nothing; fail if a document differs."})
 
 
 def find_view(name: str) -> Callable[[Any], str]:
@@ -77,21 +66,38 @@ def render(text: str, results: Path) -> str:
     return BLOCK.sub(fill, text)
 
 
-def main() -> int:
-    (arguments,) = parse_arguments([RenderArguments], __doc__)
+def run(documents: Sequence[str] = ("README.md", "docs/*.md"), results: str = "results", check: bool = False) -> int:
+    """Render documents; gives the exit code.
+
+    Args:
+        documents: Documents with marked places, or patterns of them.
+        results: Folder of the JSON files.
+        check: Write nothing; fail if a document differs.
+
+    Raises:
+        ValueError: There is no such document, or what it names cannot be rendered.
+    """
     stale = []
-    for document in map(Path, arguments.documents):
-        text = document.read_text()
-        rendered = render(text, Path(arguments.results))
-        if rendered != text:
-            stale.append(document)
-            if not arguments.check:
-                document.write_text(rendered)
-                print(f"rendered {document}")
-    if arguments.check and stale:
-        print(f"differs from results/: {', '.join(map(str, stale))}; run experiments/render_results.py")
-        return 1
-    return 0
+    for pattern in documents:
+        paths = sorted(Path().glob(pattern))
+        if not paths:
+            raise ValueError(f"--documents names {pattern}, and there is no such file.")
+        for path in paths:
+            text = path.read_text()
+            rendered = render(text, Path(results))
+            if rendered != text:
+                stale.append(str(path))
+                if not check:
+                    path.write_text(rendered)
+    if stale and check:
+        print(f"differs from results/: {', '.join(stale)}; run experiments/render_results.py")
+    elif stale:
+        print(f"rendered {', '.join(stale)}")
+    return int(check and bool(stale))
+
+
+def main() -> int:
+    return run(**parse_call(run, __doc__))
 
 
 if __name__ == "__main__":

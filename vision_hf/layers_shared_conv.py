@@ -88,20 +88,10 @@ class _SharedConv(nn.Module):
 
     def expand(self) -> nn.Conv2d:
         """Build the plain convolution that computes the same."""
-        options: dict[str, Any] = {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "bias": self.bias is not None,
-            "device": self.weight.device,
-            "dtype": self.weight.dtype,
-        }
-        plain: Any = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, **options)
-        with torch.no_grad():
-            plain.weight.copy_(self.expanded_weight())
-            if self.bias is not None:
-                plain.bias.copy_(self.bias)
+        geometry: Any = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.bias is not None)
+        plain = nn.Conv2d(self.in_channels, self.out_channels, *geometry).to(self.weight)
+        own = {} if self.bias is None else {"bias": self.bias}
+        plain.load_state_dict({"weight": self.expanded_weight(), **own})
         return plain.train(self.training)
 
     def extra_repr(self) -> str:

@@ -24,7 +24,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -143,24 +142,11 @@ class RMSpropTF(torch.optim.Optimizer):
 def average_weights(decay: float) -> Callable:
     """Give the update of an exponential average, whose decay grows to `decay` over the first steps."""
 
-    @torch.no_grad()
-    def update(averages, values, num_averaged):
+    def update(average: torch.Tensor, value: torch.Tensor, num_averaged: Any) -> torch.Tensor:
         weight = 1 - min(decay, (1 + float(num_averaged)) / (10 + float(num_averaged)))
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, weight)
-            else:
-                average.copy_(value)
+        return average.lerp(value, weight) if average.is_floating_point() else value
 
     return update
-
-
-class _UpdateAverage(TrainerCallback):
-    def __init__(self, trainer: "ImageTrainer"):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.average.update_parameters(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
 
 class ImageTrainer(Trainer):
@@ -181,9 +167,7 @@ class ImageTrainer(Trainer):
             regulariser.to(self.args.device)
         self.average: AveragedModel | None = None
         if self.args.ema_decay > 0:
-            update = average_weights(self.args.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
-            self.add_callback(_UpdateAverage(self))
+            self.average = AveragedModel(self.model, avg_fn=average_weights(self.args.ema_decay), use_buffers=True)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
@@ -198,6 +182,9 @@ class ImageTrainer(Trainer):
     def create_optimizer(self, model=None):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        average = self.average
+        if is_new and average is not None:
+            optimizer.register_step_post_hook(lambda *_: average.update_parameters(self.model))
         if is_new and self.regulariser is not None:
             rate = self.regulariser.relative_learning_rate * self.args.learning_rate
             own = [parameter for parameter in self.regulariser.parameters() if parameter.requires_grad]
@@ -298,8 +285,7 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 def build_classifier(config: Any, task: ImageTask) -> PreTrainedModel:
     """Build a new classifier with a head for the task; the configuration is changed."""
-    for name, value in task.head_config.items():
-        setattr(config, name, value)
+    config.update(task.head_config)
     return AutoModelForImageClassification.from_config(config)
 
 

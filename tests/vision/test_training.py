@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 import vision_hf
 from vision_hf.data import ImageTaskArguments, build_image_processor, load_task, transform_splits
@@ -67,14 +68,10 @@ def test_rmsprop_decays_by_the_gradient_and_leaves_what_has_none():
 
 
 def test_average_follows_slower_and_slower():
-    update, average = average_weights(0.99), torch.zeros(1)
-    counter = [torch.tensor(0)]
+    update = average_weights(0.99)
     for number, decay in ((0, 0.1), (10, 0.55), (10**6, 0.99)):
-        average.zero_()
-        update([average], [torch.ones(1)], torch.tensor(number))
-        assert average.item() == pytest.approx(1 - decay)
-    update(counter, [torch.tensor(7)], torch.tensor(10**6))
-    assert counter[0] == 7, "counters are copied"
+        assert update(torch.zeros(1), torch.ones(1), torch.tensor(number)).item() == pytest.approx(1 - decay)
+    assert update(torch.tensor(0), torch.tensor(7), torch.tensor(10**6)) == 7, "counters are copied"
 
 
 def test_learning_rate_warms_up_and_falls_by_steps(make_trainer):
@@ -152,7 +149,7 @@ def test_best_checkpoint_has_its_own_average(make_trainer):
     assert losses[-1]["eval_loss"] == pytest.approx(losses[0]["eval_loss"])
 
 
-class _Record(vision_hf.training.TrainerCallback):
+class _Record(TrainerCallback):
     """Keeps the weights after every step."""
 
     def __init__(self, weights):
@@ -162,7 +159,7 @@ class _Record(vision_hf.training.TrainerCallback):
         self.weights.append({name: value.clone() for name, value in model.state_dict().items()})
 
 
-class _StopAfter(vision_hf.training.TrainerCallback):
+class _StopAfter(TrainerCallback):
     def __init__(self, epochs):
         self.epochs = epochs
 

@@ -1,8 +1,6 @@
 """Classformer for Hugging Face: RoBERTa with searched sequence-length bottlenecks."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
-
-from redundancy_hf import export_lazily
+from redundancy_hf import export_lazily, register_classes
 from redundancy_hf.timing import Target, measure_latency
 
 from .checkpoints import load_from_encoder
@@ -10,16 +8,12 @@ from .configuration_classformer import ClassformerConfig
 from .flops import count_flops
 from .modeling_classformer import ClassformerForMaskedLM, ClassformerForSequenceClassification, ClassformerModel
 
-AutoConfig.register("classformer", ClassformerConfig, exist_ok=True)
-for _auto_class, _model_class in (
-    (AutoModel, ClassformerModel),
-    (AutoModelForMaskedLM, ClassformerForMaskedLM),
-    (AutoModelForSequenceClassification, ClassformerForSequenceClassification),
-):
-    _auto_class.register(ClassformerConfig, _model_class, exist_ok=True)
-    # save_pretrained then copies the code into the folder
-    _model_class.register_for_auto_class(_auto_class.__name__)
-ClassformerConfig.register_for_auto_class()
+register_classes(
+    ClassformerConfig,
+    AutoModel=ClassformerModel,
+    AutoModelForMaskedLM=ClassformerForMaskedLM,
+    AutoModelForSequenceClassification=ClassformerForSequenceClassification,
+)
 
 # what a user runs, with its arguments
 VERBS = {

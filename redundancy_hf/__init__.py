@@ -21,6 +21,21 @@ def export_lazily(package: str, places: dict[str, str]) -> Callable[[str], Any]:
     return load
 
 
+def register_classes(config_class: Any, **model_classes: Any):
+    """Let the Auto classes find an architecture; `save_pretrained` then copies its code into the folder.
+
+    Args:
+        config_class: Of the architecture.
+        model_classes: By the names of their Auto classes.
+    """
+    transformers = import_module("transformers")
+    transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    config_class.register_for_auto_class()
+    for name, model_class in model_classes.items():
+        getattr(transformers, name).register(config_class, model_class, exist_ok=True)
+        model_class.register_for_auto_class(name)
+
+
 __getattr__ = export_lazily(
     __name__,
     {

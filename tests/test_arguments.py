@@ -19,6 +19,7 @@ from classformer_hf.export import export
 from classformer_hf.multitask import MultitaskClassformer
 from classformer_hf.pretraining import build_objective
 from classformer_hf.search.figures import picture
+from redundancy_hf import register_classes
 from redundancy_hf.cards import complete_card
 from redundancy_hf.isolation import run_elsewhere
 from redundancy_hf.metrics import TaskMetric
@@ -128,6 +129,7 @@ CALLS = {
     "classformer_hf/checkpoints:reconfigure": lambda folder: reconfigure(tiny_classifier(), **UNKNOWN),
     "redundancy_hf/isolation:run_elsewhere": lambda folder: run_elsewhere("align", folder, inputs=[], **UNKNOWN),
     "classformer_hf/search/figures:picture": lambda folder: picture(folder / "x.png", 2.0, **UNKNOWN).__enter__(),
+    "redundancy_hf/__init__:register_classes": lambda folder: register_classes(avae_hf.AVAEConfig, **UNKNOWN),
     "vision_hf/configuration_shared_conv:SharedConvConfig.from_preset": (
         lambda folder: vision_hf.SharedResNetConfig.from_preset("resnet-18", **UNKNOWN)
     ),

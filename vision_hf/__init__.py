@@ -1,8 +1,6 @@
 """Weight sharing inside convolutions for Hugging Face: fewer stored kernels, and sometimes fewer operations."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
-
-from redundancy_hf import export_lazily
+from redundancy_hf import export_lazily, register_classes
 
 from .configuration_shared_efficientnet import SharedEfficientNetConfig
 from .configuration_shared_resnet import SharedResNetConfig
@@ -22,24 +20,30 @@ from .modeling_shared_xception import (
     SharedXceptionModel,
 )
 
-for _config_class, _model_classes in (
-    (SharedXceptionConfig, (SharedXceptionModel, SharedXceptionForImageClassification, SharedXceptionBackbone)),
-    (
-        SharedEfficientNetConfig,
-        (SharedEfficientNetModel, SharedEfficientNetForImageClassification, SharedEfficientNetBackbone),
-    ),
-    (SharedResNetConfig, (SharedResNetModel, SharedResNetForImageClassification, SharedResNetBackbone)),
-):
-    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
-    _config_class.register_for_auto_class()
-    _auto_classes = (AutoModel, AutoModelForImageClassification, AutoBackbone)
-    for _auto_class, _model_class in zip(_auto_classes, _model_classes, strict=True):
-        _auto_class.register(_config_class, _model_class, exist_ok=True)
-        # save_pretrained then copies the code into the folder
-        _model_class.register_for_auto_class(_auto_class.__name__)
+register_classes(
+    SharedXceptionConfig,
+    AutoModel=SharedXceptionModel,
+    AutoModelForImageClassification=SharedXceptionForImageClassification,
+    AutoBackbone=SharedXceptionBackbone,
+)
+register_classes(
+    SharedEfficientNetConfig,
+    AutoModel=SharedEfficientNetModel,
+    AutoModelForImageClassification=SharedEfficientNetForImageClassification,
+    AutoBackbone=SharedEfficientNetBackbone,
+)
+register_classes(
+    SharedResNetConfig,
+    AutoModel=SharedResNetModel,
+    AutoModelForImageClassification=SharedResNetForImageClassification,
+    AutoBackbone=SharedResNetBackbone,
+)
 
-# what a user runs
+# what a user runs, with its arguments
 VERBS = {
+    "ImageTaskArguments": "data",
+    "ImageTaskFlags": "data",
+    "ImageTrainingArguments": "training",
     "compare_image_classifiers": "commands.compare_images",
     "explain_images": "commands.explain_images",
     "share_image_classifier": "commands.share",

@@ -43,26 +43,19 @@ class TrainedModels:
         return on_main_process(lambda: self._keep(schedule, model, result))
 
     def _keep(self, schedule: Schedule, model: PreTrainedModel, result: FineTuned) -> dict[str, Any]:
-        task, split, references = self.task, self.task.splits["validation"], self.task.splits["validation"]["labels"]
         # mixed precision leaves its wrapper on the model, which must not be saved with it
         trained: Any = extract_model_from_parallel(model, keep_fp32_wrapper=False)
-        predictions, score = result.predictions, result.score
+        predictions = result.predictions
         if self.target.dtype != "float32":
+            split = self.task.splits["validation"]
             logits = predict(trained.to(self.target.torch_dtype), split, self.tokenizer)
-            predictions = predictions_from_logits(task.problem_type, logits)
-            score = compute_score(task.metric_name, predictions, np.asarray(references))
-        save_folder(trained, self.folder(schedule), self.tokenizer, task.record)
+            predictions = predictions_from_logits(self.task.problem_type, logits)
+        save_folder(trained, self.folder(schedule), self.tokenizer, self.task.record)
         np.save(self.folder(schedule) / PREDICTIONS, predictions)
-        full, paired = self.folder(self.full) / PREDICTIONS, None
-        if full.exists():
-            paired = paired_standard_error(task.metric_name, predictions, np.load(full), references)
+        full = self.folder(self.full) / PREDICTIONS
         return {
-            "score": score,
+            **describe_validation(self.task, predictions, np.load(full) if full.exists() else None),
             "score_as_is": result.score_as_is,
-            "standard_error": standard_error(task.metric_name, predictions, references),
-            "paired_standard_error": paired,
-            "metric_name": task.metric_name,
-            "num_examples": len(references),
             "num_epochs": result.num_epochs,
             "train_seconds": round(result.seconds, 1),
         }
@@ -77,3 +70,21 @@ class TrainedModels:
 
         if not self.folder(schedule).exists():
             on_main_process(copy)
+
+
+def describe_validation(task: Task, predictions: np.ndarray, full: np.ndarray | None = None) -> dict[str, Any]:
+    """Put predictions of the validation split into plain data.
+
+    Args:
+        task: Has the labels.
+        predictions: (N,) or (N, K).
+        full: Those of the full model; without them `paired_standard_error`, that of the share of its score, is `None`.
+    """
+    name, references = task.metric_name, np.asarray(task.splits["validation"]["labels"])
+    return {
+        "score": compute_score(name, predictions, references),
+        "standard_error": standard_error(name, predictions, references),
+        "paired_standard_error": None if full is None else paired_standard_error(name, predictions, full, references),
+        "metric_name": name,
+        "num_examples": len(references),
+    }

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from redundancy_hf.certificate import GIVEN, REFERENCES, TUNED, UNTUNED
-from redundancy_hf.metrics import majority_score, standard_error
+from redundancy_hf.metrics import majority_score
 
 from ..training import FineTuned, fine_tune
 from .journal import Trial
+from .models import describe_validation
 
 if TYPE_CHECKING:
     from .objective import FineTuneObjective
@@ -53,26 +54,18 @@ def choose_reference(objective: "FineTuneObjective", original: "FineTuneObjectiv
     return {**kept, "train_seconds": tuned["train_seconds"], "reference": UNTUNED}
 
 
-def check_given(objective: "FineTuneObjective", check: Callable[[Trial], None]) -> bool:
+def check_given(objective: "FineTuneObjective", check: Callable[[Trial], Any]):
     """Check the classifier that was given, if it is the reference, before anything is trained.
 
     Args:
         objective: Has the checkpoint.
         check: Raises where nothing is to be searched; called with a trial of the full model.
-
-    Returns:
-        Whether it is the reference.
     """
     if not objective.has_head:
-        return False
-    name, references = objective.task.metric_name, objective.task.splits["validation"]["labels"]
-    result = _validate(objective)[1]
-    error = standard_error(name, result.predictions, references)
-    if not is_above_floor(result.score, error, majority_score(objective.task)):
-        return False
-    measured = {"score": result.score, "standard_error": error, "metric_name": name, "num_examples": len(references)}
-    check(Trial(0, objective.full, "reference", "ok", measured))
-    return True
+        return
+    measured = describe_validation(objective.task, _validate(objective)[1].predictions)
+    if is_above_floor(measured["score"], measured["standard_error"], majority_score(objective.task)):
+        check(Trial(0, objective.full, "reference", "ok", measured))
 
 
 def _validate(objective: "FineTuneObjective") -> tuple[PreTrainedModel, FineTuned]:
@@ -101,22 +94,21 @@ def check_learned(trial: Trial, floor: float, is_forced: bool, is_supernet: bool
     Raises:
         ValueError: The full model is no better than the majority class.
     """
-    measured = trial.measurement
-    if not is_above_floor(trial.score, measured["standard_error"], floor):
-        shown = f"the {'supernet' if is_supernet else 'full model'}'s {measured['metric_name']} of {trial.score:.3f}"
-        advice = "train longer or at another --learning_rate (in another --output_dir)"
-        _refuse(
-            f"{shown} is not above the majority score {floor:.3f} by 2 standard errors "
-            f"({2 * measured['standard_error']:.3f}), so "
-            + (
-                f"what it says of schedules means nothing; {advice}, fine-tune every trial by itself (--evaluation "
-                "finetune), or search anyway with --force."
-                if is_supernet
-                else f"there is nothing to keep; {advice}, take another checkpoint or more data, or search anyway with "
-                "--force."
-            ),
-            is_forced,
-        )
+    error, name = trial.measurement["standard_error"], trial.measurement["metric_name"]
+    if is_above_floor(trial.score, error, floor):
+        return
+    advice = "train longer or at another --learning_rate (in another --output_dir)"
+    if is_supernet:
+        who, so = "supernet", "what it says of schedules means nothing"
+        advice += ", fine-tune every trial by itself (--evaluation finetune)"
+    else:
+        who, so = "full model", "there is nothing to keep"
+        advice += ", take another checkpoint or more data"
+    _refuse(
+        f"the {who}'s {name} of {trial.score:.3f} is not above the majority score {floor:.3f} by 2 standard errors "
+        f"({2 * error:.3f}), so {so}; {advice}, or search anyway with --force.",
+        is_forced,
+    )
 
 
 def check_requirement(trial: Trial, floor: float, required: float, is_forced: bool):

@@ -149,7 +149,7 @@ def _run_stages(
     if not stage.is_here:
         logger.info("the latency table is of another machine: the candidates are not timed here.")
     # damaged weights would pass for those of another study
-    on_main_process(stage.supernet.check)
+    on_main_process(stage.supernet.load)
     winners = prepare_winners(objective, folder, settings.winner_epochs)
     if reuse is not None:
         adopt_reference(winners, reuse)

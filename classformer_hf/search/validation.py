@@ -17,11 +17,12 @@ from datasets import DatasetDict
 from safetensors import SafetensorError
 
 from redundancy_hf.command import FLAGS, describe_changes
-from redundancy_hf.metrics import compute_score, paired_standard_error, predictions_from_logits, standard_error
+from redundancy_hf.metrics import predictions_from_logits
 
 from ..modeling_classformer import ClassformerForSequenceClassification
 from .executors import on_main_process
 from .journal import Journal, JournalError, Trial
+from .models import describe_validation
 from .objective import FineTuneObjective
 from .space import Schedule
 from .supernet import predict_schedules
@@ -64,26 +65,25 @@ class SupernetObjective:
             Plain data for the journal: `score`, `standard_error`, `paired_standard_error` (of the score divided by the
             full model's), `latency_ratio` and `latency_milliseconds` by the table, ...
         """
+        return on_main_process(lambda: self.predict([self.full, schedule])[schedule])
 
-        def validate() -> dict[str, Any]:
-            self.predict([self.full, schedule])
-            return self.describe(schedule)
+    def predict(self, schedules: Sequence[Schedule]) -> dict[Schedule, dict[str, Any]]:
+        """Compute and keep the predictions that are missing; schedules that begin alike share their first layers.
 
-        return on_main_process(validate)
-
-    def predict(self, schedules: Sequence[Schedule]):
-        """Compute and keep the predictions that are missing; schedules that begin alike share their first layers."""
-        schedules = [one for one in dict.fromkeys(schedules) if not self._path(one).exists()]
-        if not schedules:
-            return
-        split = self.task.splits["validation"]
-        logits = predict_schedules(self.load(), schedules, split, self.tokenizer)
-        self.predictions.mkdir(parents=True, exist_ok=True)
-        for schedule, single in zip(schedules, logits, strict=True):
-            partial = self._path(schedule).with_suffix(".partial")
-            with open(partial, "wb") as file:
-                np.save(file, predictions_from_logits(self.task.problem_type, single))
-            partial.rename(self._path(schedule))
+        Returns:
+            What is known of every schedule.
+        """
+        missing = [one for one in dict.fromkeys(schedules) if not self._path(one).exists()]
+        if missing:
+            self.load()
+            logits = predict_schedules(self.model, missing, self.task.splits["validation"], self.tokenizer)
+            self.predictions.mkdir(parents=True, exist_ok=True)
+            for schedule, single in zip(missing, logits, strict=True):
+                partial = self._path(schedule).with_suffix(".partial")
+                with open(partial, "wb") as file:
+                    np.save(file, predictions_from_logits(self.task.problem_type, single))
+                partial.rename(self._path(schedule))
+        return {schedule: self.describe(schedule) for schedule in schedules}
 
     def limit_examples(self, schedules: Sequence[Schedule], seconds: float):
         """Validate from now on with as many examples, drawn at random, as some schedules need so long for.
@@ -98,8 +98,9 @@ class SupernetObjective:
             affordable = len(np.load(kept))
         else:
             first = split.select(range(min(64, len(split))))
+            self.load()
             started = time.monotonic()
-            predict_schedules(self.load(), schedules, first, self.tokenizer)
+            predict_schedules(self.model, schedules, first, self.tokenizer)
             affordable = int(len(first) * seconds / max(time.monotonic() - started, 1e-9))
             affordable = min(max(affordable, len(first)), len(split))
         if affordable < len(split):
@@ -107,36 +108,23 @@ class SupernetObjective:
         splits = DatasetDict({**self.task.splits, "validation": split.select(range(affordable))})
         self.task, self.is_limited = replace(self.task, splits=splits), True
 
-    def check(self):
-        """Refuse weights that cannot be loaded.
+    def load(self):
+        """Load the weights, once.
 
         Raises:
-            JournalError: They cannot.
+            JournalError: They cannot be loaded.
         """
-        self.load()
-
-    def load(self) -> Any:
-        """Load the weights, once."""
         if self.model is None:
             try:
                 self.model = ClassformerForSequenceClassification.from_pretrained(self.folder, dtype=self.dtype)
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise JournalError(f"{self.folder} cannot be loaded ({error}); delete it to train it anew.") from error
             self.model.to(self.device)
-        return self.model
 
     def describe(self, schedule: Schedule) -> dict[str, Any]:
         """Put what is known of a schedule into plain data."""
-        name, references = self.task.metric_name, np.asarray(self.task.splits["validation"]["labels"])
         predictions, full = self.load_predictions(schedule), self.load_predictions(self.full)
-        return {
-            "score": compute_score(name, predictions, references),
-            "standard_error": standard_error(name, predictions, references),
-            "paired_standard_error": paired_standard_error(name, predictions, full, references),
-            "metric_name": name,
-            "num_examples": len(references),
-            **self.look_up(schedule),
-        }
+        return {**describe_validation(self.task, predictions, full), **self.look_up(schedule)}
 
     def look_up(self, schedule: Schedule) -> dict[str, Any]:
         """Give the latency of a schedule by the table, as plain data."""

@@ -687,12 +687,14 @@ def scored(build, tmp_path, tiny_roberta_two_labels, monkeypatch):
             if arguments.num_train_epochs > 0:
                 model.score = tuned
                 model.classifier.out_proj.bias.data.fill_(tuned)
-            return FineTuned(model.score, score_as_is, np.zeros(12, int), 1.0, arguments.num_train_epochs)
+            return FineTuned(model.score, score_as_is, np.full(12, model.score), 1.0, arguments.num_train_epochs)
 
         monkeypatch.setattr(FineTuneObjective, "load", load)
         monkeypatch.setattr(objective_module, "fine_tune", fine_tune)
         monkeypatch.setattr(reference_module, "fine_tune", fine_tune)
+        monkeypatch.setattr("classformer_hf.search.models.compute_score", lambda _, predictions, __: predictions[0])
         monkeypatch.setattr("classformer_hf.search.models.standard_error", lambda *_: 0.02)
+        monkeypatch.setattr("classformer_hf.search.models.paired_standard_error", lambda *_: 0.0)
         measured = winners(winners.full)
         model = ClassformerForSequenceClassification.from_pretrained(winners.models.folder(winners.full))
         assert float(model.classifier.out_proj.bias[0].detach()) == pytest.approx(measured["score"]), "that very model"
@@ -735,7 +737,8 @@ def test_given_classifier_is_checked_before_anything_is_trained(
 
     result = FineTuned(score, None, np.zeros(12, int), 1.0, 0)
     monkeypatch.setattr(reference_module, "fine_tune", lambda *_: result)
-    monkeypatch.setattr(reference_module, "standard_error", lambda *_: 0.02)
+    described = {"score": score, "standard_error": 0.02}
+    monkeypatch.setattr(reference_module, "describe_validation", lambda *_: described)
     monkeypatch.setattr("classformer_hf.search.stages.train_supernet", train_supernet)
     objective = build(tmp_path, checkpoint=tiny_roberta_two_labels)
     with pytest.raises(ValueError if refused else Begun, match="asked too little of 0.7" if refused else None):

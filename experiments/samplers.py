@@ -31,11 +31,17 @@ import joblib
 import numpy as np
 import torch
 from frame import command_of, format_table, name_command, open_panels, percent, save_figure
+from tabular import (
+    TabularBenchmark,
+    analytic_benchmark,
+    evaluations_to_reach,
+    read_benchmark,
+    run_race,
+    summarise_evaluations,
+)
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from classformer_hf.search.benchmark import TabularBenchmark, analytic_benchmark, read_benchmark
-from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
 from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.timing import hardware_fingerprint
 

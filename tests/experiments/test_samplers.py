@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tabular import (
+    TableSpace,
+    analytic_benchmark,
+    evaluations_to_reach,
+    read_benchmark,
+    run_race,
+    summarise_evaluations,
+)
 
 from classformer_hf.search import GaussianProcessSampler, Schedule, SearchSpace, strategies
-from classformer_hf.search.benchmark import TableSpace, analytic_benchmark, read_benchmark
 from classformer_hf.search.constrained import ConstrainedSampler, PerformanceModel, audit_monotonicity, is_shorter
-from classformer_hf.search.race import evaluations_to_reach, run_race, summarise_evaluations
 from classformer_hf.search.samplers import EvolutionSampler, Observation, OptunaSampler, RandomSampler
 from classformer_hf.search.strategies import STRATEGIES
 

@@ -103,9 +103,13 @@ def name_command(record: dict) -> str:
 
 
 def list_commands(records: Iterable[dict]) -> str:
-    """Give the command of every record, folded."""
-    commands = "; ".join(map(link_command, records))
-    return f"<details><summary>Commands</summary>\n\n{commands}\n\n</details>\n"
+    """Give the programs that repeat the runs of records, and the records, each of which is a recipe."""
+    recipes: dict[str, list[str]] = {}
+    for record in records:
+        program, path = record["command"].rsplit(" ", 1)
+        recipes.setdefault(program, []).append(f"[{Path(path).stem}](../{path})")
+    commands = (f"`{program}` with {', '.join(links)}" for program, links in recipes.items())
+    return f"Commands: {'; '.join(commands)}\n"
 
 
 def describe_runs(records: dict) -> str:

@@ -116,7 +116,7 @@ def fixed_schedules():
         }
         return {
             "model": "a-model",
-            "command": f"python experiments/schedules.py --dataset_names {name}",
+            "command": f"python experiments/schedules.py results/{name}.json",
             "datasets": {name: {**task, "metric_name": "accuracy"}},
             "latency": {name: {"2-2-1_eta0": {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}}},
             "seeds": [42],
@@ -148,7 +148,7 @@ def test_views_of_fixed_schedules_by_hand(fixed_schedules):
     assert "| score | mean length | 3 | 0.50 | 0.667 | 0.50 | 0.667 |" in text
     # (0.7 - 0.1) / 0.9
     assert "RTE 70 and 67 % (30 tokens); SST2 80 and 78 % (10 tokens); MRPC 90 and 89 % (50 tokens)." in text
-    assert text.count("`python experiments/schedules.py --dataset_names") == 3
+    assert text.count("](../results/") == 3
     fixed_schedules["d"] = copy.deepcopy(fixed_schedules["a"])
     fixed_schedules["d"]["datasets"]["rte"]["majority_score"] = 0.79
     assert "majority class: RTE." in schedules.prediction_table(fixed_schedules)
@@ -200,7 +200,7 @@ def searches():
             "hardware": {"device_name": "a processor", "cpu_capability": "AVX2", "threads": 2},
         }
         return {
-            "command": f"python scripts/search_classformer.py {task} {required}",
+            "command": f"redundancy-hf search results/{task}_{required}.json",
             "seed": 42,
             "summary": summary,
             "trials": trials,
@@ -212,7 +212,7 @@ def searches():
             for score in (full, found)
         ]
         models[1]["certificate"] = {"is_issued": is_issued, "performance_lower_bound": bound}
-        command = f"python scripts/evaluate_model.py at {full} and {found}"
+        command = f"redundancy-hf evaluate results/{full}_{found}.json"
         return {"command": command, "models": models, "num_examples": 200, "majority_score": 0.5}
 
     return {
@@ -237,7 +237,8 @@ def test_views_of_thesis_searches_by_hand(searches):
     assert text.count("that keep it on test") == 1  # for 95 % one fails, one is at chance, one was not tested
     # SST-2's 0.5 is the majority class'
     assert "| 1.11 [1.50, 1.90] | 2.00 [1.80, 2.20] | 1.50 | yes, at chance |" in text
-    assert all(f"`{record['command']}`" in text for name, record in searches.items() if "test" not in name)
+    links = [f"[{name}](../results/{name}.json)" for name in ("sst2_0.95", "imdb_0.95", "rte_0.95", "rte_0.99")]
+    assert f"Commands: `redundancy-hf search` with {', '.join(links)}\n" in text
     text = thesis_searches.protocols_table(searches)
     on_test = "80.0 [75.0, 85.0], 60.0 [55.0, 65.0] (50.0) | 75.0 (below) | 33.3 |"  # 0.6 of 0.8, 0.1 of 0.3
     assert f"| 80.0, 77.0 (50.0) | 96.2 | 200 | {on_test}" in text
@@ -255,7 +256,7 @@ def test_views_of_thesis_searches_by_hand(searches):
     assert "the full model has 0.800 [0.761, 0.839]" in thesis_searches.requirements_table(searches["thesis_rte_95"])
     for view in (text, thesis_searches.protocols_table(searches)):
         assert "a-model, seed 42, a processor (AVX2), 2 threads." in view
-        assert view.count("`python scripts/evaluate_model.py") == 3
+        assert view.count("](../results/") == 3
 
 
 def test_noise_of_the_full_models_time_is_no_gain():

@@ -399,23 +399,14 @@ def drift(table: LatencyTable, measured: Mapping["Schedule", float], lengths: Se
         raise ValueError("drift needs at least one schedule that was measured directly, got none.")
     predicted = table.predict_ratios(list(measured), lengths)
     direct = np.array(list(measured.values()))
-    errors = predicted / direct - 1
+    columns = {"predicted": predicted, "direct": direct, "relative_error": predicted / direct - 1}
     rows = [
-        {
-            "gamma": list(schedule.gamma),
-            "eta": schedule.eta,
-            "predicted": float(predicted[i]),
-            "direct": float(direct[i]),
-            "relative_error": float(errors[i]),
-        }
+        {"gamma": list(schedule.gamma), "eta": schedule.eta, **{name: float(of[i]) for name, of in columns.items()}}
         for i, schedule in enumerate(measured)
     ]
     agreement = compare_latencies(predicted, direct)
-    return {
-        "schedules": rows,
-        **agreement,
-        "has_drifted": agreement["mean_relative_error"] > LARGEST_MEAN_DRIFT,
-    }
+    has_drifted = agreement["mean_relative_error"] > LARGEST_MEAN_DRIFT
+    return {"schedules": rows, **agreement, "has_drifted": has_drifted}
 
 
 __all__ = [

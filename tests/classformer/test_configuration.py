@@ -1,10 +1,13 @@
 """ClassformerConfig: lengths, defaults, what is refused and what survives saving."""
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, RobertaConfig
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
+from classformer_hf.configuration_classformer import shorten, shorten_by_layers
 
 
 def kept_positions(num_tokens, gamma, eta):
@@ -118,3 +121,14 @@ def test_auto_map_names_every_head_and_is_not_shared():
     }
     first.auto_map["AutoModel"] = "elsewhere.Model"
     assert second.auto_map["AutoModel"] == "modeling_classformer.ClassformerModel"
+
+
+def test_the_law_is_the_same_for_numbers_and_arrays():
+    num_tokens, eta = np.arange(1, 30), np.array([[0], [3], [40]])
+    for gamma in (1, 2, 7, 64):
+        expected = [[len(kept_positions(n, gamma, leading)) for n in num_tokens] for leading in (0, 3, 40)]
+        assert shorten(num_tokens, gamma, eta).tolist() == expected
+        assert shorten(torch.tensor(num_tokens), gamma, torch.tensor(eta)).tolist() == expected
+        assert [[shorten(int(n), gamma, leading) for n in num_tokens] for leading in (0, 3, 40)] == expected
+    (first, last) = shorten_by_layers(num_tokens, (2, 1), 0, cls_only=True)
+    assert first[5] == 3 and last.tolist() == [1] * len(num_tokens)

@@ -90,9 +90,8 @@ def load_from_encoder(
 
     A head of the kind that is asked for is carried; another kind is left out and a fresh head made. Labels that are
     given by `id2label` are found among the checkpoint's by name, and its outputs brought into their order; a head of as
-    many other labels is left out too. BERT's pooler is
-    the first layer of its classification head, so it also starts that layer where a BERT checkpoint is bare, as in BERT
-    fine-tuning. The tokenizer is the checkpoint's own.
+    many other labels is left out too. BERT's pooler is the first layer of its classification head, so it also starts
+    that layer where a BERT checkpoint is bare, as in BERT fine-tuning. The tokenizer is the checkpoint's own.
 
     Args:
         name_or_path: Folder or Hub name of a RoBERTa, XLM-R, CamemBERT, BERT, ELECTRA, DistilBERT or Classformer
@@ -373,15 +372,10 @@ def _load_quietly(model_class: Any, name: str | None, **kwargs: Any) -> tuple[Pr
 def _load_source(
     name: str, config: PreTrainedConfig, family: Family, head: Head
 ) -> tuple[PreTrainedModel, set[str], set[str]]:
-    """Load a checkpoint with its stock class.
+    """Load a checkpoint with its stock class, with the head that is asked for where the checkpoint has it.
 
     Returns:
-        The stock model, with the head that is asked for where the checkpoint has it; the names of its weights that the
-        checkpoint lacks; and the names of the checkpoint's weights that it has no place for.
-
-    Raises:
-        OSError: The weights cannot be read.
-        ValueError: The encoder is incomplete, or the checkpoint holds weights that are neither encoder nor known head.
+        The model; the names of its weights that the checkpoint lacks; and of the checkpoint's that it has no place for.
     """
     # a config that does not say is searched for the head
     may_have_head = config.architectures is None or _has_architecture(config, head)
@@ -417,11 +411,7 @@ def _translate_weights(
     head: Head,
     order: list[int] | None,
 ) -> dict[str, torch.Tensor]:
-    """Bring the weights of a stock model under the names and shapes of the Classformer that is asked for.
-
-    Args:
-        order: Of the classifier's outputs; without one they are left out.
-    """
+    """Bring weights under a Classformer's names and shapes; without an order of its outputs a classifier has none."""
     weights = {
         family.rename(_strip(key, source)): weight for key, weight in source.state_dict().items() if key not in missing
     }

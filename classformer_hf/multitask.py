@@ -99,14 +99,11 @@ class MultitaskClassformer(ClassformerPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Give the mean of the scaled losses of a mixed batch.
+        """Give the mean of the scaled losses of a mixed batch; arguments that are not named as of [`ClassformerModel`].
 
         Args:
-            input_ids: Token ids, (B, L), padded on the right.
-            attention_mask: 1 for tokens and 0 for padding, (B, L).
             task_ids: Number of every example's task, (B,).
             labels: Class ids or values, as floats, (B,).
-            token_type_ids: Which of two texts a token is of, for models that tell them apart, (B, L).
         """
         encoded = self.roberta(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, cls_only=True, **kwargs

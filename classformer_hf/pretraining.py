@@ -58,7 +58,7 @@ def choose_targets(
         labels: Tokens to predict, -100 elsewhere, (B, L).
         attention_mask: 1 for tokens and 0 for padding on the right, (B, L).
         objective: One of `OBJECTIVES`.
-        config: Gives the schedule.
+        config: Of the model.
 
     Returns:
         Targets, -100 where there is none: (B, M), or (B, L) for those objectives that see every position.
@@ -252,11 +252,7 @@ class DistilledClassformerForMaskedLM(ClassformerForMaskedLM):
 
 
 def build_objective(objective: str, model: ClassformerForMaskedLM) -> ClassformerForMaskedLM:
-    """Give the model that is trained for an objective, with the weights of another.
-
-    Args:
-        objective: One of `OBJECTIVES`.
-        model: The one to start from, which is also the teacher.
+    """Give the model that is trained for an objective, with the weights of another, which is also the teacher.
 
     Raises:
         ValueError: The objective is unknown.

@@ -245,15 +245,15 @@ def measure_latency(
         reference: Name of the model that the others are divided by.
         rounds: Timed passes over all inputs.
         warmup: Untimed passes over all inputs before them.
-        on_round: Called after every pass, untimed ones included, outside the clocks.
-        clock: As of [`time_in_turns`].
+        on_round: Like the clock as of [`time_in_turns`].
+        clock: See there.
 
     Returns:
         A `Latency` per model, the reference included (its ratio is 1).
 
     Raises:
-        ValueError: `reference` is not among `models`, there are no inputs, `rounds` is below 1, `warmup` is negative or
-            the models are on several devices, or the clock is unknown.
+        ValueError: `reference` is not among `models`, there are no inputs, the models are on several devices, or as
+            [`time_in_turns`] does.
     """
     if reference not in models:
         raise ValueError(f"`reference` must name one of the models {list(models)}, got {reference!r}.")

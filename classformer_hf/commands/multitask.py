@@ -9,7 +9,6 @@ Batches mix the tasks, each has a head of its own, and every loss is divided by 
 a folder with the encoder, which `redundancy-hf train` and `redundancy-hf search` start from. The same command resumes.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -109,11 +108,18 @@ class MultitaskTraining:
         encoder: Any = load_from_encoder(self.checkpoint, ClassformerModel, **self.schedule)
         check_first_token(self.tokenizer)
         check_inputs(encoder, mixed)
-        trainer = self.build_trainer(MultitaskClassformer.from_encoder(encoder, tasks), mixed, arguments)
-        started = time.perf_counter()
+        trainer = Trainer(
+            model=MultitaskClassformer.from_encoder(encoder, tasks),
+            args=arguments,
+            train_dataset=mixed,
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            callbacks=[StopOnInvalidLoss()],
+        )
+        show_progress(trainer)
         with stoppable(describe_lost_training(arguments)):
-            trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints"))
-        seconds, epochs = time.perf_counter() - started, trainer.state.epoch or 0
+            pace = trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints")).metrics
+        epochs = trainer.state.epoch or 0
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         row: dict[str, Any] = {
             **describe_run(),
@@ -125,7 +131,7 @@ class MultitaskTraining:
             "perplexity": None,
             "tokens": round(sum(map(len, mixed["input_ids"])) * epochs),
             # of this run, where it was resumed
-            "seconds": round(seconds, 1),
+            "seconds": round(pace["train_runtime"], 1),
             "training_flops": count_flops(trainer) * len(mixed) * epochs,
         }
         if arguments.process_index == 0:
@@ -139,20 +145,6 @@ class MultitaskTraining:
                 f"where guessing has 1; {row['tokens']:,} tokens, {row['training_flops'] / 1e12:.2f} TFLOP; {folder}"
             )
         return row
-
-    def build_trainer(
-        self, model: MultitaskClassformer, mixed: Any, arguments: ClassformerTrainingArguments
-    ) -> Trainer:
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=mixed,
-            processing_class=self.tokenizer,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-            callbacks=[StopOnInvalidLoss()],
-        )
-        show_progress(trainer)
-        return trainer
 
 
 def count_flops(trainer: Trainer, num_batches: int = 16) -> float:

@@ -20,7 +20,6 @@ A large corpus is read as it is needed with --streaming and --max_steps. Two pro
 import json
 import logging
 import math
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -142,11 +141,7 @@ def pretrain_classformer(
 def check_objectives(
     objectives: Sequence[str], from_scratch: bool, checkpoint: str | None, training: PretrainingArguments
 ):
-    """Refuse objectives that are none, or have nothing to start from; arguments as of [`pretrain_classformer`].
-
-    Raises:
-        ValueError: Says why.
-    """
+    """Refuse objectives that are none, or have nothing to start from; arguments as of [`pretrain_classformer`]."""
     if "none" in objectives:
         raise ValueError("none means no pretraining; `redundancy-hf train` fine-tunes a checkpoint as it is.")
     for objective in objectives:
@@ -236,12 +231,8 @@ class Pretraining:
             logger.warning("no layer reduces: %s is pretraining at full length; --gamma shortens.", objective)
         trainer = self.build_trainer(objective, build_objective(objective, model), arguments)
         before = self.validate(trainer)
-        checkpoint = find_checkpoint(folder / "checkpoints")
-        num_earlier = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
-        started = time.perf_counter()
         with self.plan.stage(objective, lost=describe_lost_training(arguments)):
-            trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - started
+            pace = trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints")).metrics
         after = self.validate(trainer)
         tokens = trainer.state.num_input_tokens_seen
         row = {
@@ -252,8 +243,8 @@ class Pretraining:
             "perplexity": None if objective == "distillation" else math.exp(min(after, 700)),  # of which e is a float
             "tokens": tokens,
             # of this run, where it was resumed
-            "seconds": round(seconds, 1),
-            "tokens_per_second": round(tokens * (1 - num_earlier / trainer.state.global_step) / seconds, 1),
+            "seconds": round(pace["train_runtime"], 1),
+            "tokens_per_second": round(tokens / trainer.state.global_step * pace["train_steps_per_second"], 1),
             "training_flops": self.count_flops_of_block(trainer) * tokens // self.text.block_size,
         }
         if arguments.process_index == 0:

@@ -256,6 +256,8 @@ def simulate_all(sampling: Sampling, num_classes: Sequence[int], results_file: s
     if results_file is not None and Path(results_file).exists():
         earlier = json.loads(Path(results_file).read_text())
         rows = earlier["rows"] if record.items() <= earlier.items() else []
+    hardware = hardware_fingerprint()
+    write = functools.partial(write_record, results_file, note=SIMULATION_NOTE, hardware=hardware, **record, rows=rows)
     cells = itertools.product(("even", "1 / rank"), num_classes, sampling.num_holdout, sampling.required_performance)
     for cell in tqdm(list(cells), unit="population"):
         named = dict(zip(("class_shares", "num_classes", "num_examples", "required_performance"), cell, strict=True))
@@ -263,15 +265,9 @@ def simulate_all(sampling: Sampling, num_classes: Sequence[int], results_file: s
             continue
         shares, number, size, required = cell
         weights = np.ones(number) if shares == "even" else 1 / np.arange(1.0, number + 1)
-        rows.append(row := named | simulate(Classes(weights / weights.sum()), required, size, sampling))
-        hardware = hardware_fingerprint()
-        write_record(results_file, note=SIMULATION_NOTE, hardware=hardware, **record, rows=rows)
-        tqdm.write(
-            f"{number} classes, shares {shares}, {size} examples, {required:g}: issued wrongly "
-            f"{row['issued_wrongly_rate']:.4f}, halfway {row['issued_halfway_rate']:.2f}, equal "
-            f"{row['issued_equal_rate']:.2f}, {row['seconds']:.2f} s"
-        )
-    return {**record, "rows": rows}
+        rows.append(named | simulate(Classes(weights / weights.sum()), required, size, sampling))
+        write()
+    return write()
 
 
 def run(
@@ -336,7 +332,6 @@ def run(
         },
         rows=rows,
     )
-    print(table(record))
     return record
 
 
@@ -388,4 +383,8 @@ def simulation_table(record: dict) -> str:
     return format_table([*header, "certified halfway to 1, %", "certified where equal, %", "s"], rows, note)
 
 
-main = command_of(run, __doc__)
+def show(record: dict) -> str:
+    return simulation_table(record) if "num_simulations" in record else table(record)
+
+
+main = command_of(run, __doc__, show=show)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from classformer_hf.checkpoints import load_from_encoder
 from classformer_hf.latency import LatencyTable
-from classformer_hf.search import SearchSpace
+from classformer_hf.search import Schedule, SearchSpace
 from classformer_hf.search.supernet import mean_flops, predict_schedules
 from redundancy_hf.command import describe_command
 from redundancy_hf.data import load_task, tokenize
@@ -51,6 +51,19 @@ def select_texts(arguments: TaskArguments, split: str, num_unused: int) -> Task:
     else:
         texts = task.splits[split]
     return replace(task, splits=DatasetDict({"train": task.splits["train"], "validation": texts}))
+
+
+def list_schedules(
+    space: SearchSpace, config: Any, lengths: list[int], number: int | None
+) -> tuple[list[Schedule], np.ndarray]:
+    """Give the schedules of a space, or so many that are evenly spaced in operations, and their mean operations."""
+    schedules = space.enumerate()
+    flops = mean_flops(config, schedules, lengths)
+    if number is not None:
+        order = np.argsort(flops)
+        kept = order[np.unique(np.linspace(0, len(order) - 1, number).round().astype(int))]
+        schedules, flops = [schedules[index] for index in kept], flops[kept]
+    return schedules, flops
 
 
 def run(
@@ -91,12 +104,7 @@ def run(
     model: Any = load_from_encoder(supernet, output_names=data.output_names, needs_head=True, **data.head_config)
     num_layers = model.config.num_hidden_layers
     space = SearchSpace(num_layers, longest, gamma_options, eta_options, max_reduction=max_reduction)
-    schedules = space.enumerate()
-    flops = mean_flops(model.config, schedules, lengths)
-    if num_schedules is not None:
-        order = np.argsort(flops)
-        kept = order[np.unique(np.linspace(0, len(order) - 1, num_schedules).round().astype(int))]
-        schedules, flops = [schedules[index] for index in kept], flops[kept]
+    schedules, flops = list_schedules(space, model.config, lengths, num_schedules)
     latencies = LatencyTable.load(latency_table)
     with tqdm(total=len(texts), desc=f"{len(schedules)} schedules", unit="text") as bar:
         logits = predict_schedules(model, schedules, texts, tokenizer, on_batch=bar.update)
@@ -104,27 +112,25 @@ def run(
     references, full = np.asarray(texts["labels"]), answers[schedules.index(space.full)]
     name = data.metric_name
     full_score = compute_score(name, full, references)
-    table = pd.DataFrame(
-        {
-            "key": [schedule.key for schedule in schedules],
-            "gamma": [list(schedule.gamma) for schedule in schedules],
-            "eta": [schedule.eta for schedule in schedules],
-            "score": [compute_score(name, single, references) for single in answers],
-            # of the ratio to the full model's score, here in units of the score
-            "standard_error": [paired_standard_error(name, one, full, references) * full_score for one in answers],
-            "latency_ratio": latencies.predict_ratios(schedules, lengths),
-            "flops_ratio": flops / flops.max(),
-            "mean_log2_lengths": list(space.log2_lengths(schedules, lengths)),
-            "dataset": data.name,
-            "max_tokens": space.max_tokens,
-        }
-    )
+    columns = {
+        "key": [schedule.key for schedule in schedules],
+        "gamma": [list(schedule.gamma) for schedule in schedules],
+        "eta": [schedule.eta for schedule in schedules],
+        "score": [compute_score(name, single, references) for single in answers],
+        # of the ratio to the full model's score, here in units of the score
+        "standard_error": [paired_standard_error(name, one, full, references) * full_score for one in answers],
+        "latency_ratio": latencies.predict_ratios(schedules, lengths),
+        "flops_ratio": flops / flops.max(),
+        "mean_log2_lengths": list(space.log2_lengths(schedules, lengths)),
+        "dataset": data.name,
+        "max_tokens": space.max_tokens,
+    }
+    table = pd.DataFrame(columns)
     if predictions is not None:
         write_predictions(predictions, table, answers, references, [len(ids) for ids in texts["input_ids"]])
     if results_file is not None:
         about = {"num_examples": len(references), "num_layers": num_layers, "latency_hardware": latencies.hardware}
         write_table(results_file, table, {"command": describe_command(), "metric_name": name, **about})
-        print(f"{results_file}: {len(schedules)} schedules, full model {full_score:.4f}")
     return table
 
 

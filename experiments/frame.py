@@ -20,7 +20,10 @@ FORMER = {
 
 
 def command_of(
-    run: Callable[..., Any] | None, description: str, draw: Callable[..., None] | None = None
+    run: Callable[..., Any] | None,
+    description: str,
+    draw: Callable[..., None] | None = None,
+    show: Callable[[dict], str] | None = None,
 ) -> Callable[[], None]:
     """Give an experiment its command line: flags run it, and with `--draw` first they draw the records named there.
 
@@ -30,6 +33,7 @@ def command_of(
         run: What the flags call, by its signature.
         description: Shown by `--help`.
         draw: What `--draw` calls with the files as `records`.
+        show: Gives of a record the table that is printed.
     """
 
     def main():
@@ -40,7 +44,9 @@ def command_of(
             arguments = ["--records" if argument == "--draw" else argument for argument in arguments]
             draw(**parse_call(draw, description, arguments))
         elif run is not None:
-            run(**parse_call(run, description))
+            record = run(**parse_call(run, description))
+            if show is not None and record is not None:
+                print(show(record))
 
     if getattr(run or draw, "__module__", "") == "__main__":
         run_command(main)
@@ -152,17 +158,8 @@ def refuse_twice(names: list[str]):
         raise ValueError(f"--records has {', '.join(twice)} twice; give one record of a task.")
 
 
-def open_panels(
-    count: int, columns: int, panel_size: tuple[float, float], legend_height: float = 0.0
-) -> tuple[Any, list[Any]]:
-    """Open a figure of `count` panels, row by row; the last places of the grid stay empty.
-
-    Args:
-        count: Number of panels.
-        columns: Most panels in a row.
-        panel_size: Width and height of a panel, in inches.
-        legend_height: Height below the panels for a legend of the figure, in inches.
-    """
+def open_panels(count: int, columns: int, panel_size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """Open a figure of `count` panels of a size in inches, row by row; the last places of the grid stay empty."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,8 +167,8 @@ def open_panels(
 
     columns = min(count, columns)
     rows = -(-count // columns)
-    size = (panel_size[0] * columns, panel_size[1] * rows + legend_height)
-    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    size = (panel_size[0] * columns, panel_size[1] * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for panel in panels.flat[count:]:
         panel.axis("off")
     return figure, list(panels.flat[:count])
@@ -183,14 +180,12 @@ def add_legend(figure: Any, panels: Iterable[Any], columns: int, font_size: floa
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(), handles.keys(), ncols=min(len(handles), columns), loc="lower center", fontsize=font_size
-    )
+    place = {"loc": "outside lower center", "ncols": min(len(handles), columns), "fontsize": font_size}
+    figure.legend(handles.values(), handles.keys(), **place)
 
 
-def save_figure(figure: Any, path: str, legend_height: float = 0.0):
+def save_figure(figure: Any, path: str):
     """Write a PNG file and say so; its folder is made."""
-    figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")

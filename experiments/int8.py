@@ -65,7 +65,6 @@ def run(
     model = load_for_export(Path(folder))
     outputs = order_outputs(model.config, data, folder)
     report = compare_export(model, graphs[name], tokenizer, data, max_compared, outputs)
-    print(f"{name}: {report.verdict}; {report.batch_verdict}")
     for graph in graphs.values():
         graph.one_at_a_time = False
     jobs = {f"{name} {size} {order}": (name, size, order) for name in graphs for size, order in ways}
@@ -73,7 +72,6 @@ def run(
     rows = []
     for job, latency in take_turns(runs, [{}], "onnx 1 unsorted", rounds, 1, "process_cpu").items():
         rows.append(dict(zip(("variant", "batch_size", "order"), jobs[job], strict=True)) | latency)
-        print(f"{job:24} {1 / latency['ratio']:.2f}x")
     return write_record(
         results_file,
         dataset=data.name,
@@ -103,4 +101,4 @@ def table(record: dict) -> str:
     return format_table(header, lines, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

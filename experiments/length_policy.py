@@ -114,13 +114,6 @@ def run(
     chosen_on = Predictions(validation, metric_name, Predictions(test, metric_name).keys)
     told_on = Predictions(test, metric_name, chosen_on.keys)
     rows = [compare(required, limits, chosen_on, told_on, latencies) for required in required_performance]
-    for row in rows:
-        single, policy = row["single"]["test"], row["policy"]["test"]
-        print(
-            f"{100 * row['required_performance']:g} %: single {single['latency_ratio']:.3f} of the full time at "
-            f"{100 * single['performance']:.1f} %, policy {policy['latency_ratio']:.3f} at "
-            f"{100 * policy['performance']:.1f} %: {100 * row['test_latency_change']:+.1f} % latency"
-        )
     return write_record(
         results_file,
         limits_tokens=list(limits),
@@ -150,4 +143,4 @@ def table(record: dict) -> str:
     return format_table(header, rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

@@ -41,7 +41,6 @@ def run(
         quantiles = dict(zip(map(str, QUANTILES), np.quantile(counts, QUANTILES).tolist(), strict=True))
         row = {"num_examples": len(counts), "mean": float(counts.mean()), "quantiles": quantiles}
         described[task.name] = row | {"share_cut": float((counts >= max_length).mean())}
-        print(f"{task.name}: {len(counts):,} texts, mean {row['mean']:.1f}, median {quantiles['0.5']:.0f}")
     if figure is not None:
         draw_lengths(lengths, figure)
     return write_record(results_file, max_length=max_length, datasets=described)
@@ -70,4 +69,4 @@ def table(record: dict) -> str:
     return format_table([*header, f"at least {record['max_length']}, %"], rows, name_command(record))
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

@@ -103,7 +103,6 @@ def run(
         is_cpu_order_kept=is_kept["cpu"],
         is_wall_order_kept=is_kept["wall"],
     )
-    print(table(record))
     if not is_kept["cpu"]:
         raise ValueError(f"the order by processor time was {quiet['order_by_cpu_time']}, and differs under load.")
     return record
@@ -127,4 +126,4 @@ def table(record: dict) -> str:
     return format_table(header, rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

@@ -98,8 +98,6 @@ def run(
         with journal.open("a") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")
     worst = {name: max(row["difference"] for row in rows if row["runtime"] == name) for name in runtimes}
-    for name, difference in worst.items():
-        print(f"{name}: largest difference of a logit over {len(grid) // len(worst)} schedules {difference:.1e}")
     record = write_record(results_file, lengths=list(LENGTHS), worst=worst, rows=rows, hardware=hardware_fingerprint())
     if max(worst.values()) > TOLERANCE:
         raise ValueError(f"an export differs by more than {TOLERANCE:g}: {worst}.")
@@ -124,4 +122,4 @@ def table(record: dict) -> str:
     return format_table(header, rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

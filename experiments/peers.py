@@ -12,10 +12,8 @@ The same command resumes.
 """
 
 import copy
-import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,13 +48,12 @@ from redundancy_hf.limits import load_tokenizer
 from redundancy_hf.readings import open_model, record_reading
 from redundancy_hf.task import Task, TaskArguments
 from redundancy_hf.timing import hardware_fingerprint, sample_inputs
-from redundancy_hf.training import list_seeds
+from redundancy_hf.training import list_seeds, run_seed
 
 logger = logging.getLogger(__name__)
 
 # trained once for all their thresholds
 EARLY_EXITS = ("entropy", "patience")
-LEGEND_HEIGHT = 0.9
 MARKERS = "osv^<>DPXd*h"
 
 Builder = Callable[[ClassformerForSequenceClassification], torch.nn.Module]
@@ -96,38 +93,30 @@ class Comparison:
         return self.output / name.replace(" ", "-").replace("/", "-").strip("_") / f"seed-{seed}"
 
     def train(self, point: tuple[str, str], seed: int) -> dict[str, Any]:
-        """Train a point and score it; a finished one is read."""
-        folder = self.folder_of(point, seed)
-        row_file = folder / f"row_{point[1].replace(' ', '-').replace('/', '-')}.json"
-        if row_file.exists():
-            return json.loads(row_file.read_text())
-        set_seed(seed)
-        model = self.build(point)
-        row: dict[str, Any] = {"method": point[0], "setting": point[1], "seed": seed}
-        if (folder / "weights.pt").exists():
-            model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-        else:
-            row["seconds"] = self.fine_tune(model, folder, seed)
-        for split in ("validation", "test"):
-            _, scored = score(model, self.task, split, self.tokenizer)
-            row |= {f"{split}_{name}": value for name, value in scored.items()}
-        row_file.write_text(json.dumps(row) + "\n")
-        return row
+        """Train a point, keep its weights, those of a Classformer as a model folder too, and score it."""
 
-    def fine_tune(self, model: Any, folder: Path, seed: int) -> float:
-        """Train a model and keep its weights, those of a Classformer as a model folder too; gives the seconds."""
-        arguments = copy.copy(self.training)
-        arguments.output_dir, arguments.seed = str(folder / "checkpoints"), seed
-        tuned = fine_tune(model, self.task, self.tokenizer, arguments, resume=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        # a kill must not leave half of it
-        torch.save(model.state_dict(), folder / "weights.tmp")
-        (folder / "weights.tmp").replace(folder / "weights.pt")
-        if isinstance(model, ClassformerForSequenceClassification):
-            save_folder(model, folder / "model", self.tokenizer, self.task.record)
-            self.task.record.write(self.output)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return round(tuned.seconds, 1)
+        def tune(own: ClassformerTrainingArguments, folder: Path) -> dict[str, Any]:
+            model, weights = self.build(point), folder / "weights.pt"
+            row: dict[str, Any] = {"method": point[0], "setting": point[1], "seed": seed}
+            if weights.exists():
+                model.load_state_dict(torch.load(weights, weights_only=True))
+            else:
+                tuned = fine_tune(model, self.task, self.tokenizer, own, resume=True)
+                row["seconds"] = round(tuned.seconds, 1)
+                folder.mkdir(parents=True, exist_ok=True)
+                # a kill must not leave half of it
+                torch.save(model.state_dict(), weights.with_suffix(".tmp"))
+                weights.with_suffix(".tmp").replace(weights)
+                if isinstance(model, ClassformerForSequenceClassification):
+                    save_folder(model, folder / "model", self.tokenizer, self.task.record)
+                    self.task.record.write(self.output)
+            for split in ("validation", "test"):
+                _, scored = score(model, self.task, split, self.tokenizer)
+                row |= {f"{split}_{name}": value for name, value in scored.items()}
+            return row
+
+        file = f"row_{point[1].replace(' ', '-').replace('/', '-')}.json"
+        return run_seed(tune, self.training, self.folder_of(point, seed), seed, file)
 
     def time(self, seed: int, num_inputs: int, rounds: int) -> dict[str, dict[str, Any]]:
         """Time all points together, each with its trained weights, because some choose by them.
@@ -210,11 +199,9 @@ def run(
     ]
     about = describe_task(data)
     mark_front(points, about["majority_score"])
-    print_points(points, data)
     return write_record(
         results_file,
         dataset=data.name,
-        metric_name=data.metric_name,
         **about,
         seeds=list(numbers),
         hardware=hardware_fingerprint(),
@@ -244,16 +231,6 @@ def mark_front(points: list[dict[str, Any]], majority: float):
         faster = [other["test_score"] for other in points if other["ratio"] <= point["ratio"]]
         point["below_front"] = max(faster) - point["test_score"]
         point["is_on_front"] = point["below_front"] <= 0 and point["test_score"] > majority
-
-
-def print_points(points: list[dict[str, Any]], task: Task):
-    print(f"{task.name}: test {task.metric_name}, time relative to the full model")
-    for point in sorted(points, key=lambda point: point["ratio"]):
-        front = "front" if point["is_on_front"] else f"{point['below_front']:.4f} below"
-        print(
-            f"{point['ratio']:.3f} [{point['ratio_low']:.3f} {point['ratio_high']:.3f}]  {point['test_score']:.4f} "
-            f"+- {point['test_standard_error']:.4f}  {front:14}  {point['method']} {point['setting']}"
-        )
 
 
 def name_points(record: dict) -> list[tuple[str, dict]]:
@@ -332,11 +309,11 @@ def draw(records: list[str], figure: str):
     """
     read = [read_record(path, "experiments/peers.py") for path in records]
     methods = list(dict.fromkeys(name for record in read for name, _ in name_points(record)))
-    picture, panels = open_panels(len(read), 3, (5.2, 4.4), LEGEND_HEIGHT)
+    picture, panels = open_panels(len(read), 3, (5.2, 4.7))
     for panel, record in zip(panels, read, strict=True):
         draw_panel(panel, record, methods)
     add_legend(picture, panels, columns=3 * min(len(read), 3), font_size=8)
-    save_figure(picture, figure, LEGEND_HEIGHT)
+    save_figure(picture, figure)
 
 
 def draw_panel(panel: Any, record: dict, methods: list[str]):
@@ -370,4 +347,4 @@ def draw_panel(panel: Any, record: dict, methods: list[str]):
     panel.grid(alpha=0.3)
 
 
-main = command_of(run, __doc__, draw)
+main = command_of(run, __doc__, draw, table)

@@ -157,12 +157,6 @@ def run(
     differences = [
         compare(task, *pair, predictions[task.name]) for task in tasks for pair in list_comparisons(list(variants))
     ]
-    for entry in differences:
-        low, high = entry["interval"]
-        print(
-            f"{entry['dataset']} {entry['objective']} above {entry['reference']}: {entry['mean']:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}], 95 % over examples"
-        )
     return write_record(
         results_file,
         model=Path(model_name_or_path).name,
@@ -331,4 +325,4 @@ def rates_table(records: dict) -> str:
     return format_table(["objective", *(f"{rate:g}" for rate in rates)], rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=order_table)

@@ -219,14 +219,7 @@ def run(
     model: Any = load_from_encoder(model_name_or_path, ClassformerForSequenceClassification, num_labels=2).eval()
     scheduled = {key: reconfigure(model, **Schedule.from_key(key).config) for key in schedules}
     machine = measure_machine(model, rounds)
-    print(f"peak {machine['peak_gflops']:.0f} GFLOP/s, reading {machine['bandwidth_gb_per_s']:.1f} GB/s")
     rows = compare_with_bounds(model, scheduled, lengths, rounds, machine)
-    for row in rows:
-        print(
-            f"{row['schedule']} at {row['tokens']}: {row['speedup'][0]:.2f}x, predicted "
-            f"{row['predicted_speedup'][0]:.2f}x, reached {100 * row['reached'][0]:.0f} %; overhead per layer "
-            f"{row['overhead_per_layer_us'][0]:.0f} us, plain RoBERTa {row['stock_overhead_per_layer_us'][0]:.0f} us"
-        )
     inputs = make_inputs(model, sorted(lengths)[len(lengths) // 2])
     models = {"plain RoBERTa": build_stock(model), **scheduled}
     return write_record(
@@ -283,4 +276,4 @@ def profile_table(record: dict) -> str:
     return format_table(header, rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

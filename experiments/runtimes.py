@@ -115,7 +115,6 @@ def run(
     inputs = sample_inputs(data.splits["test"], num_inputs)
     for name, latency in take_turns(built, inputs, STOCK, rounds, clock="process_cpu").items():
         rows[name]["latency"] = latency
-        print(f"{name:40} {1 / latency['ratio']:.2f}x  {rows[name]['score']:.4f}")
     return write_record(
         results_file,
         dataset=data.name,
@@ -154,4 +153,4 @@ def table(record: dict) -> str:
     return format_table(header, lines, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

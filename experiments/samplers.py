@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from tabular import (
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from redundancy_hf.command import describe_run, format_record
+from redundancy_hf.command import describe_run, write_record
 from redundancy_hf.timing import hardware_fingerprint
 
 PROCESSES = ("thesis", "gp", "constrained")
@@ -247,11 +248,9 @@ def run(
     ]
     rows = run_all(tables, max_trials, wanted, jobs, Path(output_dir or f"runs/race/{tables.source}") / "runs.jsonl")
     results: dict[str, Any] = {}
-    for required in required_performance:
-        results[str(required)] = {"tables": tables.describe(required), "samplers": {}}
-        for name in samplers:
-            own = [row for row in rows if (row["sampler"], row["required"]) == (name, required)]
-            results[str(required)]["samplers"][name] = summarise(own, max_trials, tables.number)
+    for (required, name), own in groupby(rows, lambda row: (row["required"], row["sampler"])):
+        result = results.setdefault(str(required), {"tables": tables.describe(required), "samplers": {}})
+        result["samplers"][name] = summarise(list(own), max_trials, tables.number)
     record = {
         **describe_run(),
         "note": " ".join(__doc__.split("\n\n")[1].split()),
@@ -263,15 +262,7 @@ def run(
         "required": results,
     }
     if results_file:
-        record = join_earlier(record, Path(results_file))
-        Path(results_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(results_file).write_text(format_record(record) + "\n")
-    for required, name, summary, (median, low, high) in list_rows(record):
-        reached = summary[f"evaluations_to_{SHARES[0]:.0%}"]
-        print(
-            f"{float(required):.0%} {LABELS[name]:22} {SHARES[0]:.0%} of the optimum after {median} [{low}, {high}] "
-            f"evaluations, {reached['reached']:.0%} of {reached['runs']} runs got there"
-        )
+        record = write_record(results_file, **join_earlier(record, Path(results_file)))
     if figure:
         draw_curves(record, figure)
     return record
@@ -313,7 +304,7 @@ def table(record: dict) -> str:
     rows = []
     for required, name, summary, (median, low, high) in list_rows(record):
         reach, reward = summary[f"evaluations_to_{SHARES[0]:.0%}"], summary["reward"]["median"]
-        rewards = [f"{reward[9]:.3f}", f"{reward[-1]:.3f}"]
+        rewards = [f"{reward[min(9, len(reward) - 1)]:.3f}", f"{reward[-1]:.3f}"]
         about = [f"{percent(float(required), 0)} %", name, f"{median} [{low}, {high}]"]
         rows.append([*about, percent(reach["reached"], 0), reach["runs"], *rewards])
     header = ["keep", "sampler", "evaluations to 99 % of the optimum", "runs there, %", "runs", "reward at 10"]
@@ -325,4 +316,4 @@ def table(record: dict) -> str:
     return format_table([*header, "at the end"], rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

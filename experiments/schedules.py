@@ -114,6 +114,13 @@ def list_variants(families: Sequence[str], factors: Sequence[int], num_layers: i
     return variants + ([Variant("random_weights", full)] if "random_weights" in families else [])
 
 
+def time(starts: dict[str, Callable[[Task], Any]], task: Task, num_inputs: int, rounds: int) -> dict[str, dict]:
+    """Time all schedules together; the weights do not matter."""
+    models = {name: start(task).eval() for name, start in starts.items() if name != "random-weights"}
+    inputs = sample_inputs(task.splits["test"], num_inputs)
+    return take_turns(models, inputs, next(iter(models)), rounds, what=f"timing {task.name}")
+
+
 def run(
     model_name_or_path: str,
     dataset_names: list[str],
@@ -158,23 +165,17 @@ def run(
         (task.name, row["seed"], name): row
         for name, _, task, row in fine_tune_all(starts, tasks, tokenizer, training, seeds, settings)
     }
-    latency = {}
-    for task in tasks if rounds else ():
-        models = {name: start(task).eval() for name, start in starts.items() if name != "random-weights"}
-        inputs = sample_inputs(task.splits["test"], num_inputs)
-        latency[task.name] = take_turns(models, inputs, variants[0].name, rounds, what=f"timing {task.name}")
     return write_record(
         results_file,
         model=Path(model_name_or_path).name,
         datasets={
-            task.name: describe_task(task)
-            | {
-                "metric_name": task.metric_name,
+            task.name: {
+                **describe_task(task),
                 "mean_length": float(np.mean([len(ids) for ids in task.splits["train"]["input_ids"]])),
             }
             for task in tasks
         },
-        latency=latency or None,
+        latency={task.name: time(starts, task, num_inputs, rounds) for task in tasks} if rounds else None,
         seeds=list(numbers),
         hardware=hardware_fingerprint(),
         rows=[
@@ -452,4 +453,4 @@ def draw(
         draw_panels(results, draw_constrained, constrained)
 
 
-main = command_of(run, __doc__, draw)
+main = command_of(run, __doc__, draw=draw)

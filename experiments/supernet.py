@@ -246,7 +246,6 @@ def run(
     if stage not in ("all", "report"):
         return None
     found = report(study, chosen)
-    print(json.dumps({name: found[name] for name in found if name.startswith(("tau", "cost"))}, indent=2))
     return write_record(
         results_file,
         dataset=data.name,
@@ -287,4 +286,4 @@ def table(record: dict) -> str:
     return format_table(header, rows, note + name_command(record))
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

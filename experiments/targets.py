@@ -87,7 +87,6 @@ def run(folders: list[str], rounds: int = 20, results_file: str | None = None) -
     ratios = {name: {other: measured[other][name] for other in winners} for name in winners}
     hardware = hardware_fingerprint()
     record = write_record(results_file, note=NOTE, hardware=hardware, rounds=rounds, targets=targets, ratios=ratios)
-    print(table(record))
     return record
 
 
@@ -112,4 +111,4 @@ def table(record: dict) -> str:
     return format_table([*header, *(f"timed on {name}" for name in record["ratios"])], rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=table)

@@ -51,7 +51,6 @@ TASKS = ("sst2", "mrpc", "imdb", "cola", "stsb", "qqp", "rte", "mnli", "qnli")  
 ORIGINS = {"model": "Gaussian process", "reference": "full model"}
 TABLE_5_3_REQUIREMENTS = (0.99, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 COLORS = {0.99: "C2", 0.95: "C3"}
-LEGEND_HEIGHT = 0.5
 
 
 def iterate_searches(records: dict) -> Iterator[tuple[str, float, dict, dict | None]]:
@@ -345,7 +344,7 @@ def draw(records: list[str], figure: str):
             f"--records takes files named TASK_99.json, with TASK_95.json beside; got {', '.join(others)}."
         )
     refuse_twice([read_search(path, 0.99)["summary"]["dataset"] for path in records])
-    picture, (*tasks, average) = open_panels(len(records) + 1, 4, (4.2, 3.7), LEGEND_HEIGHT)
+    picture, (*tasks, average) = open_panels(len(records) + 1, 4, (4.2, 3.9))
     for panel, path in zip(tasks, records, strict=True):
         draw_task(panel, path)
     draw_average(average, records)
@@ -353,7 +352,7 @@ def draw(records: list[str], figure: str):
         panel.grid(alpha=0.3)
     average.legend(fontsize=8)
     add_legend(picture, tasks, columns=5)
-    save_figure(picture, figure, LEGEND_HEIGHT)
+    save_figure(picture, figure)
 
 
-main = command_of(None, __doc__, draw)
+main = command_of(None, __doc__, draw=draw)

@@ -103,7 +103,6 @@ def run(
         schedule = {key: getattr(loaded[name].config, key, None) for key in ("gamma", "eta")}
         about = {"batching": batching, "padding": padding, "num_batches": len(batches[batching])}
         rows.append({"model": name, **schedule, **about, **latency})
-        print(f"{name:24} {batching:9} {speedup(latency).replace(' [', 'x [')}, {100 * padding:.0f} % padding")
     return write_record(
         results_file,
         dataset=Path(str(arguments.dataset_name)).name,
@@ -137,4 +136,4 @@ def table(records: dict) -> str:
     return format_table(["dataset", "schedule", *batchings], rows, note)
 
 
-main = command_of(run, __doc__)
+main = command_of(run, __doc__, show=lambda record: table({"": record}))

@@ -89,4 +89,5 @@ def describe_task(task: Task) -> dict[str, Any]:
     return {
         "num_examples": {name: len(split) for name, split in task.splits.items()},
         "majority_score": majority_score(task, "test"),
+        "metric_name": task.metric_name,
     }

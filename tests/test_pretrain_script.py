@@ -326,7 +326,7 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
     written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
     assert run(*study)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written
-    assert printed.count("above none: ") == 3 and printed.count("funnel above dense: ") == 1
+    assert printed.count("| dense - none |") == 1 and printed.count("| funnel - dense |") == 1
     assert "holds no finished objective" in run(*study, "--pretrained", tmp_path)[2]
     assert "was not pretrained from" in run(*study, "--model_name_or_path", tmp_path / "out" / "dense")[2]
     config = tmp_path / "out" / "funnel" / "config.json"
@@ -423,6 +423,6 @@ def test_lengths_are_those_of_the_training_texts(run, tiny_roberta_folder, tiny_
         *("lengths", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
         *("--figure", tmp_path / "lengths.png", "--results_file", tmp_path / "lengths.json", "--max_length", 8),
     )
-    assert code == 0 and "reviews: " in printed and (tmp_path / "lengths.png").stat().st_size > 5000, words
+    assert code == 0 and "| REVIEWS | " in printed and (tmp_path / "lengths.png").stat().st_size > 5000, words
     row = json.loads((tmp_path / "lengths.json").read_text())["datasets"]["reviews"]
     assert 0 < row["mean"] <= row["quantiles"]["0.95"] == 8 and 0 < row["share_cut"] <= 1

@@ -78,7 +78,7 @@ def test_table_of_every_schedule_feeds_the_policy_study(run, found, tiny_text_fi
         *("--latency_table", found / "latency_table.json", "--required_performance", 0.5),
         *("--results_file", tmp_path / "policy.json"),
     )
-    assert code == 0 and printed.startswith("50 %: single"), words
+    assert code == 0 and printed.startswith("| keep | single |"), words
     (row,) = json.loads((tmp_path / "policy.json").read_text())["requirements"]
     assert row["policy"]["test"]["latency_ratio"] <= row["single"]["test"]["latency_ratio"] + 1e-9
 
@@ -95,7 +95,7 @@ def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp
     code, _, words = run(*study, "--stage", "individual")
     assert code == 0, words
     code, printed, words = run(*study, "--results_file", tmp_path / "report.json")
-    assert code == 0 and "tau_ceiling" in printed, words
+    assert code == 0 and "its ceiling, seed against seed" in printed, words
     assert (found / "supernet" / "model.safetensors").stat().st_mtime_ns == supernet, "trained again"
     record = json.loads((tmp_path / "report.json").read_text())
     assert len(record["schedules"]) > 2 and len(record["schedules"][0]["individual"]) == 2
@@ -122,7 +122,7 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
             other["ratio"] <= point["ratio"] and other["test_score"] > point["test_score"] for other in record["points"]
         )
         assert not (is_beaten and point["is_on_front"])
-    assert "time relative to the full model" in printed
+    assert "Time relative to the full model" in printed
     figure = tmp_path / "peers.png"
     code, _, words = run("peers", "--draw", tmp_path / "peers.json", "--figure", figure)
     assert code == 0 and figure.stat().st_size > 10_000, words
@@ -239,7 +239,7 @@ def test_cost_of_one_text_at_a_time_in_int8(run, two_folders, tiny_text_file, tm
     orders = [(1, "unsorted"), (3, "unsorted"), (3, "sorted")]
     assert list(rows) == [(variant, *order) for variant in ("onnx", "onnx-int8") for order in orders]
     assert rows["onnx", 1, "unsorted"] == 1 and record["report"]["batch_difference"] > 0
-    assert "in batches of 32" in printed and "onnx-int8 3 sorted" in printed
+    assert "in batches of 32" in printed and "| alone | 3, unsorted | 3, sorted |" in printed
 
 
 def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):
@@ -267,7 +267,7 @@ def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
         *("--schedules", "1-1-1_eta0", "2-1-1_eta0", "--results_file", tmp_path / "roofline.json"),
     ]
     code, printed, words = run(*command)
-    assert code == 0 and "overhead per layer" in printed, words
+    assert code == 0 and "| `2-1-1_eta0` | 16 |" in printed, words
     record = json.loads((tmp_path / "roofline.json").read_text())
     rows = {(row["schedule"], row["tokens"]): row for row in record["rows"]}
     assert rows["2-1-1_eta0", 16]["layer_lengths"] == [8, 8, 1] and len(rows) == 4

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from redundancy_hf.command import parse_call, run_command
 
 # what older records call their programs
@@ -37,8 +35,6 @@ def command_of(
     """
 
     def main():
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
         arguments = sys.argv[1:]
         if draw is not None and (run is None or arguments[:1] == ["--draw"]):
             arguments = ["--records" if argument == "--draw" else argument for argument in arguments]

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.certificate import certify
 from redundancy_hf.command import parse_call, write_record
@@ -118,8 +117,6 @@ def choose_cascade(
 
 def main():
     call = parse_call(choose_cascade, __doc__)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     for row in choose_cascade(**call)["rows"]:
         print_row(row)
 

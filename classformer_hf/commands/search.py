@@ -28,7 +28,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from redundancy_hf.command import describe_flags, parse_call, write_record
 from redundancy_hf.data import load_task, tokenize
@@ -139,8 +138,6 @@ def search_classformer(
 
 
 def main() -> int | None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     result = search_classformer(**parse_call(search_classformer, __doc__))
     return 130 if result.interrupted else None
 

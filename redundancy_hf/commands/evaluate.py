@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import EvalResult
-from transformers.utils import logging as transformers_logging
 
 from ..cards import add_results, name_dataset, write_section
 from ..certificate import REFERENCES, certify, check_request
@@ -385,6 +384,4 @@ def _update_cards(models: list[ReadModel], arguments: dict[str, Any], kind: str,
 
 def main():
     call = parse_call(evaluate_classifiers, __doc__, positional="models")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     evaluate_classifiers(**call)

@@ -17,7 +17,6 @@ from typing import Any
 
 from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers.utils import logging as transformers_logging
 
 from ..cards import complete_card
 from ..command import parse_call
@@ -136,5 +135,4 @@ def _push(folder: str, staged: Path, repo_id: str, *options: Any) -> Verificatio
 
 
 def main():
-    transformers_logging.set_verbosity_error()
     publish_folder(**parse_call(publish_folder, __doc__, positional="folder"))

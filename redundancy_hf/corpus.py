@@ -215,7 +215,7 @@ def train_tokenizer(task: Task, vocab_size: int = 2000, max_length: int = 128) -
     )
 
 
-def tfidf_score(task: Task, split: str = "validation") -> float:
+def tfidf_score(task: Task) -> float:
     """Score a logistic regression on TF-IDF of words, the floor that any network should be seen against.
 
     It is fitted on the train split, and reads whole texts, so it may see more than a model that cuts them.
@@ -231,4 +231,4 @@ def tfidf_score(task: Task, split: str = "validation") -> float:
         raise ValueError(f"`tfidf_score` compares single-label classifiers, got a task of type {task.problem_type!r}.")
     classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
     classifier.fit(joined_texts(task, "train"), task.splits["train"]["labels"])
-    return float(classifier.score(joined_texts(task, split), task.splits[split]["labels"]))
+    return float(classifier.score(joined_texts(task, "validation"), task.splits["validation"]["labels"]))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from json import JSONDecodeError
 from typing import Any
 
@@ -88,13 +88,13 @@ def _list_causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def retry_if_busy(call: Callable[[], Any], waits: Sequence[float] = (1, 2, 4, 8, 16)) -> Any:
+def retry_if_busy(call: Callable[[], Any]) -> Any:
     """Call the Hub again when it is busy, and say so: the client does that for reading files only.
 
     Raises:
         HfHubHTTPError: It refuses, or is still busy.
     """
-    for wait in waits:
+    for wait in (1, 2, 4, 8, 16):
         try:
             return call()
         except Exception as error:

@@ -150,8 +150,10 @@ def build_compute_metrics(task: Task) -> Callable[[EvalPrediction], dict[str, fl
     metric = TaskMetric(task.metric_name)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        predictions = predictions_from_logits(task.problem_type, prediction.predictions)
-        return metric.compute(predictions=predictions, references=np.asarray(prediction.label_ids))
+        return metric.compute(
+            predictions=predictions_from_logits(task.problem_type, prediction.predictions),
+            references=np.asarray(prediction.label_ids),
+        )
 
     return compute_metrics
 
@@ -202,7 +204,6 @@ def paired_standard_error(
     predictions: ArrayLike,
     full_predictions: ArrayLike,
     references: ArrayLike,
-    seed: int = 0,
     num_resamples: int = 300,
 ) -> float:
     """Estimate the standard error of a score divided by the full model's on the same examples, by the bootstrap.
@@ -214,7 +215,7 @@ def paired_standard_error(
         Standard deviation of the ratio over the resamples in which the full model's score is positive; NaN where there
         are fewer than two.
     """
-    scores, full = resample_scores(metric_name, [predictions, full_predictions], references, seed, num_resamples)
+    scores, full = resample_scores(metric_name, [predictions, full_predictions], references, 0, num_resamples)
     ratios = scores[full > 0] / full[full > 0]
     return float(np.std(ratios, ddof=1)) if len(ratios) > 1 else float("nan")
 

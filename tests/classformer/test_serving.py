@@ -19,8 +19,7 @@ from classformer_hf.export import export
 from classformer_hf.search.cascade import margins_of
 from redundancy_hf.data import load_task
 from redundancy_hf.folders import list_files
-from redundancy_hf.hub import stage_folder
-from redundancy_hf.leaks import find_leaks
+from redundancy_hf.hub import find_leaks, stage_folder
 from redundancy_hf.record import read_record
 from redundancy_hf.runtimes import RUNTIMES, ExportedClassifier
 from redundancy_hf.task import TaskArguments

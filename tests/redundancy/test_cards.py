@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from redundancy_hf.cards import add_results, complete_card, latency_results, name_dataset, write_section
-from redundancy_hf.leaks import find_leaks
+from redundancy_hf.hub import find_leaks
 from tests.redundancy.damage import change_config
 
 

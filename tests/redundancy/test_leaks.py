@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from redundancy_hf.folders import GOLDEN, find_load_defects, list_files
-from redundancy_hf.leaks import find_leaks
+from redundancy_hf.hub import find_leaks
 from tests.redundancy.damage import (
     SOMEBODY,
     append,

@@ -3,7 +3,7 @@
 from datasets import Dataset, Value
 from dateutil.parser import parse as parse_date
 
-from .labels import is_number
+from .labels import is_number, refuse_missing
 
 # the names of published pairs, the first text first
 PAIRS = (
@@ -81,12 +81,7 @@ def check_columns(split_name: str, split: Dataset, text_columns: tuple[str, ...]
                 f"text column {column!r} of split {split_name!r} must hold strings, got {split.features[column]}; name "
                 "another by `text_column` or `text_pair_column`."
             )
-        missing = [row for row, text in enumerate(split[column][:]) if text is None]
-        if missing:
-            raise ValueError(
-                f"text column {column!r} of split {split_name!r} misses {len(missing)} of {len(split)} texts, the "
-                f"first in row {missing[0]} (the first is 0); remove these rows or fill them in."
-            )
+        refuse_missing("text", column, split_name, split[column][:])
 
 
 def is_text(rows: Dataset, column: str) -> bool:

@@ -85,12 +85,7 @@ def encode_labels(splits: dict[str, Dataset], column: str, problem_type: str | N
     feature = splits["train"].features[column]
     values = {name: _read(split, column) for name, split in splits.items()}
     for name, labels in values.items():
-        missing = [row for row, label in enumerate(labels) if is_missing(label)]
-        if missing:
-            raise ValueError(
-                f"label column {column!r} of split {name!r} misses {len(missing)} of {len(labels)} labels, the first "
-                f"in row {missing[0]} (the first is 0); remove these rows or fill them in."
-            )
+        refuse_missing("label", column, name, labels)
     if problem_type is None:
         problem_type = _infer_problem_type(feature, column, [label for labels in values.values() for label in labels])
     for split in splits.values():
@@ -138,6 +133,19 @@ def is_missing(label: Any) -> bool:
     """Tell whether a label, or one of a list, is missing."""
     # only NaN differs from itself
     return any(map(is_missing, label)) if isinstance(label, list) else label is None or label != label
+
+
+def refuse_missing(kind: str, column: str, split_name: str, values: list) -> None:
+    """Refuse a column of texts or labels, as `kind` says, that misses some.
+
+    Raises:
+        ValueError: Names the first row without a value.
+    """
+    if missing := [row for row, value in enumerate(values) if is_missing(value)]:
+        raise ValueError(
+            f"{kind} column {column!r} of split {split_name!r} misses {len(missing)} of {len(values)} {kind}s, the "
+            f"first in row {missing[0]} (the first is 0); remove these rows or fill them in."
+        )
 
 
 def _infer_problem_type(feature: FeatureType, column: str, labels: list) -> str:

@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,8 +36,18 @@ REFERENCES = {
 }
 
 
-class Judgement(NamedTuple):
-    """What a test says; entries of a [`Certificate`]."""
+@dataclass(frozen=True)
+class Judgement:
+    """What a test says of a candidate.
+
+    Attributes:
+        p_value: Of this candidate alone.
+        performance_lower_bound: The largest requirement, at most 1 and rounded down to 0.0001, that would be certified.
+        num_examples_needed: Where refused, how many examples it takes about for 80 % power, if the rates seen are the
+            true ones; `None` where the performance seen is not above the requirement.
+        num_examples_lossless: Where refused, how many it takes about for a candidate that loses nothing and disagrees
+            with the full model as often as this one.
+    """
 
     p_value: float
     performance_lower_bound: float
@@ -47,7 +56,7 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Judgement):
     """The answer to "does the candidate keep at least `required_performance` of the full model's score?".
 
     Args:
@@ -58,15 +67,9 @@ class Certificate:
         num_examples: Examples that both models were judged on.
         num_candidates: Candidates judged on them.
         method: "exact" or "bootstrap".
-        p_value: Of this candidate alone.
         full_score: Of the full model.
         candidate_score: Of the candidate.
         performance: Candidate score over full score.
-        performance_lower_bound: The largest requirement, at most 1 and rounded down to 0.0001, that would be certified.
-        num_examples_needed: Where refused, how many examples it takes about for 80 % power, if the rates seen are the
-            true ones; `None` where the performance seen is not above the requirement.
-        num_examples_lossless: Where refused, how many it takes about for a candidate that loses nothing and disagrees
-            with the full model as often as this one.
     """
 
     is_issued: bool
@@ -76,13 +79,9 @@ class Certificate:
     num_examples: int
     num_candidates: int
     method: str
-    p_value: float
     full_score: float
     candidate_score: float
     performance: float
-    performance_lower_bound: float
-    num_examples_needed: int | None
-    num_examples_lossless: int | None
 
     @property
     def sentence(self) -> str:
@@ -97,17 +96,14 @@ class Certificate:
         confidence = f"{100 * self.confidence:.6g} % confidence"
         if self.is_issued:
             return f"The candidate keeps at least {kept} with {confidence} {evidence}."
-        bound = f"only {100 * self.performance_lower_bound:.2f} % is certain enough"
-        if self.num_examples_needed is None:
-            way_out = f"it kept {100 * self.performance:.2f} %, so more examples help only if that is chance"
-            if self.num_examples_lossless is not None:
-                way_out += (
-                    f"; one that lost nothing, disagreeing as often, would take about {self.num_examples_lossless:,}"
-                )
-        else:
+        way_out = f"it kept {100 * self.performance:.2f} %, so more examples help only if that is chance"
+        if self.num_examples_needed is not None:
             way_out = f"at the rates seen it would take about {self.num_examples_needed:,} examples"
+        elif self.num_examples_lossless is not None:
+            way_out += f"; one that lost nothing, disagreeing as often, would take about {self.num_examples_lossless:,}"
         return (
-            f"No certificate that the candidate keeps at least {kept} with {confidence} {evidence}: {bound}; {way_out}."
+            f"No certificate that the candidate keeps at least {kept} with {confidence} {evidence}: only "
+            f"{100 * self.performance_lower_bound:.2f} % is certain enough; {way_out}."
         )
 
 
@@ -171,7 +167,7 @@ def certify(
         full_score=full_score,
         candidate_score=candidate_score,
         performance=candidate_score / full_score,
-        **judged._asdict(),
+        **vars(judged),
     )
 
 

@@ -29,7 +29,7 @@ DEBERTA_V3 = {
 }
 # model type, and what differs from its configuration's defaults
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}),
     "roberta": ("roberta", ROBERTA),
     # with the schedule of thesis figure 5.13
@@ -60,11 +60,11 @@ OWN_NAMES: dict[tuple[str, str], str] = {
 }
 
 
-def build_peers(names: list[str], overrides: str = "{}", dtype: torch.dtype = torch.float32) -> dict:
+def build_architectures(names: list[str], overrides: str = "{}", dtype: torch.dtype = torch.float32) -> dict:
     """Build classifiers of some architectures with random weights, in evaluation mode.
 
     Args:
-        names: Of `PEERS`.
+        names: Of `ARCHITECTURES`.
         overrides: Settings of all of them, as a JSON object.
         dtype: Of the weights.
 
@@ -74,31 +74,31 @@ def build_peers(names: list[str], overrides: str = "{}", dtype: torch.dtype = to
     Raises:
         ValueError: A name is unknown, or the settings do not suit it.
     """
-    unknown = [name for name in names if name not in PEERS]
+    unknown = [name for name in names if name not in ARCHITECTURES]
     if unknown:
-        raise ValueError(f"`--peers` knows {', '.join(PEERS)}, got {unknown[0]}.")
+        raise ValueError(f"`--architectures` knows {', '.join(ARCHITECTURES)}, got {unknown[0]}.")
     try:
         given: dict[str, Any] = dict(json.loads(overrides))
     except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise ValueError(f"`--peer_config` must be a JSON object, got {overrides}: {error}.") from error
+        raise ValueError(f"`--architecture_config` must be a JSON object, got {overrides}: {error}.") from error
     negative = {key: value for key, value in given.items() if isinstance(value, int) and value < 0}
     if negative:
-        raise ValueError(f"`--peer_config` must not have negative numbers, got {negative}.")
-    peers = {}
+        raise ValueError(f"`--architecture_config` must not have negative numbers, got {negative}.")
+    built = {}
     for name in names:
-        model_type, differences = PEERS[name]
+        model_type, differences = ARCHITECTURES[name]
         own = {OWN_NAMES.get((model_type, key)) or key: value for key, value in given.items()}
         strange = sorted(set(own) - known_settings(model_type))
         if strange:
-            raise ValueError(f"`--peer_config` has settings that {name} does not know: {', '.join(strange)}.")
+            raise ValueError(f"`--architecture_config` has settings that {name} does not know: {', '.join(strange)}.")
         settings = {**differences, **own}
         try:
             config = AutoConfig.for_model(model_type, **settings)
-            peers[name] = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+            built[name] = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
         except Exception as error:  # of validators, constructors and torch, of many kinds
             reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"`--peer_config` does not suit {name}: {reason}") from error
-    return peers
+            raise ValueError(f"`--architecture_config` does not suit {name}: {reason}") from error
+    return built
 
 
 def build_stock(model: Any, num_layers: int | None = None, attention: str = "sdpa") -> RobertaForSequenceClassification:
@@ -138,4 +138,4 @@ def known_settings(model_type: str) -> set[str]:
     return {*default.to_dict(), *default.attribute_map}
 
 
-__all__ = ["PEERS", "build_peers", "build_stock", "known_settings"]
+__all__ = ["ARCHITECTURES", "build_architectures", "build_stock", "known_settings"]

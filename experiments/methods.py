@@ -37,7 +37,7 @@ def check_plain(model: ClassformerForSequenceClassification):
         ValueError: Says its gamma.
     """
     if any(factor != 1 for factor in model.config.gamma or []):
-        raise ValueError(f"a peer starts from a model without reductions, got gamma {model.config.gamma}.")
+        raise ValueError(f"a method starts from a model without reductions, got gamma {model.config.gamma}.")
 
 
 class PeerMethod(nn.Module):

@@ -31,6 +31,8 @@ RENAMED = {
     "latency_threads": ("threads",),
     "num_threads": ("threads",),
     "num_seeds": ("seeds",),
+    "peers": ("architectures",),
+    "peer_config": ("architecture_config",),
     "output": ("output_dir", "latency_table", "results_file"),
     "plot": ("figure",),
 }

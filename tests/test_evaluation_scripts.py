@@ -1,4 +1,4 @@
-"""evaluate_model.py and benchmark_latency.py on models of texts and images, streamed data, peers and cards."""
+"""evaluate_model.py and benchmark_latency.py on models of texts and images, streamed data, architectures and cards."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from classformer_hf.architectures import PEERS, build_peers, known_settings
+from classformer_hf.architectures import ARCHITECTURES, build_architectures, known_settings
 from classformer_hf.flops import count_executed_flops
 from classformer_hf.texts import TextArguments
 from redundancy_hf.command import CommandFormatter, parse_arguments
@@ -272,10 +272,10 @@ def test_no_classifier_is_named(run, tmp_path, tiny_settings):
 SMALL = '{"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}'
 
 
-def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
+def test_architectures_are_measured_and_drawn(run, text_folder, tmp_path):
     output, plot = tmp_path / "out" / "times.json", tmp_path / "out" / "times.png"
     code, printed, words = run(
-        *("benchmark_latency", text_folder, "--peers", "bert", "distilbert", "--peer_config", SMALL),
+        *("benchmark_latency", text_folder, "--architectures", "bert", "distilbert", "--architecture_config", SMALL),
         *(
             "--lengths",
             8,
@@ -314,8 +314,8 @@ def test_peers_are_measured_and_drawn(run, text_folder, tmp_path):
     assert sizes["bert"] == pytest.approx(sizes["distilbert"], rel=0.2)
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_every_peer_runs(name):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_runs(name):
     settings = {"num_hidden_layers": 2, "vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4}
     settings |= {"intermediate_size": 32, "pad_token_id": 1, "embedding_size": 32}
     if name == "modernbert":
@@ -330,8 +330,8 @@ def test_every_peer_runs(name):
     if name == "squeezebert":
         # its groups need more channels
         settings |= {"intermediate_size": 64}
-    known = {key: value for key, value in settings.items() if key in known_settings(PEERS[name][0])}
-    model = build_peers([name], json.dumps(known))[name]
+    known = {key: value for key, value in settings.items() if key in known_settings(ARCHITECTURES[name][0])}
+    model = build_architectures([name], json.dumps(known))[name]
     ids = torch.randint(5, 300, (1, 8))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert model(**inputs).logits.shape == (1, 2)
@@ -382,9 +382,11 @@ def test_damaged_folder_is_not_timed(run, tiny_classifier_folder, tmp_path):
     assert code == 1 and "there is no folder `nobody/nothing`, and no such model in the cache" in words
 
 
-def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
+def test_architecture_does_not_take_the_place_of_a_folder(run, text_folder):
     folder = text_folder.rename(text_folder.with_name("bert"))
-    code, printed, words = run("benchmark_latency", folder, "--peers", "bert", "--peer_config", SMALL, "--rounds", 1)
+    code, printed, words = run(
+        "benchmark_latency", folder, "--architectures", "bert", "--architecture_config", SMALL, "--rounds", 1
+    )
     assert code == 0, words
     assert str(folder) in printed
 
@@ -393,21 +395,27 @@ def test_peer_does_not_take_the_place_of_a_folder(run, text_folder):
     "flags, message",
     [
         ([], "nothing to measure"),
-        (["--peers", "gpt"], "`--peers` knows"),
-        (["--peers", "bert", "--peer_config", "{"], "must be a JSON object"),
-        (["--peers", "bert", "--peer_config", '{"hidden_size": 15}'], "does not suit bert"),
-        (["--peers", "bert", "--batch_size", "0"], "--batch_size must be >= 1"),
+        (["--architectures", "gpt"], "`--architectures` knows"),
+        (["--architectures", "bert", "--architecture_config", "{"], "must be a JSON object"),
+        (["--architectures", "bert", "--architecture_config", '{"hidden_size": 15}'], "does not suit bert"),
+        (["--architectures", "bert", "--batch_size", "0"], "--batch_size must be >= 1"),
         (
-            ["--peers", "bert", "--peer_config", '{"num_hiden_layers": 2}'],
+            ["--architectures", "bert", "--architecture_config", '{"num_hiden_layers": 2}'],
             "bert does not know: num_hiden_layers",
         ),
-        (["--peers", "bert", "--peer_config", '{"hidden_size": -16}'], "must not have negative numbers"),
-        (["--peers", "bert", "--peer_config", '{"hidden_act": "x"}'], "does not suit bert"),
-        (["--peers", "bert", "--dataset_name", "x"], "--dataset_name needs the tokenizer of a model"),
-        (["--peers", "bert", "bert"], "--peers must name every one once"),
-        (["--peers", "bert", "--lengths", "0"], "each must be >= 1"),
-        (["--peers", "bert", "--peer_config", SMALL, "--lengths", "600"], "bert cannot read 600 tokens"),
-        (["--peers", "bert", "--device", "nothing"], "--device must be one that torch can use here"),
+        (
+            ["--architectures", "bert", "--architecture_config", '{"hidden_size": -16}'],
+            "must not have negative numbers",
+        ),
+        (["--architectures", "bert", "--architecture_config", '{"hidden_act": "x"}'], "does not suit bert"),
+        (["--architectures", "bert", "--dataset_name", "x"], "--dataset_name needs the tokenizer of a model"),
+        (["--architectures", "bert", "bert"], "--architectures must name every one once"),
+        (["--architectures", "bert", "--lengths", "0"], "each must be >= 1"),
+        (
+            ["--architectures", "bert", "--architecture_config", SMALL, "--lengths", "600"],
+            "bert cannot read 600 tokens",
+        ),
+        (["--architectures", "bert", "--device", "nothing"], "--device must be one that torch can use here"),
     ],
 )
 def test_bad_benchmarks(run, flags, message):

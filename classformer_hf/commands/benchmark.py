@@ -7,13 +7,13 @@ models take turns on every input.
 
     redundancy-hf benchmark runs/full runs/search/best --results_file lengths.json --figure lengths.png
     redundancy-hf benchmark runs/full runs/search/best --dataset_name mrpc --results_file mrpc.json
-    redundancy-hf benchmark runs/full --peers bert distilbert funnel-small --lengths 128 512
+    redundancy-hf benchmark runs/full --architectures bert distilbert funnel-small --lengths 128 512
     redundancy-hf benchmark runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --update_card
 
 Texts have random token ids, a length at a time; with --dataset_name they are those of a data set, at evenly spaced
 quantiles of its lengths, tokenised by the first model's tokenizer and cut as in its training.
-Peers are architectures of transformers with random weights and the sizes of their configurations: what they cost does
-not depend on the weights. `--peer_config` gives them other sizes, as those of your model.
+Architectures are those of transformers with random weights and the sizes of their configurations: what they cost does
+not depend on the weights. `--architecture_config` gives them other sizes, as those of your model.
 With one thread (the default) the ratio is made of processor time, so other work on the machine hardly changes it. Wall
 times of single texts stand beside it; those do depend on the machine's load, which the output records.
 """
@@ -46,7 +46,7 @@ from redundancy_hf.runtimes import ExportedClassifier
 from redundancy_hf.task import TaskArguments, TaskFlags
 from redundancy_hf.timing import Target, measure_latency, measure_pass_memory, sample_inputs
 
-from ..architectures import build_peers
+from ..architectures import build_architectures
 from ..flops import count_executed_flops
 
 DEFAULT_LENGTHS = (16, 32, 64, 128, 256)
@@ -55,8 +55,8 @@ WARMUP = 5
 
 def compare_latency(
     models: Sequence[str] = (),
-    peers: Sequence[str] = (),
-    peer_config: str = "{}",
+    architectures: Sequence[str] = (),
+    architecture_config: str = "{}",
     revision: str | None = None,
     trust_remote_code: bool = False,
     lengths: Sequence[int] | None = None,
@@ -72,9 +72,9 @@ def compare_latency(
 
     Args:
         models: Saved model folders or Hub names, also without the flag; the others are compared with the first one, or
-            with the first peer.
-        peers: Architectures with random weights: bert, roberta, distilbert, deberta-v3, funnel-small ...
-        peer_config: Settings of every peer, as JSON: '{"num_hidden_layers": 6}'.
+            with the first architecture.
+        architectures: Architectures with random weights: bert, roberta, distilbert, deberta-v3, funnel-small ...
+        architecture_config: Settings of every architecture, as JSON: '{"num_hidden_layers": 6}'.
         revision: Branch, tag or commit of models on the Hub; pin one whose code you have read.
         trust_remote_code: Run code of a model on the Hub that is not the installed packages'.
         lengths: Input lengths in tokens; each is measured by itself on random token ids. By default those of 16, 32,
@@ -93,10 +93,10 @@ def compare_latency(
     Raises:
         ValueError: There is nothing to measure, or the models and the inputs do not fit each other.
     """
-    check_choices(models, peers, lengths, batch_size, num_inputs, update_card, task.dataset_name)
+    check_choices(models, architectures, lengths, batch_size, num_inputs, update_card, task.dataset_name)
     check_device(target.device)
     with target.use_threads():
-        loaded, kind = load_models(models, peers, peer_config, revision, trust_remote_code, target)
+        loaded, kind = load_models(models, architectures, architecture_config, revision, trust_remote_code, target)
         if kind == IMAGE:
             if lengths or task.dataset_name or figure:
                 raise ValueError(
@@ -118,22 +118,24 @@ def compare_latency(
     return {"hardware": hardware, "measurements": records}
 
 
-def check_choices(models, peers, lengths, batch_size: int, num_inputs: int, update_card: bool, dataset: str | None):
+def check_choices(
+    models, architectures, lengths, batch_size: int, num_inputs: int, update_card: bool, dataset: str | None
+):
     """Refuse what does not go together; arguments as of [`compare_latency`].
 
     Raises:
         ValueError: Says why.
     """
-    if not models and not peers:
-        raise ValueError("there is nothing to measure: name model folders, or --peers.")
-    for name, given in (("models", models), ("peers", peers)):
+    if not models and not architectures:
+        raise ValueError("there is nothing to measure: name model folders, or --architectures.")
+    for name, given in (("models", models), ("architectures", architectures)):
         if len(set(given)) < len(given):
             raise ValueError(f"`{name}` must name every one once, got {' '.join(given)}.")
     for name, number in (("num_inputs", num_inputs), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"`{name}` must be >= 1, got {number}.")
     if dataset is not None and not models:
-        raise ValueError("--dataset_name needs the tokenizer of a model; peers have none.")
+        raise ValueError("--dataset_name needs the tokenizer of a model; architectures have none.")
     if dataset is not None and batch_size > 1:
         raise ValueError("--batch_size is for --lengths; texts of a data set are measured one at a time.")
     if dataset is not None and lengths is not None:
@@ -145,9 +147,14 @@ def check_choices(models, peers, lengths, batch_size: int, num_inputs: int, upda
 
 
 def load_models(
-    names: Sequence[str], peers: Sequence[str], peer_config: str, revision: str | None, trust: bool, target: Target
+    names: Sequence[str],
+    architectures: Sequence[str],
+    architecture_config: str,
+    revision: str | None,
+    trust: bool,
+    target: Target,
 ) -> tuple[dict[str, PreTrainedModel], str]:
-    """Load classifiers with the code in their folders, and build the peers; names that clash keep their path.
+    """Load classifiers with the code in their folders, and build the architectures; names that clash keep their path.
 
     Returns:
         Models by label, those of folders first, and the kind of their pipeline.
@@ -157,13 +164,13 @@ def load_models(
     # a base checkpoint has another head, or none, and costs as much with a classifier's
     kinds = {name: IMAGE if find_task(read_config(folder)) == IMAGE else TEXT for name, folder in folders.items()}
     kind = kinds[names[0]] if names else TEXT
-    if set(kinds.values()) | ({TEXT} if peers else set()) != {kind}:
-        raise ValueError(f"--models must be all of texts, as peers are, or all of images, got {kinds}.")
+    if set(kinds.values()) | ({TEXT} if architectures else set()) != {kind}:
+        raise ValueError(f"--models must be all of texts, as architectures are, or all of images, got {kinds}.")
     short_names = [Path(name).name for name in names]
-    labels = short_names if len({*short_names, *peers}) == len(names) + len(peers) else names
-    clashing = set(labels) & set(peers)
+    labels = short_names if len({*short_names, *architectures}) == len(names) + len(architectures) else names
+    clashing = set(labels) & set(architectures)
     if clashing:
-        raise ValueError(f"a model and a peer are both called {clashing.pop()}; rename the folder.")
+        raise ValueError(f"a model and an architecture are both called {clashing.pop()}; rename the folder.")
     models = {}
     for label, folder in zip(labels, folders.values(), strict=True):
         models[label] = load_classifier(folder, kind, needs_head=False)
@@ -171,7 +178,7 @@ def load_models(
             models[label].to(dtype)
         elif target.device != "cpu" or dtype != torch.float32:
             raise ValueError(f"{label} is an export, which has its own number format and runs on the CPU.")
-    return models | build_peers(list(peers), peer_config, dtype), kind
+    return models | build_architectures(list(architectures), architecture_config, dtype), kind
 
 
 def find_obstacle(model: PreTrainedModel, single: dict[str, torch.Tensor]) -> str | None:

@@ -16,18 +16,17 @@ import copy
 import json
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from frame import command_of, format_table, name_command, percent, read_record
 from record import Record, choose, describe_scale, describe_settings, group_rows, mean_and_each
-from tqdm import tqdm
 
 from avae_hf import AVAEConfig, AVAEModel, analysis
 from avae_hf.data import ShapeTask, ShapeTaskArguments, build_processor, load_task
@@ -43,9 +42,8 @@ SHEARS = [math.tan(math.radians(degrees)) for degrees in range(0, 51, 10)]
 # digits, and how the concentration of their orientations is measured: 1 looks alike at half a turn
 ORDERS = {"1": "doubled_concentration", "6": "concentration", "9": "concentration"}
 
-Points = list[tuple[float, float]]
-# curves by title and name
-Panels = dict[str, dict[str, Points]]
+# title of a panel, name of a curve, x and y
+Point = tuple[str, str, float, float]
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,7 @@ class Models:
     def measure(self, variant: Variant, folder: Path) -> dict:
         """Read the test split once, and measure what the model has learned about pose."""
         model = AVAEModel.from_pretrained(folder).eval()
-        progress = lambda batches: tqdm(batches, desc="test", unit="batch", leave=False)  # noqa: E731
-        found = evaluate_model(model, self.pose("test", variant), progress=progress)
+        found = evaluate_model(model, self.pose("test", variant))
         row: dict[str, Any] = {"test": summarise_terms(found["terms"]), "parameters": model.num_parameters()}
         if self.study == "latent" or model.config.spatial_dims == 3:
             return row
@@ -315,43 +312,46 @@ def robustness_table(record: dict) -> str:
     return format_table(["degrees", "as they are, %", "aligned first, %"], [*rows, ["mean", *means]])
 
 
-def average(curves: list[Points]) -> Points:
-    """Average curves over the same points."""
-    return [(points[0][0], float(np.mean([y for _, y in points]))) for points in zip(*curves, strict=True)]
-
-
-def list_angles(rows: list[dict]) -> Panels:
-    """Give loss over degrees, by model; the upright one also as it searches."""
+def list_angles(row: dict) -> Iterator[Point]:
+    """Give loss over degrees, by model; of the upright one also as it searches."""
     to_degrees: dict[str, Callable] = {"rotation": math.degrees, "shear": lambda value: math.degrees(math.atan(value))}
-    found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        for key, suffix in (("curves", ""), ("curves_searched", ", searched")):
-            for name, points in row.get(key, {}).items():
-                transform, _, other = name.partition(",")
-                label = f"{row['variant']}{suffix}{' with shear' if other else ''}"
-                curve = [(to_degrees[transform](point["value"]), point["loss"]) for point in points]
-                found[transform][label].append(curve)
-    return {title: {label: average(curves) for label, curves in of.items()} for title, of in found.items()}
+    for key, suffix in (("curves", ""), ("curves_searched", ", searched")):
+        for name, points in row.get(key, {}).items():
+            transform, _, other = name.partition(",")
+            label = f"{row['variant']}{suffix}{' with shear' if other else ''}"
+            for point in points:
+                yield transform, label, to_degrees[transform](point["value"]), point["loss"]
 
 
-def list_sizes(rows: list[dict]) -> Panels:
+def list_sizes(row: dict) -> Iterator[Point]:
     """Give squared error over latent size, by kind of inputs."""
-    curves: dict[str, Points] = defaultdict(list)
-    for (name,), same in group_rows(rows, "variant").items():
-        kind, _, size = name.partition(", ")
-        if size.isdigit():
-            curves[kind].append((int(size), float(np.mean(list_errors(same)))))
-    return {"test inputs": curves} if curves else {}
+    kind, _, size = row["variant"].partition(", ")
+    if size.isdigit():
+        yield "test inputs", kind, int(size), row["test"]["squared_error"]
 
 
-def list_epochs(rows: list[dict]) -> Panels:
-    """Give training loss by epoch, one panel per kind of poses that has two models."""
-    panels: Panels = defaultdict(dict)
-    for (name,), same in group_rows(rows, "variant").items():
-        poses, _, model = name.rpartition(", ")
-        curves = [[(entry["epoch"], entry["loss"]) for entry in row["history"] if "loss" in entry] for row in same]
-        panels[poses][model] = average(curves)
-    return {poses: of for poses, of in panels.items() if poses and len(of) > 1 and not "".join(of).isdigit()}
+def list_epochs(row: dict) -> Iterator[Point]:
+    """Give training loss by epoch, by kind of poses and model."""
+    poses, _, model = row["variant"].rpartition(", ")
+    if model.endswith("VAE"):
+        yield from ((poses, model, entry["epoch"], entry["loss"]) for entry in row["history"] if "loss" in entry)
+
+
+PICTURES = {
+    "angles": (list_angles, ("degrees", "loss"), "o"),
+    "sizes": (list_sizes, ("latent size", "squared error"), "o"),
+    "epochs": (list_epochs, ("epoch", "training loss"), ""),
+}
+
+
+def draw_curves(points: list[Point], path: str, **style: Any):
+    """Draw the mean over seeds, a panel per title; a panel of one curve only where it is alone."""
+    means = pd.DataFrame(points).groupby([0, 1, 2], sort=False)[3].mean()
+    panels: dict[str, dict[str, list]] = {}
+    for (title, name, x), y in means.items():
+        panels.setdefault(title, {}).setdefault(name, []).append((x, y))
+    compared = {title: curves for title, curves in panels.items() if len(curves) > 1}
+    analysis.draw_curves(compared or panels, path=path, **style)
 
 
 def draw(records: list[str], figures_dir: str = "docs/images"):
@@ -364,21 +364,14 @@ def draw(records: list[str], figures_dir: str = "docs/images"):
     Path(figures_dir).mkdir(parents=True, exist_ok=True)
     for record in records:
         rows, stem = read_record(record, "experiments/autoencoders.py")["rows"], f"{figures_dir}/{Path(record).stem}"
-        pictures: dict[str, Callable[[str], None]] = {}
-        for name, list_curves, labels, marker in (
-            ("angles", list_angles, ("degrees", "loss"), "o"),
-            ("sizes", list_sizes, ("latent size", "squared error"), "o"),
-            ("epochs", list_epochs, ("epoch", "training loss"), ""),
-        ):
-            if panels := list_curves(rows):
-                pictures[name] = partial(analysis.draw_curves, panels, labels, marker=marker)
+        for name, (list_points, labels, marker) in PICTURES.items():
+            if points := [point for row in rows for point in list_points(row)]:
+                draw_curves(points, f"{stem}_{name}.png", labels=labels, marker=marker)
         for row in rows:
-            if "orientations" in row and row["seed"] == min(other["seed"] for other in rows):
+            if "orientations" in row and row["seed"] == rows[0]["seed"]:
                 epochs = {f"epoch {epoch}": found for epoch, found in row["orientations"].items()}
-                pictures[f"orientations_{to_slug(row['variant'])}"] = partial(analysis.draw_orientations, epochs)
-        for name, write in pictures.items():
-            write(path=f"{stem}_{name}.png")
-            print(f"wrote {stem}_{name}.png")
+                analysis.draw_orientations(epochs, f"{stem}_orientations_{to_slug(row['variant'])}.png")
+        print(f"drew {record} in {figures_dir}")
 
 
 main = command_of(run, __doc__, draw)

@@ -108,6 +108,7 @@ class ClassformerLayer(RobertaLayer):
 class ClassformerPreTrainedModel(RobertaPreTrainedModel):
     config: ClassformerConfig
     base_model_prefix = "roberta"  # RoBERTa checkpoints load as they are
+    _input_embed_layer = "word_embeddings"
     _no_split_modules = ["RobertaEmbeddings", "ClassformerLayer"]
     # with padding, flash attention takes shortened queries for the last keys: wrong, and silently so
     _supports_flash_attn = False
@@ -252,12 +253,6 @@ class ClassformerModel(ClassformerPreTrainedModel):
         self.encoder = ClassformerEncoder(config)
         self.pooler = RobertaPooler(config) if add_pooling_layer else None
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value):
-        self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs

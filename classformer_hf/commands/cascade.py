@@ -134,8 +134,8 @@ class Chooser:
 
     def __init__(self, source: str, task: Task, tokenizer: Any, target: Target, output: Path):
         self.source, self.task, self.tokenizer, self.target, self.output = source, task, tokenizer, target, output
-        self.model: Any = load_from_encoder(source, output_names=task.output_names, needs_head=True, **task.head_config)
-        self.model.config.length_buckets = self.model.config.cascade = None
+        model = load_from_encoder(source, output_names=task.output_names, needs_head=True, **task.head_config)
+        self.model: Any = reconfigure(model, length_buckets=None, cascade=None)
 
     def weigh(self, num_schedules: int, max_reduction: float, latency_table: str | None):
         """Predict the validation split with every schedule, and how long each of its texts takes."""

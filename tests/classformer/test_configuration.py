@@ -1,5 +1,8 @@
 """ClassformerConfig: lengths, defaults, what is refused and what survives saving."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +135,16 @@ def test_the_law_is_the_same_for_numbers_and_arrays():
         assert [[shorten(int(n), gamma, leading) for n in num_tokens] for leading in (0, 3, 40)] == expected
     (first, last) = shorten_by_layers(num_tokens, (2, 1), 0, cls_only=True)
     assert first[5] == 3 and last.tolist() == [1] * len(num_tokens)
+
+
+def test_only_a_stopwatch_reads_clocks_of_calls_and_no_schedule_is_written_into_a_model():
+    """Another schedule is run by the argument `schedule` or by `reconfigure`."""
+    written = re.compile(r"\.config\.(gamma|eta|length_buckets|cascade)( = [^=]|, [\w.]+ = )")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for folder in ("classformer_hf", "experiments")
+        for path in (Path(__file__).parents[2] / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if written.search(line) or "time.thread_time" in line
+    ]
+    assert found == []

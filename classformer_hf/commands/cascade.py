@@ -122,15 +122,7 @@ def main():
 
 
 class Chooser:
-    """Chooses among schedules by their predictions and times, and reports on other texts.
-
-    Args:
-        source: Folder of the weights.
-        task: Tokenised task.
-        tokenizer: Pads the batches.
-        target: Where texts are timed.
-        output: Folder for the latency table and the models.
-    """
+    """Chooses among schedules by their predictions and times, and reports on other texts."""
 
     def __init__(self, source: str, task: Task, tokenizer: Any, target: Target, output: Path):
         self.source, self.task, self.tokenizer, self.target, self.output = source, task, tokenizer, target, output

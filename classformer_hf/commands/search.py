@@ -241,14 +241,7 @@ def describe_search(
 
 
 class TrialLog:
-    """A stage of the plan and a line per trial in it, with the best so far.
-
-    Args:
-        plan: Of the search.
-        name: Of the stage.
-        max_trials: How many there may be.
-        num_before: How many an earlier call has left.
-    """
+    """A stage of the plan and a line per trial in it, with the best so far."""
 
     def __init__(self, plan: Plan, name: str, max_trials: int, num_before: int):
         self.plan, self.name, self.max_trials = plan, name, max_trials
@@ -277,16 +270,7 @@ class TrialLog:
 
 
 class Search:
-    """One search: how it goes, and where it leaves what.
-
-    Args:
-        objective: Fine-tunes and times; its output folder is the search's.
-        space: The schedules to choose from.
-        settings: What is asked.
-        about: Of `describe_search`.
-        force: Whether to search on where nothing can be kept.
-        time_budget: Minutes.
-    """
+    """One search: how it goes, and where it leaves what."""
 
     def __init__(
         self,
@@ -407,14 +391,13 @@ class Search:
         if not self.is_main:
             return
         print(f"\n{format_table(result)}\n{describe_table(self.settings.has_supernet)}\n")
-        print_summary(self.output / "best", result, self.settings.has_supernet)
+        data = summary(result, self.about)
+        print_summary(data, self.output / "best", result, self.settings.has_supernet)
         print(f"report: {write_report(self.output, result, self.about)}")
-        seed, about = self.objective.arguments.seed, summary(result, self.about)
-        write_record(results_file, seed=seed, summary=about, trials=tabulate(result))
+        write_record(results_file, seed=self.objective.arguments.seed, summary=data, trials=tabulate(result))
 
 
-def print_summary(folder: Path, result: SearchResult, has_supernet: bool):
-    data = json.loads((folder / "search.json").read_text())
+def print_summary(data: dict[str, Any], folder: Path, result: SearchResult, has_supernet: bool):
     speed = f"{data['speedup_schedule_only']:.2f}x by the schedule alone"
     if data["speedup_against_stock"] is not None:
         low, high = data["speedup_schedule_only_quartiles"]

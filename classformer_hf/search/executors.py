@@ -90,9 +90,6 @@ class LocalPool(Executor):
     ignore Ctrl-C (the driver decides) and end with the process that started them, however that ends. Leaving the `with`
     block ends them at once.
 
-    Args:
-        num_workers: Number of processes.
-
     Raises:
         ValueError: Fewer than one worker.
     """
@@ -220,12 +217,7 @@ def _wait_for_workers(client: Any) -> tuple[list[dict], set[str]]:
 
 
 class DaskExecutor(Executor):
-    """A Dask client's own executor, which notices that its scheduler is gone.
-
-    Args:
-        client: A `distributed.Client`.
-        settings: Which workers may run the tasks.
-    """
+    """A Dask client's own executor, which notices that its scheduler is gone."""
 
     def __init__(self, client: Any, **settings):
         self.client = client

@@ -53,14 +53,7 @@ def picture(path: Path, height_inches: float, rows: int = 1, columns: int = 1, *
 
 
 def draw_pareto(path: Path, result: SearchResult, majority_score: float, search: SearchResult | None = None):
-    """Draw the share of the full model's score against relative latency: all trials, front, requirement, floor, choice.
-
-    Args:
-        path: Of the PNG.
-        result: What was judged.
-        majority_score: The floor.
-        search: The trials with a supernet, where `result` holds winners with a fine-tuning of their own.
-    """
+    """Draw the share of the full model's score against relative latency, of winners with the trials behind them."""
     everything = search or result
     front = [(trial.latency_ratio, everything.performance(trial)) for trial in pareto_front(everything.trials)]
     points = [(trial, everything, "o", 4.5, "trial") for trial in everything.trials if trial.is_ok]

@@ -176,9 +176,6 @@ class Journal:
     def retime(self, latencies: Mapping[int, Mapping[str, Any]]):
         """Note other latencies of finished trials, which from now on replace what was measured before.
 
-        Args:
-            latencies: What was measured, as plain data, by the number of the trial.
-
         Raises:
             JournalError: The disk is full or the file cannot be written.
         """
@@ -237,11 +234,6 @@ class Journal:
 def check_identity(complaint: str, expected: dict[str, Any], found: dict[str, Any]):
     """Refuse what an earlier study left if its identity differs from this one's.
 
-    Args:
-        complaint: How the error begins: what belongs to whom.
-        expected: Of this study, plain data.
-        found: Of the earlier one.
-
     Raises:
         JournalError: It differs; only what does is named.
     """
@@ -256,9 +248,6 @@ class JournalLock:
 
     The file of a process that no longer lives is taken over, unless it lived on another host, where nobody can look. A
     process that holds it already may enter again.
-
-    Args:
-        path: The file.
 
     Raises:
         JournalError: On entering: another process holds it, or it cannot be written.

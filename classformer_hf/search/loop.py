@@ -64,12 +64,6 @@ def summarise(
 ) -> SearchResult:
     """Judge finished trials by a requirement.
 
-    Args:
-        trials: Trials of one study.
-        required_performance: Share of the full model's score, between 0 and 1.
-        latency_name: Entry of the measurements that is delta in equation 5.4.
-        interrupted: Noted in the result.
-
     Raises:
         JournalError: The unreduced model is missing, failed or has no positive score: there is nothing to compare with.
     """

@@ -24,13 +24,7 @@ SCHEDULE_SHARE, SUPERNET_STEP = 0.6, 2.3
 
 @dataclass(frozen=True)
 class Pace:
-    """What the unreduced model takes on this machine.
-
-    Attributes:
-        objective: Of the search.
-        step_seconds: A training step.
-        pass_seconds: A single text of middle length, where latency is measured.
-    """
+    """What the unreduced model takes: a training step, and a text of middle length where latency is measured."""
 
     objective: FineTuneObjective
     step_seconds: float
@@ -73,16 +67,7 @@ class Pace:
 def plan_fine_tuning(
     objective: FineTuneObjective, space: SearchSpace, stage: str, num_trials: int, needs_table: bool, num_workers: int
 ):
-    """Plan a search whose every trial is a fine-tuning and a timing.
-
-    Args:
-        objective: Gets the plan.
-        space: What is searched.
-        stage: Name of the trials.
-        num_trials: Trials that are left.
-        needs_table: Whether a latency table has to be built first.
-        num_workers: Trials at a time.
-    """
+    """Plan a search whose every trial is a fine-tuning and a timing."""
     if num_trials <= 0:
         return
     pace = Pace.measure(objective)
@@ -96,42 +81,29 @@ def plan_fine_tuning(
 def plan_supernet_search(
     objective: FineTuneObjective, space: SearchSpace, settings: SearchSettings, num_workers: int = 1
 ):
-    """Plan a search with a supernet, from where an earlier call has stopped.
-
-    Args:
-        objective: Gets the plan.
-        space: What is searched.
-        settings: What is asked.
-        num_workers: Trials at a time.
-    """
-    output, is_reused = objective.output, settings.reuse is not None
+    """Plan a search with a supernet, from where an earlier call has stopped; arguments as of `plan_fine_tuning`."""
+    output = objective.output
     num_trials = settings.max_trials - len(Journal(output / "trials.jsonl", {}, is_writer=False).trials)
-    needs_supernet = not is_reused and not (output / "supernet" / "supernet.json").exists()
+    needs_supernet = settings.reuse is None and not (output / "supernet" / "supernet.json").exists()
     needs_table = settings.latency_table is None and not (output / "latency_table.json").exists()
-    has_full = (output / "winners" / "trials.jsonl").exists()
-    if num_trials <= 0 and has_full and not needs_supernet and not needs_table:
+    needs_full = not (output / "winners" / "trials.jsonl").exists()
+    if num_trials <= 0 and not (needs_full or needs_supernet or needs_table):
         return
     pace = Pace.measure(objective)
     # a classifier that was given stays as it is
     full = pace.validation() if objective.has_head else pace.fine_tuning(settings.winner_epochs)
-    full += pace.timing(3)
     winner = SCHEDULE_SHARE * pace.fine_tuning(settings.winner_epochs) + pace.timing(2 + SCHEDULE_SHARE)
-    trials = SCHEDULE_SHARE * pace.validation() * max(num_trials, 0) / num_workers
-    direct = pace.timing(1 + SCHEDULE_SHARE * NUM_REMEASURED)
-    if is_reused:
-        trials, direct = min(trials, REUSE_SECONDS), min(direct, REUSE_SECONDS)
+    longest = float("inf") if settings.reuse is None else REUSE_SECONDS
+    direct = min(pace.timing(1 + SCHEDULE_SHARE * NUM_REMEASURED), longest)
     stages = {
-        SUPERNET: SUPERNET_STEP * pace.fine_tuning() if needs_supernet else 0,
-        TABLE: pace.table(space) if needs_table else 0,
-        FULL: 0 if has_full else full,
-        VALIDATION: trials,
+        SUPERNET: SUPERNET_STEP * pace.fine_tuning() * needs_supernet,
+        TABLE: pace.table(space) * needs_table,
+        FULL: (full + pace.timing(3)) * needs_full,
+        VALIDATION: min(SCHEDULE_SHARE * pace.validation() * max(num_trials, 0) / num_workers, longest),
         DIRECT: direct,
         WINNER: winner,
     }
     objective.plan.add({name: seconds for name, seconds in stages.items() if seconds > 0})
-    more = settings.num_winners - 1
-    objective.plan.announce(
-        f" Where that winner is not the answer, up to {more} more follow, each {describe_seconds(winner + direct)}."
-        if more > 0
-        else ""
-    )
+    more, each = settings.num_winners - 1, describe_seconds(winner + direct)
+    note = f" Where that winner is not the answer, up to {more} more follow, each {each}."
+    objective.plan.announce(note if more > 0 else "")

@@ -31,13 +31,7 @@ NUM_DRAWN = 3  # schedules beside the full model in the picture of lengths
 
 @dataclass(frozen=True)
 class Account:
-    """What a report tells: the files of a finished search, read.
-
-    Attributes:
-        output: The folder of the search.
-        result: What was judged in the end: the winners of a search with a supernet, else every trial.
-        about: As in `write_report`.
-    """
+    """What a report tells: the files of a finished search, read."""
 
     output: Path
     result: SearchResult
@@ -123,23 +117,21 @@ class Account:
 
     def costs(self) -> list[tuple[str, float]]:
         """List where the seconds went."""
-        table = self.read_json("latency_table.json")
-        costs = [("latency table", table["build_seconds"])] if table else []
-        trained = sum(trial.measurement.get("train_seconds", 0.0) for trial in self.result.trials)
-        failed = sum(trial.seconds for trial in self.all_trials if not trial.is_ok)
-        rest = max(sum(trial.seconds for trial in self.result.trials if trial.is_ok) - trained, 0.0)
+        judged = [trial for trial in self.result.trials if trial.is_ok]
+        trained = sum(trial.measurement.get("train_seconds", 0.0) for trial in judged)
+        rest = max(sum(trial.seconds for trial in judged) - trained, 0.0)
+        costs = {"latency table": (self.read_json("latency_table.json") or {}).get("build_seconds", 0.0)}
         if self.has_supernet:
             record = self.read_json("supernet/supernet.json")
             name = "supernet training" if record else "supernet training, earlier"
-            record = record or self.about.get("supernet", {})
-            direct = self.read_json("direct_latency.json") or {}
-            validated = sum(trial.seconds for trial in self.search.trials if trial.is_ok)
-            costs = [(name, record.get("train_seconds", 0.0)), *costs, ("trials: validation", validated)]
-            costs += [("direct timing", direct.get("seconds", 0.0))]
-            costs += [("winners: fine-tuning", trained), ("winners: validation, timing", rest)]
+            costs = {name: (record or self.about.get("supernet", {})).get("train_seconds", 0.0), **costs}
+            costs["trials: validation"] = sum(trial.seconds for trial in self.search.trials if trial.is_ok)
+            costs["direct timing"] = (self.read_json("direct_latency.json") or {}).get("seconds", 0.0)
+            costs |= {"winners: fine-tuning": trained, "winners: validation, timing": rest}
         else:
-            costs += [("fine-tuning", trained), ("validation, timing", rest)]
-        return [cost for cost in [*costs, ("failed trials", failed)] if cost[1] > 0]
+            costs |= {"fine-tuning": trained, "validation, timing": rest}
+        costs["failed trials"] = sum(trial.seconds for trial in self.all_trials if not trial.is_ok)
+        return [cost for cost in costs.items() if cost[1] > 0]
 
 
 def write_report(output: Path, result: SearchResult, about: dict[str, Any]) -> Path:

@@ -120,22 +120,17 @@ def find_policy(
     limits: Sequence[int],
 ) -> Schedule | None:
     """Choose a schedule per length bucket among the trials, for the least expected time at the score that is asked."""
-    trials = [trial for trial in result.trials if trial.is_ok]
+    schedules = [trial.schedule for trial in result.trials if trial.is_ok]
     split = objective.task.splits["validation"]
-    references, name = np.asarray(split["labels"]), objective.task.metric_name
-    lengths = np.array([len(ids) for ids in split["input_ids"]])
-    required_score = result.required_performance * result.reference.score
-    schedules = [trial.schedule for trial in trials]
-    predictions = np.stack([objective.load_predictions(schedule) for schedule in schedules])
     policy = choose_policy(
         schedules,
-        predictions,
-        references,
-        lengths,
+        np.stack([objective.load_predictions(schedule) for schedule in schedules]),
+        np.asarray(split["labels"]),
+        np.array([len(ids) for ids in split["input_ids"]]),
         table.predict_many,
         limits,
-        name,
-        required_score,
+        objective.task.metric_name,
+        result.required_performance * result.reference.score,
     )
     if policy is None or not policy.buckets:
         logger.info("no choice of schedules by length keeps the requirement and is faster than one for all.")
@@ -145,9 +140,9 @@ def find_policy(
 
 def predict_policy(table: LatencyTable, schedule: Schedule, lengths: Sequence[int]) -> float:
     """Predict the mean milliseconds of a schedule that may have length buckets."""
-    total = 0.0
-    values, counts = np.unique(np.asarray(lengths), return_counts=True)
-    for length, count in zip(values.tolist(), counts, strict=True):
-        single = next((one for limit, one in schedule.buckets if length <= limit), schedule)
-        total += count * table.predict(Schedule(single.gamma, single.eta), [length])
-    return total / len(lengths)
+    values, counts = np.unique(lengths, return_counts=True)
+    by_length = [next((one for limit, one in schedule.buckets if n <= limit), schedule) for n in values]
+    times = [
+        table.predict(Schedule(one.gamma, one.eta), [n]) for one, n in zip(by_length, values.tolist(), strict=True)
+    ]
+    return float(np.average(times, weights=counts))

@@ -55,12 +55,7 @@ def choose_reference(objective: "FineTuneObjective", original: "FineTuneObjectiv
 
 
 def check_given(objective: "FineTuneObjective", check: Callable[[Trial], Any]):
-    """Check the classifier that was given, if it is the reference, before anything is trained.
-
-    Args:
-        objective: Has the checkpoint.
-        check: Raises where nothing is to be searched; called with a trial of the full model.
-    """
+    """Check the classifier that was given, if it is the reference, before anything is trained."""
     if not objective.has_head:
         return
     measured = describe_validation(objective.task, _validate(objective)[1].predictions)
@@ -85,12 +80,6 @@ def is_above_floor(score: float, standard_error: float, floor: float) -> bool:
 def check_learned(trial: Trial, floor: float, is_forced: bool, is_supernet: bool = False):
     """Refuse to trade away accuracy that is not there.
 
-    Args:
-        trial: Of the full model.
-        floor: Score of the majority class.
-        is_forced: Whether to warn only.
-        is_supernet: Whether it has the weights that all schedules share.
-
     Raises:
         ValueError: The full model is no better than the majority class.
     """
@@ -113,12 +102,6 @@ def check_learned(trial: Trial, floor: float, is_forced: bool, is_supernet: bool
 
 def check_requirement(trial: Trial, floor: float, required: float, is_forced: bool):
     """Refuse what a model that learned nothing may meet, and warn where the examples are too few to tell.
-
-    Args:
-        trial: Of the full model.
-        floor: Score of the majority class.
-        required: Share of the full model's score that is asked.
-        is_forced: Whether to warn only.
 
     Raises:
         ValueError: The score that is asked is not above that of the majority class.

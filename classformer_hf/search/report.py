@@ -84,11 +84,7 @@ def format_table(result: SearchResult) -> str:
 
 
 def describe_table(has_supernet: bool) -> str:
-    """Say what stands in the table of `format_table`.
-
-    Args:
-        has_supernet: Whether the trials are the fine-tuned models of a search with a supernet.
-    """
+    """Say what stands in the table of `format_table`."""
     weights = "the checkpoint's weights (where its head is the task's)"
     if has_supernet:
         weights = "the supernet's weights (schedules that were only validated with those are in the report)"
@@ -126,12 +122,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def summary(result: SearchResult, about: dict[str, Any]) -> dict[str, Any]:
-    """Put a result into plain data, for `search.json`.
-
-    Args:
-        result: What the search found.
-        about: What was searched on: dataset, checkpoint and their sizes.
-    """
+    """Put a result into plain data, for `search.json`."""
     best, full = result.best, result.reference.measurement
     candidate = best.measurement.get("latency", {}).get("candidate", {})
     quartiles = best.latency_quartiles
@@ -228,15 +219,7 @@ def _write_summary(data: dict[str, Any], folder: Path):
 def write_full_folder(
     result: SearchResult, model_folder: Path, output: Path, about: dict[str, Any], record: TaskRecord | None = None
 ):
-    """Write the folder of the full model, which the result is compared with; where it is there already, it stays.
-
-    Args:
-        result: What the search found.
-        model_folder: The trained full model with its tokenizer.
-        output: The folder to write: model, code, tokenizer, `search.json`, `task.json`, model card.
-        about: Goes into the card.
-        record: How the data were read.
-    """
+    """Write the folder of the full model, which the result is compared with; where it is there already, it stays."""
     if _is_same_model(output, model_folder) and (output / "README.md").exists():
         if record is not None and not (output / TASK_FILE).exists():
             record.write(output)

@@ -211,12 +211,7 @@ class BinarySearchSampler(Sampler):
 
 
 class ListedSampler(Sampler):
-    """A sampler that chooses among the listed schedules of its space.
-
-    Args:
-        space: What is searched; `enumerate` says what is refused.
-        seed: Makes the sampler reproducible.
-    """
+    """A sampler that chooses among the listed schedules of its space."""
 
     def __init__(self, space: SearchSpace, seed: int = 42):
         super().__init__(space, seed)

@@ -17,7 +17,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 
-from redundancy_hf.folders import follow_umask
+from redundancy_hf.folders import save_folder
 from redundancy_hf.plan import describe_lost_training, describe_stop
 
 from ..latency import LatencyTable
@@ -45,7 +45,7 @@ from .strategies import build_sampler, list_known_costs
 from .supernet import NUM_RANDOM, FlopsUniformSampler, mean_flops, train_supernet
 from .supernet import STAGE as SUPERNET
 from .target import DIRECT, NUM_REMEASURED, prepare_table, remeasure
-from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_identity, reuse_trials
+from .validation import REUSE_SECONDS, SupernetObjective, check_study, read_supernet, reuse_trials
 from .validation import STAGE as VALIDATION
 from .winners import (
     FULL,
@@ -113,17 +113,9 @@ def only_driver(output: Path) -> Iterator[None]:
     Raises:
         JournalError: Another process does.
     """
-    lock = JournalLock(output / "driver.json")
-
-    def take():
-        lock.__enter__()
-
-    on_main_process(take)
-    try:
+    with ExitStack() as held:
+        on_main_process(partial(held.enter_context, JournalLock(output / "driver.json")))
         yield
-    finally:
-        if PartialState().is_main_process:
-            lock.__exit__()
 
 
 def _run_stages(
@@ -153,7 +145,9 @@ def _run_stages(
     winners = prepare_winners(objective, folder, settings.winner_epochs)
     if reuse is not None:
         adopt_reference(winners, reuse)
-    about = {"supernet": read_supernet(folder), "is_reused": reuse is not None}
+    trained = read_supernet(folder)
+    trained.pop("identity")
+    about = {"supernet": trained, "is_reused": reuse is not None}
     result, found = _judge_winners(stage, winners)
     return SupernetResult(result, winners, about | found)
 
@@ -196,15 +190,6 @@ def _may_judge(candidate: Schedule, judged: Judged, num_left: int, is_time_up: C
 
 class SupernetStage:
     """The search among schedules with a supernet's weights: nothing is trained.
-
-    Args:
-        objective: As in `search_with_supernet`.
-        space: The schedules to choose from.
-        settings: What is asked.
-        hooks: What is called on the way.
-        workers: What validates schedules.
-        folder: The supernet.
-        table: Latency of the target.
 
     Attributes:
         is_here: Whether the table is of this machine, so that candidates can be timed directly.
@@ -264,10 +249,6 @@ class SupernetStage:
     def validate(self, asked: float, num_extra: int) -> SearchResult:
         """Validate schedules until the budget is used up.
 
-        Args:
-            asked: What a candidate must promise.
-            num_extra: Trials beyond the budget.
-
         Raises:
             KeyboardInterrupt: Stopped by hand.
         """
@@ -309,12 +290,7 @@ class SupernetStage:
         return result
 
     def choose(self, result: SearchResult, judged: Judged) -> tuple[list[Schedule], dict[str, Any]]:
-        """List what deserves a fine-tuning, and what had one and kept the requirement, fastest first.
-
-        Args:
-            result: Of `validate`.
-            judged: What was fine-tuned; what fell short is left out.
-        """
+        """List what deserves a fine-tuning, and what had one and kept the requirement, fastest first."""
         queue = [trial.schedule for trial in choose_candidates(result, NUM_REMEASURED, judged.refuted)]
         if limits := self.settings.length_buckets:
             policy = on_main_process(lambda: find_policy(result, self.supernet, self.table, limits))
@@ -336,10 +312,6 @@ class SupernetStage:
 def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     """Train the supernet, or take it if an earlier call has.
 
-    Args:
-        objective: Has the checkpoint, the task, the recipe and the folder of the search.
-        space: Whose schedules are drawn.
-
     Returns:
         The folder of its weights and tokenizer, with `supernet.json`.
 
@@ -351,9 +323,8 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     identity.pop("latency")
     (is_done,) = broadcast_object_list([(folder / "supernet.json").exists()])
     if is_done:
-        check_identity(
-            f"{folder} was trained for another study", json.loads(json.dumps(identity)), read_identity(folder)
-        )
+        found = read_supernet(folder)["identity"]
+        check_identity(f"{folder} was trained for another study", json.loads(json.dumps(identity)), found)
         return folder
     schedules = space.enumerate()
     model: Any = objective.load(space.full)
@@ -381,11 +352,8 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
     def save():
         partial = folder.with_name("supernet.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        extract_model_from_parallel(model, keep_fp32_wrapper=False).save_pretrained(partial)
-        objective.tokenizer.save_pretrained(partial)
-        if objective.task.record is not None:
-            objective.task.record.write(partial)
-        follow_umask(partial)
+        trained: Any = extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        save_folder(trained, partial, objective.tokenizer, objective.task.record)
         (partial / "supernet.json").write_text(json.dumps(record, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -393,12 +361,6 @@ def prepare_supernet(objective: FineTuneObjective, space: SearchSpace) -> Path:
 
     on_main_process(save)
     return folder
-
-
-def read_supernet(folder: Path) -> dict[str, Any]:
-    """Read what a supernet's training was and cost."""
-    record = json.loads((folder / "supernet.json").read_text())
-    return {name: value for name, value in record.items() if name != "identity"}
 
 
 def identify(objective: FineTuneObjective, space: SearchSpace) -> dict[str, Any]:

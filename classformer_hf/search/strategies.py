@@ -31,15 +31,6 @@ def build_sampler(
 ) -> Sampler:
     """Build the sampler of a strategy.
 
-    Args:
-        strategy: One of `STRATEGIES`.
-        space: What is searched.
-        required_performance: Share of the full model's score that is asked.
-        max_trials: Planned number of trials.
-        seed: Makes it reproducible.
-        initial_designs: First trials of "thesis".
-        known: Latency, features and cost of every schedule; "constrained" needs them.
-
     Raises:
         ValueError: There is no such strategy, or what it needs is missing.
     """

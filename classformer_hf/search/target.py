@@ -113,14 +113,7 @@ class LatencyMeter:
         warmup: int = WARMUP,
         on_round: Callable[[], Any] | None = None,
     ) -> dict[Schedule, Latency]:
-        """Time schedules side by side, and the full model with them, which they are a share of.
-
-        Args:
-            schedules: What to time.
-            rounds: Timed passes over the inputs.
-            warmup: Untimed passes before them.
-            on_round: Called after every pass, outside the clocks.
-        """
+        """Time schedules side by side, and the full model with them, which they are a share of."""
         with self.target.use_threads():
             model = self.build(self.full)
             models = {schedule.key: reconfigure(model, **schedule.config) for schedule in [self.full, *schedules]}
@@ -176,13 +169,7 @@ def _put_table(table: LatencyTable, path: Path):
 
 
 def retime_trials(journal: Journal, timing: Callable[[Schedule], dict[str, Any]], is_stale: Callable[[Trial], bool]):
-    """Time the trials of a journal again that were timed on another machine; their scores stay.
-
-    Args:
-        journal: Of trials that were timed, not looked up.
-        timing: Gives the latency of a schedule on the machine that counts now, as plain data.
-        is_stale: Whether a trial's latency is of another one.
-    """
+    """Time the trials of a journal again that were timed on another machine; their scores stay."""
     with journal.lock():
         stale = [trial for trial in journal.trials if trial.is_ok and is_stale(trial)]
         if stale:

@@ -159,7 +159,7 @@ def check_study(study: Path, objective: FineTuneObjective):
             f"{study} holds no supernet (supernet/supernet.json); --reuse takes the --output_dir of a finished search "
             "with --evaluation supernet."
         )
-    found, now = read_identity(study / "supernet"), objective.identity()
+    found, now = read_supernet(study / "supernet")["identity"], objective.identity()
     if changed := describe_changes(found, {name: now[name] for name in ("checkpoint", "dataset", FLAGS)}):
         raise JournalError(f"{study} is of something else: {', '.join(changed)}; --reuse needs the same.")
     journal = Journal(study / "trials.jsonl", {}, is_writer=False)
@@ -171,15 +171,16 @@ def check_study(study: Path, objective: FineTuneObjective):
         raise JournalError(f"--reuse and --output_dir are both {study}; give the new answer a folder of its own.")
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """Read what study a supernet was trained for.
+def read_supernet(folder: Path) -> dict[str, Any]:
+    """Read what study a supernet was trained for, and what that cost.
 
     Raises:
         JournalError: Its record is damaged.
     """
     path = folder / "supernet.json"
     try:
-        return json.loads(path.read_text())["identity"]
+        record = json.loads(path.read_text())
+        return {**record, "identity": record["identity"]}
     except (OSError, ValueError, KeyError) as error:
         raise JournalError(f"{path} cannot be read ({error!r}); delete {folder} to train it anew.") from error
 
@@ -189,12 +190,6 @@ def reuse_trials(study: Path, journal: Journal, objective: SupernetObjective, re
 
     Scores do not depend on the machine, so they are taken over. Under another dtype they may differ: then the full
     model and the candidates that look best are validated anew, on as many examples as fit in `REUSE_SECONDS`.
-
-    Args:
-        study: Folder of the earlier study.
-        journal: Of this study; empty, or what an interrupted call left.
-        objective: Of this study.
-        required: Share of the full model's score that is asked.
 
     Returns:
         Whether the earlier study validated in the same dtype.

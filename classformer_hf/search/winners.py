@@ -32,26 +32,13 @@ DRIFT = 0.05  # between two measurements of one latency ratio that is worth a wo
 
 
 def choose_candidates(result: SearchResult, number: int, refuted: Collection[Schedule] = ()) -> list[Trial]:
-    """List the fastest trials that meet the requirement with the supernet's weights, fastest first.
-
-    Args:
-        result: Of the search with the supernet.
-        number: How many at most.
-        refuted: Schedules whose own fine-tuning fell short.
-    """
-    feasible = [trial for trial in result.trials if result.is_feasible(trial) and trial is not result.reference]
-    feasible = [trial for trial in feasible if trial.schedule not in refuted]
-    return sorted(feasible, key=lambda trial: trial.latency_ratio)[:number]
+    """List the fastest trials that meet the requirement with the supernet's weights, fastest first."""
+    left = [one for one in result.trials if one is not result.reference and one.schedule not in refuted]
+    return sorted(filter(result.is_feasible, left), key=lambda trial: trial.latency_ratio)[:number]
 
 
 def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: float) -> FineTuneObjective:
-    """Give what fine-tunes candidates shortly from a supernet, in a folder of its own.
-
-    Args:
-        objective: Of the search; a classifier that it was given is the reference as it is.
-        supernet: Folder of the weights to start from.
-        num_epochs: Epochs of a fine-tuning.
-    """
+    """Give what fine-tunes candidates shortly from a supernet, in a folder of its own."""
     arguments = copy.copy(objective.arguments)
     arguments.output_dir = str(objective.output / "winners")
     arguments.num_train_epochs = num_epochs
@@ -61,24 +48,15 @@ def prepare_winners(objective: FineTuneObjective, supernet: Path, num_epochs: fl
 
 
 def adopt_reference(winners: FineTuneObjective, study: Path):
-    """Take the full model's fine-tuning over from an earlier study, if it was the same one; its time is not taken.
-
-    Args:
-        winners: Of this study; will not train the full model.
-        study: Folder of the earlier study.
-    """
-    path, wanted = study / "winners" / "trials.jsonl", winners.identity()
-    if not path.exists():
+    """Take the full model's fine-tuning over from an earlier study, if it was the same one; its time is not taken."""
+    journal, wanted = Journal(study / "winners" / "trials.jsonl", {}, is_writer=False), winners.identity()
+    reference, model = find_reference(journal.trials), study / "winners" / "models" / winners.full.key
+    # without the entry it is of a time when the full model was fine-tuned even where that made it worse
+    if reference is None or "reference" not in reference.measurement or not model.exists():
         return
-    journal = Journal(path, {}, is_writer=False)
     found = {**journal.found_identity, "latency": journal.found_identity["latency"]["dtype"], FLAGS: wanted[FLAGS]}
-    model, reference = path.parent / "models" / winners.full.key, find_reference(journal.trials)
-    if found != {**wanted, "latency": wanted["latency"]["dtype"]} or reference is None or not model.exists():
-        return
-    if "reference" not in reference.measurement:
-        # of a time when the full model was fine-tuned even where that made it worse
-        return
-    winners.adopt(winners.full, reference.measurement, model)
+    if found == {**wanted, "latency": wanted["latency"]["dtype"]}:
+        winners.adopt(winners.full, reference.measurement, model)
 
 
 def warn_of_drift(winner: Trial, record: Path):
@@ -128,14 +106,8 @@ class Judged:
 
 
 def read_judged(study: Path, question: Mapping[str, Any]) -> Judged:
-    """Read what the last stage of a study has judged so far.
-
-    Args:
-        study: Folder of the study.
-        question: What is asked: `required_performance`, `length_buckets`, ...
-    """
-    path = study / "winners" / "trials.jsonl"
-    trials = Journal(path, {}, is_writer=False).trials if path.exists() else []
+    """Read what the last stage of a study has judged so far."""
+    trials = Journal(study / "winners" / "trials.jsonl", {}, is_writer=False).trials
     if find_reference(trials) is None:
         return Judged()
     result = answer(trials, question)
@@ -177,10 +149,6 @@ def required_promise(verdicts: Sequence[Verdict], required: float) -> float:
 
     Where those that kept it all gained, candidates may promise less than is asked: by the smallest of the gains, less
     its standard error.
-
-    Args:
-        verdicts: Winners so far.
-        required: The share of the full model's performance that is asked.
     """
     enough = [one for one in verdicts if one.kept >= required]
     gain = min((one.kept - one.promised - one.standard_error for one in enough), default=0.0)
@@ -255,12 +223,7 @@ def predicted_timing(table: LatencyTable, schedule: Schedule, full: Schedule, le
 
 
 class OneProposal(Sampler):
-    """Proposes one schedule and then no other.
-
-    Args:
-        space: What was searched.
-        candidate: The schedule; `None`: nothing is proposed.
-    """
+    """Proposes one schedule, if there is one, and then no other."""
 
     def __init__(self, space: SearchSpace, candidate: Schedule | None):
         super().__init__(space)

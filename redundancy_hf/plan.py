@@ -141,10 +141,9 @@ class Plan:
 
     def update(self, number: int = 1, note: str = ""):
         """Count finished units of the stage that runs; arguments as in `report`."""
-        stage = self.current
-        if stage is not None:
-            stage.done, stage.part, stage.note = stage.done + number, 0.0, note
-        self.show()
+        if self.current is not None:
+            self.current.done += number
+        self.report(0.0, note)
 
     def report(self, part: float, note: str = "", is_resumed: bool = False):
         """Say how far a unit of the stage that runs has come, or, of a resumed one, how far an earlier call had."""
@@ -177,13 +176,12 @@ class Plan:
     @property
     def left_seconds(self) -> float | None:
         """Seconds until everything is done; `None` where they cannot be known yet."""
-        stage = self.current
-        running = [] if stage is None else [stage.left_seconds]
-        known = [*self.pace.values(), *([] if stage is None else [stage.seconds_per_unit])]
+        running = [] if self.current is None else [self.current]
+        known = [*self.pace.values(), *(stage.seconds_per_unit for stage in running)]
         typical = next((seconds for seconds in reversed(known) if seconds), None)
-        left = [*running, *(typical if seconds is None else seconds for seconds in self.waiting.values())]
-        sure = [seconds for seconds in left if seconds is not None]
-        return sum(sure) if len(sure) == len(left) else None
+        waiting = (typical if seconds is None else seconds for seconds in self.waiting.values())
+        left = [*(stage.left_seconds for stage in running), *waiting]
+        return None if None in left else sum(seconds for seconds in left if seconds is not None)
 
     @property
     def left(self) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from frame import format_table, name_command, percent
+from frame import command_of, format_table, name_command, percent
 
 import vision_hf
-from redundancy_hf.command import parse_call, run_command, write_record
+from redundancy_hf.command import write_record
 from vision_hf.cost import count_expanded_parameters, count_flops
 from vision_hf.explain import list_convolutions
 
@@ -39,16 +39,15 @@ def count(family: str, preset: str, settings: dict, size: int, is_both: bool, fa
     }
 
 
-def run(results_file: str, sharing_factors: Sequence[int] = (1, 2, 4, 8)) -> dict[str, list[dict[str, int]]]:
-    """Count every network at every amount of sharing.
+def run(results_file: str, sharing_factors: Sequence[int] = (1, 2, 4, 8)) -> dict[str, Any]:
+    """Count every network at every amount of sharing; gives the record.
 
     Args:
         results_file: JSON file for the counts.
         sharing_factors: Channels per kernel.
     """
     networks = {name: [count(*network, factor) for factor in sharing_factors] for name, network in NETWORKS.items()}
-    write_record(results_file, networks=networks)
-    return networks
+    return write_record(results_file, networks=networks)
 
 
 def table(record: dict) -> str:
@@ -64,12 +63,4 @@ def table(record: dict) -> str:
     return format_table(header, rows, name_command(record))
 
 
-def main():
-    for name, rows in run(**parse_call(run, __doc__)).items():
-        for row in rows:
-            counts = f"{row['parameters']:>12,} parameters  {row['flops']:>15,} flops"
-            print(f"{name:36} s={row['sharing_factor']}  {counts}")
-
-
-if __name__ == "__main__":
-    run_command(main)
+main = command_of(run, __doc__, show=table)

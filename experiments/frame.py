@@ -108,9 +108,10 @@ def list_commands(records: Iterable[dict]) -> str:
     """Give the programs that repeat the runs of records, and the records, each of which is a recipe."""
     recipes: dict[str, list[str]] = {}
     for record in records:
-        program, path = record["command"].rsplit(" ", 1)
-        recipes.setdefault(program, []).append(f"[{Path(path).stem}](../{path})")
-    commands = (f"`{program}` with {', '.join(links)}" for program, links in recipes.items())
+        # one that was only just measured is no file yet
+        program, path = record["command"].rsplit(" ", 1) if "command" in record else (record["program"], "")
+        recipes.setdefault(program, []).extend([f"[{Path(path).stem}](../{path})"] if path else [])
+    commands = (f"`{program}`{' with ' * bool(links)}{', '.join(links)}" for program, links in recipes.items())
     return f"Commands: {'; '.join(commands)}\n"
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from frame import format_table, interval, name_command
+from frame import command_of, format_table, interval, name_command
 from scipy.stats import gmean
 from torch import nn
 from tqdm import tqdm
 
-from redundancy_hf.command import parse_call, run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.timing import hardware_fingerprint
 from vision_hf.cost import forward_call, measure_ratios, training_call
 from vision_hf.layers_shared_conv import SharedConv2d, SharedDepthwiseConv2d, SharedSeparableConv2d
@@ -64,8 +64,8 @@ def run(
     rounds: int = 30,
     seconds_per_call: float = 0.02,
     results_file: str | None = None,
-) -> list[dict]:
-    """Time every kind of layer in every shape and give the geometric means over the shapes.
+) -> dict[str, Any]:
+    """Time every kind of layer in every shape; gives the record.
 
     Args:
         sharing_factors: Channels per weight.
@@ -87,10 +87,8 @@ def run(
         row = {"kind": kind, "mode": mode}
         row |= dict(zip(("channels", "kernel_size", "stride", "image_size"), shape, strict=True))
         rows.append({**row, "ratios": measure_ratios(calls, "plain", rounds, seconds_per_call)})
-    summary = summarise(rows)
     about = {"hardware": hardware_fingerprint(), "batch_size": batch_size, "rounds": rounds}
-    write_record(results_file, **about, summary=summary, shapes=rows)
-    return summary
+    return write_record(results_file, **about, summary=summarise(rows), shapes=rows)
 
 
 def summarise(rows: list[dict]) -> list[dict]:
@@ -120,10 +118,4 @@ def table(record: dict) -> str:
     return format_table(["layer", "mode", "variant", "time"], rows, note)
 
 
-def main():
-    for row in run(**parse_call(run, __doc__)):
-        print(f"{row['kind']:10} {row['mode']:20} {row['variant']:16} {row['geomean']:.3f}")
-
-
-if __name__ == "__main__":
-    run_command(main)
+main = command_of(run, __doc__, show=table)

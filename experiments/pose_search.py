@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from frame import format_table, interval, list_commands, percent
+from frame import command_of, format_table, interval, list_commands, percent
 from tqdm import tqdm
 
 from avae_hf import AVAEModel
 from avae_hf.data import ShapeTaskArguments, load_processor, load_task
 from avae_hf.pose_search_avae import PoseObjective, search_pose
-from redundancy_hf.command import parse_call, run_command, write_record
+from redundancy_hf.command import write_record
 from redundancy_hf.timing import hardware_fingerprint, time_in_turns
 
 Calls = dict[str, Callable[[], Any]]
@@ -112,8 +112,8 @@ def run(
     num_inputs: int = 64,
     rounds: int = 5,
     training: bool = False,
-) -> dict[str, dict]:
-    """Compare searches, or steps of training, of one model.
+) -> dict[str, Any]:
+    """Compare searches, or steps of training, of one model; gives the record.
 
     Args:
         model: Folder of a trained autoencoder, plain or affine.
@@ -139,18 +139,13 @@ def run(
         found = compare_searches(loaded, images, rounds)
     about = {"name": name or f"{data.name}, {' and '.join(transforms)}", "num_inputs": number, "rounds": rounds}
     about |= {"image_size": loaded.config.image_size, "hardware": hardware_fingerprint()}
-    write_record(results_file, **about, **found)
-    return found["rows"]
-
-
-def select(records: dict[str, dict], kind: str) -> list[dict]:
-    return [record for record in records.values() if record["kind"] == kind]
+    return write_record(results_file, **about, **found)
 
 
 def search_table(records: dict[str, dict]) -> str:
     """Processor time and loss of pose searches, relative to the direct one."""
-    rows, records = [], select(records, "search")
-    for record in records:
+    rows = []
+    for record in records.values():
         for name, row in record["rows"].items():
             ratio = f"{1 / row['time_ratio']:.1f}x [{1 / row['high']:.1f}, {1 / row['low']:.1f}]"
             shares = [percent(row["worse_share"]), percent(row["better_share"]), row["worse_than_identity"]]
@@ -160,9 +155,10 @@ def search_table(records: dict[str, dict]) -> str:
     scales = "; ".join(
         f"{one['name']}: n = {one['num_inputs']}, side {one['image_size']}, {one['rounds']} rounds, "
         f"{one['hardware']['device_name']}"
-        for one in records
+        for one in records.values()
     )
-    note = f"Processor time, median [smallest, largest] of the rounds, 1 thread. {scales}.\n\n{list_commands(records)}"
+    note = f"Processor time, median [smallest, largest] of the rounds, 1 thread. {scales}.\n\n"
+    note += list_commands(records.values())
     return format_table(header, rows, note)
 
 
@@ -170,7 +166,7 @@ def training_table(records: dict[str, dict]) -> str:
     """Processor time of a training step, relative to a plain autoencoder's."""
     rows = [
         [record["name"], name, interval(row["time_ratio"], row["low"], row["high"])]
-        for record in select(records, "training")
+        for record in records.values()
         for name, row in record["rows"].items()
         if name != "plain"
     ]
@@ -181,11 +177,9 @@ def training_table(records: dict[str, dict]) -> str:
     return format_table(["inputs", "model", "time of a step"], rows, note)
 
 
-def main():
-    for name, row in run(**parse_call(run, __doc__)).items():
-        loss = f", loss {row['loss']:.3f} ({row['difference']:+.3f})" if "loss" in row else ""
-        print(f"{name:15} time {row['time_ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{loss}")
+def show(record: dict) -> str:
+    """The table of one record."""
+    return (search_table if record["kind"] == "search" else training_table)({"": record})
 
 
-if __name__ == "__main__":
-    run_command(main)
+main = command_of(run, __doc__, show=show)

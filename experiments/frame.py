@@ -96,6 +96,9 @@ def link_command(record: dict) -> str:
     """Give the command that repeats a record's run, linked to the record, which is the recipe, once that is a file."""
     if "command" not in record:
         return f"`{record['program']}`"
+    if tag := record.get("closed"):
+        path = record["command"].split()[-1]
+        return f"`{record['program']}` of the tag `{tag}`, [record](../{path})"
     return f"[`{record['command']}`](../{record['command'].split()[-1]})"
 
 

@@ -79,6 +79,8 @@ def test_examples_of_helps_are_understood(tmp_path):
 
 def list_runs(record, program="") -> list[dict]:
     """Give what a record holds of the runs behind it: programs and arguments."""
+    if isinstance(record, dict) and "closed" in record:
+        return []
     if isinstance(record, dict):
         program = record.get("program", program)
         joined = [{"program": program, "arguments": arguments} for arguments in record.get("joined", [])]
@@ -95,8 +97,9 @@ def test_record_is_a_recipe(path, tmp_path):
     for run in runs:
         recipe.write_text(json.dumps(run))
         assert find_problem([*run["program"].split(), str(recipe)]) == ""
-    # what somebody else has published
-    assert runs or path.stem == "architectures_published"
+    # what somebody else has published, and experiments of which only the tables are left
+    closed = {"architectures_published", "int8_batches", "latency_under_load", "roofline"}
+    assert runs or path.stem in closed
 
 
 def test_record_repeats_its_run(tmp_path, monkeypatch):

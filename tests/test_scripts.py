@@ -592,13 +592,6 @@ def test_help_teaches(run, script):
         assert f"python experiments/{script}.py" in printed, "an example"
 
 
-def test_conversion_check_compares_with_the_original(run, tiny_roberta_folder):
-    code, printed, _ = run("lossless", "--model_name_or_path", tiny_roberta_folder)
-    assert code == 0
-    assert printed.startswith("4 hidden states, largest difference ")
-    assert run("lossless", "--model_name_or_path", tiny_roberta_folder, "--tolerance", -1)[0] == 1
-
-
 @pytest.fixture(scope="session")
 def full_and_candidate(tmp_path_factory, tiny_settings, tiny_tokenizer):
     """Folders of two classifiers with the labels of `tiny_text_file`: one answers "positive", the other at random."""

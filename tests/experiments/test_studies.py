@@ -8,8 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from classformer_hf import ClassformerConfig
-from classformer_hf.flops import count_flops
 from classformer_hf.search import cascade
 
 pytestmark = pytest.mark.slow
@@ -227,21 +225,6 @@ def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
     assert {row["clock"] for row in rows} == {"process_cpu"} and rows[-1]["model"] == "graphs"
 
 
-def test_cost_of_one_text_at_a_time_in_int8(run, two_folders, tiny_text_file, tmp_path):
-    command = [
-        *("int8", "--folder", two_folders[1], "--dataset_name", tiny_text_file, *CARVED, "--rounds", 1),
-        *("--num_texts", 6, "--batch_sizes", 3, "--output_dir", tmp_path, "--results_file", tmp_path / "int8.json"),
-    ]
-    code, printed, words = run(*command)
-    assert code == 0, words
-    record = json.loads((tmp_path / "int8.json").read_text())
-    rows = {(row["variant"], row["batch_size"], row["order"]): row["ratio"] for row in record["rows"]}
-    orders = [(1, "unsorted"), (3, "unsorted"), (3, "sorted")]
-    assert list(rows) == [(variant, *order) for variant in ("onnx", "onnx-int8") for order in orders]
-    assert rows["onnx", 1, "unsorted"] == 1 and record["report"]["batch_difference"] > 0
-    assert "in batches of 32" in printed and "| alone | 3, unsorted | 3, sorted |" in printed
-
-
 def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):
     command = [
         *("throughput", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED, "--rounds", 2),
@@ -259,25 +242,3 @@ def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_
     assert padding["padded"] >= padding["bucketed"] > 0
     assert "equals a model without reductions" in run(*command, "--models", *reversed(two_folders))[2]
     assert run(*command, "--batch_size", 0)[0] == 1
-
-
-def test_bounds_of_schedules(run, tiny_roberta_two_labels, tmp_path):
-    command = [
-        *("roofline", "--model_name_or_path", tiny_roberta_two_labels, "--rounds", 2, "--lengths", 8, 16),
-        *("--schedules", "1-1-1_eta0", "2-1-1_eta0", "--results_file", tmp_path / "roofline.json"),
-    ]
-    code, printed, words = run(*command)
-    assert code == 0 and "| `2-1-1_eta0` | 16 |" in printed, words
-    record = json.loads((tmp_path / "roofline.json").read_text())
-    rows = {(row["schedule"], row["tokens"]): row for row in record["rows"]}
-    assert rows["2-1-1_eta0", 16]["layer_lengths"] == [8, 8, 1] and len(rows) == 4
-    config = ClassformerConfig.from_pretrained(tiny_roberta_two_labels, gamma=[2, 1, 1], num_labels=2)
-    head = 2 * config.hidden_size * (config.hidden_size + 2)
-    assert 1e9 * rows["2-1-1_eta0", 16]["gflops"] == pytest.approx(count_flops(config, 16) - head)
-    for row in rows.values():
-        assert 0 < row["roofline_ms"] and row["products_ms"] < row["measured_ms"]
-    shares = record["profiles"]["plain RoBERTa"]["shares"]
-    assert sum(shares.values()) == pytest.approx(1) and shares["matrix products of linear layers"] > 0.05
-    # every kind of work is found, however little of the time of so small a model it takes on a busy machine
-    assert all(shares[name] > 0 for name in ("attention", "GELU", "layer norm", "residual sums"))
-    assert "a schedule is named like" in run(*command, "--schedules", "fast")[2]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from batches import BATCHINGS, AllBatches, make_batches
 from peers import mark_front
+from throughput import BATCHINGS, AllBatches, make_batches
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification
 from classformer_hf.checkpoints import reconfigure

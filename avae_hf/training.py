@@ -19,7 +19,7 @@ from redundancy_hf.plan import Plan
 from redundancy_hf.training import RecipeArguments, StopOnInvalidLoss, show_progress
 
 from .analysis import draw_reconstructions
-from .data import PoseDataset
+from .data import PoseDataset, ShapeTask
 from .modeling_avae import AVAEModel
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -186,7 +186,7 @@ def write_card(
     folder: Path,
     model: AVAEModel,
     trained: Trained,
-    images: torch.Tensor,
+    task: ShapeTask,
     about_dataset: dict[str, Any],
     facts: dict[str, Any],
 ):
@@ -196,10 +196,9 @@ def write_card(
         folder: Of the model.
         model: Whose configuration the card tells.
         trained: What validation gave.
-        images: A few upright ones for the picture, (B, C, ...).
+        task: The data; a few of its validation inputs are drawn.
         about_dataset: What an `EvalResult` says of the data set.
-        facts: More of what the card says: "dataset", "augment" (transforms of the data), "num_train",
-            "num_validation", "num_epochs" and "seed".
+        facts: "augment", the transforms of the data, "num_epochs" and "seed".
     """
     result = EvalResult(
         task_type="image-feature-extraction",
@@ -210,8 +209,10 @@ def write_card(
         metric_name="squared error, sum over an input",
         metric_value=round(trained.squared_error, 4),
     )
-    draw_reconstructions({"reconstruction": model.eval()}, images, [0, 1, 2, 3], folder / "reconstructions.png")
-    values = {**model.config.to_dict(), "pose_dim": model.config.pose_dim, **facts}
+    shown = task.images["validation"][:4]
+    draw_reconstructions({"reconstruction": model.eval()}, shown, [0, 1, 2, 3], folder / "reconstructions.png")
+    values = {**model.config.to_dict(), "pose_dim": model.config.pose_dim, "dataset": task.name, **facts}
+    values |= {f"num_{name}": len(task.images[name]) for name in ("train", "validation")}
     values |= {"squared_error": trained.squared_error, "loss": trained.loss}
     kind = "image-feature-extraction" if model.config.spatial_dims == 2 else None
     tags = ["avae", "variational-autoencoder"]

@@ -91,6 +91,7 @@ def draw_kernel_sheets(models: dict[str, nn.Module], layer: int, path: str | Pat
     reference = _flatten(next(iter(sheets.values())))
     similarity = {}
     with open_grid(path, 1, len(sheets), 3.4, 4.1) as (figure, axes):
+        figure.get_layout_engine().set(w_pad=0.2)
         for axis, (name, kernels) in zip(axes[0], sheets.items(), strict=True):
             partners, cosine = match_kernels(_flatten(kernels), reference)
             similarity[name] = {"cosine": cosine, "random": _similarity_by_chance(_flatten(kernels), reference)}

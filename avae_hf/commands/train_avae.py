@@ -97,15 +97,8 @@ def train_avae(
             # the seeds share one folder, which knows of every reading of the test split
             for place in (folder, folder.parent):
                 record.write(place)
-            facts: dict[str, Any] = {f"num_{name}": len(shapes.images[name]) for name in ("train", "validation")}
-            facts |= {
-                "dataset": shapes.name,
-                "augment": task.augment,
-                "num_epochs": run.num_train_epochs,
-                "seed": run.seed,
-            }
-            shown = shapes.images["validation"][:4]
-            write_card(folder, network, trained, shown, name_dataset(shapes.name, vars(task)), facts)
+            facts = {"augment": task.augment, "num_epochs": run.num_train_epochs, "seed": run.seed}
+            write_card(folder, network, trained, shapes, name_dataset(shapes.name, vars(task)), facts)
         return {"seed": run.seed, **asdict(trained), "parameters": network.num_parameters()}
 
     rows = run_seeds(train_seed, training, seeds, settings)

@@ -118,7 +118,7 @@ class Comparison:
         file = f"row_{point[1].replace(' ', '-').replace('/', '-')}.json"
         return run_seed(tune, self.training, self.folder_of(point, seed), seed, file)
 
-    def time(self, seed: int, num_inputs: int, rounds: int) -> dict[str, dict[str, Any]]:
+    def time(self, seed: int, num_inputs: int, rounds: int) -> dict[tuple[str, str], dict[str, Any]]:
         """Time all points together, each with its trained weights, because some choose by them.
 
         On texts of the test split, like the scores: validation texts may have other lengths.
@@ -127,8 +127,8 @@ class Comparison:
         for point in self.points:
             model = self.build(point)
             model.load_state_dict(torch.load(self.folder_of(point, seed) / "weights.pt", weights_only=True))
-            models[" ".join(point)] = model.eval()
-        return take_turns(models, sample_inputs(self.task.splits["test"], num_inputs), "full ", rounds)
+            models[point] = model.eval()
+        return take_turns(models, sample_inputs(self.task.splits["test"], num_inputs), ("full", ""), rounds)
 
 
 def prepare(
@@ -194,7 +194,7 @@ def run(
     record_reading(models, data.record.rows["test"], dataset=data.name, split="test")
     latencies = comparison.time(training.seed, num_inputs, rounds)
     points = [
-        summarise([row for row in rows if (row["method"], row["setting"]) == point]) | latencies[" ".join(point)]
+        summarise([row for row in rows if (row["method"], row["setting"]) == point]) | latencies[point]
         for point in comparison.points
     ]
     about = describe_task(data)

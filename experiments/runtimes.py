@@ -34,7 +34,7 @@ from redundancy_hf.runtimes import ExportedClassifier, check_runtime
 from redundancy_hf.task import TaskArguments, TaskFlags
 from redundancy_hf.timing import hardware_fingerprint, sample_inputs
 
-STOCK = "stock eager float32"
+STOCK = ("stock", "eager")
 EXPORTED = "as exported"
 VARIANTS = ("torch", "torch-compile", "torch-bf16", "onnx", "onnx-int8", "openvino")
 
@@ -99,17 +99,18 @@ def run(
     tokenizer = load_tokenizer(models[0])
     data = tokenize(load_task(arguments), tokenizer, arguments.max_length)
     full = ClassformerForSequenceClassification.from_pretrained(models[0])
-    built: dict[str, Any] = {STOCK: build_stock(full, attention="eager"), "stock sdpa": build_stock(full)}
-    about = {STOCK: ("stock", "eager"), "stock sdpa": ("stock", "sdpa")}
+    built: dict[tuple[str, str], Any] = {
+        STOCK: build_stock(full, attention="eager"),
+        ("stock", "sdpa"): build_stock(full),
+    }
     for folder, variant in tqdm(jobs, desc="loading and exporting", unit="model"):
-        name = f"{Path(folder).name} {variant}"
-        built[name] = build(folder, variant, Path(output_dir) / Path(folder).name)
-        about[name] = (Path(folder).name, built[name].variant if variant == EXPORTED else variant)
+        model = build(folder, variant, Path(output_dir) / Path(folder).name)
+        built[Path(folder).name, model.variant if variant == EXPORTED else variant] = model
     rows = {}
     for name, model in tqdm(built.items(), desc="scoring", unit="model"):
         schedule = {key: getattr(model.config, key, None) for key in ("gamma", "eta")}
-        _, scored = score(model, data, "test", tokenizer, order_outputs(model.config, data, name))
-        rows[name] = {"model": about[name][0], "variant": about[name][1], **schedule, **scored}
+        _, scored = score(model, data, "test", tokenizer, order_outputs(model.config, data, name[0]))
+        rows[name] = {"model": name[0], "variant": name[1], **schedule, **scored}
     if data.record is not None and data.record.rows is not None:
         record_reading(read, data.record.rows["test"], dataset=data.name, split="test")
     inputs = sample_inputs(data.splits["test"], num_inputs)

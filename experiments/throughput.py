@@ -132,14 +132,12 @@ def run(
         ]
         for batching in BATCHINGS
     }
-    jobs = {f"{name} {batching}": (name, batching) for name in loaded for batching in BATCHINGS}
-    runs = {job: AllBatches(loaded[name], batches[batching]) for job, (name, batching) in jobs.items()}
+    runs = {(name, way): AllBatches(model, some) for name, model in loaded.items() for way, some in batches.items()}
     # other runtimes work in threads of their own
     has_exports = any(isinstance(model, ExportedClassifier) for model in loaded.values())
     clock = "process_cpu" if has_exports else None
     rows, tokens = [], sum(map(len, texts))
-    for job, latency in take_turns(runs, [{}], "stock unsorted", rounds, 1, clock).items():
-        name, batching = jobs[job]
+    for (name, batching), latency in take_turns(runs, [{}], ("stock", "unsorted"), rounds, 1, clock).items():
         padding = 1 - tokens / sum(batch["input_ids"].numel() for batch in batches[batching])
         schedule = {key: getattr(loaded[name].config, key, None) for key in ("gamma", "eta")}
         about = {"batching": batching, "padding": padding, "num_batches": len(batches[batching])}

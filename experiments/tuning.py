@@ -27,14 +27,14 @@ def score(model: Any, task: Task, split: str, tokenizer: Any, outputs: Any = sli
 
 
 def take_turns(
-    models: Mapping[str, Any],
+    models: Mapping[Any, Any],
     inputs: Sequence[Mapping[str, torch.Tensor]],
-    reference: str,
+    reference: Any,
     rounds: int,
     warmup: int = 2,
     clock: Any = None,
     what: str = "timing",
-) -> dict[str, dict[str, Any]]:
+) -> dict[Any, dict[str, Any]]:
     """Time models in rounds in which each takes every input; gives the fields of their `Latency` by name."""
     with tqdm(total=rounds + warmup, desc=what, unit="round") as bar:
         found = measure_latency(models, inputs, reference, rounds, warmup, bar.update, clock)

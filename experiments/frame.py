@@ -97,8 +97,7 @@ def link_command(record: dict) -> str:
     if "command" not in record:
         return f"`{record['program']}`"
     if tag := record.get("closed"):
-        path = record["command"].split()[-1]
-        return f"`{record['program']}` of the tag `{tag}`, [record](../{path})"
+        return f"`{Path(record['program']).name}` of the tag `{tag}`, [record](../{record['command'].split()[-1]})"
     return f"[`{record['command']}`](../{record['command'].split()[-1]})"
 
 

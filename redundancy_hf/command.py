@@ -6,6 +6,7 @@ import difflib
 import errno
 import inspect
 import io
+import itertools
 import json
 import logging
 import math
@@ -86,34 +87,60 @@ def parse_call(
 ) -> dict[str, Any]:
     """Parse flags into the arguments of a function: its signature is the command line, its docstring the help.
 
+    A first argument `recipe.json`, or a record, sets defaults that flags override.
+
     Args:
         function: Each parameter is a flag; one that is annotated with a dataclass brings the flags of its fields,
             which have the defaults of the parameter's, if it has one.
             `Literal`, or `Annotated[str, {"choices": [...]}]`, gives choices.
-        description: As for [`parse_arguments`], like the others.
+        description: Shown by `--help`.
         arguments: The command line; `sys.argv` by default.
-        positional: The argument whose values may also stand first.
+        positional: The argument whose values may also stand first, without its flag.
 
     Raises:
-        ValueError: As [`parse_arguments`] does.
+        ValueError: The recipe cannot be read or names an unknown argument; or `results_file` is a folder, `output_dir`
+            a file, or a number of a training out of range.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    kinds, defaults = _list_kinds(function)
+    parser = HfArgumentParser(list(kinds.values()), description=description, formatter_class=HelpFormatter)
+    parser.set_defaults(**defaults)
+    KNOWN_FLAGS.clear()
+    KNOWN_FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
+    # without the usage of a hundred flags
+    parser.usage = f"%(prog)s [recipe.json] {'[' + positional.upper() + '] ' if positional else ''}[--flag value ...]"
+    parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
+    usual = {action.dest: _read_default(parser, action) for action in reversed(parser._actions)}
+    if arguments and arguments[0].endswith(".json"):
+        path, *arguments = arguments
+        fields = itertools.chain.from_iterable(map(dataclasses.fields, kinds.values()))
+        _set_recipe(parser, path, {field.name for field in fields if field.init})
+    if positional is not None and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{positional}", *arguments]
+    *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    _refuse_unused(parser, unused)
+    given = vars(parser.parse_known_args(arguments)[0])
+    ARGUMENTS.clear()
+    # where a record is written does not say what is in it
+    asked = (key for key, value in given.items() if value != usual[key] and key != "results_file")
+    ARGUMENTS.update({key: _shorten(given[key]) for key in asked})
+    for values in parsed:
+        _check_values(values)
+    own, *groups = parsed
+    return {**vars(own), **dict(zip(list(kinds)[1:], groups, strict=True))}
+
+
+def _list_kinds(function: Callable) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the dataclasses whose fields are the flags of a function, its own first, and other defaults of theirs."""
     _, helps, _ = parse_google_format_docstring(inspect.cleandoc(function.__doc__ or ""))
-    own, groups = [], {}
-    defaults: dict[str, Any] = {}
+    own, groups, defaults = [], dict[str, Any](), dict[str, Any]()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
             defaults |= {} if parameter.default is parameter.empty else vars(parameter.default)
         else:
             own.append(_describe_flag(parameter, helps[name] if helps else ""))
-    first, *others = parse_arguments(
-        (dataclasses.make_dataclass(function.__name__, own, kw_only=True), *groups.values()),
-        description,
-        arguments,
-        positional,
-        defaults,
-    )
-    return {**vars(first), **dict(zip(groups, others, strict=True))}
+    return {"": dataclasses.make_dataclass(function.__name__, own, kw_only=True), **groups}, defaults
 
 
 def _describe_flag(parameter: inspect.Parameter, text: str) -> tuple[str, Any, Any]:
@@ -139,78 +166,40 @@ def _describe_flag(parameter: inspect.Parameter, text: str) -> tuple[str, Any, A
     return parameter.name, kind, dataclasses.field(default=default, metadata=metadata)
 
 
+def _refuse_unused(parser: argparse.ArgumentParser, unused: list[str]):
+    """End with the name that a flag has now, or with one that is like it."""
+    if not unused:
+        return
+    flag = unused[0].partition("=")[0]
+    if new := _find_new_name(flag.removeprefix("--"), KNOWN_FLAGS):
+        parser.error(f"{flag} is called --{new} now")
+    similar = difflib.get_close_matches(flag, [f"--{name}" for name in KNOWN_FLAGS], n=1)
+    parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
+
+
 def _find_new_name(old: str, known: Collection[str]) -> str | None:
     return next((new for new in RENAMED.get(old, ()) if new in known), None)
 
 
-def parse_arguments(
-    dataclass_types: Sequence[Any],
-    description: str,
-    arguments: list[str] | None = None,
-    positional: str | None = None,
-    defaults: Mapping[str, Any] | None = None,
-) -> tuple:
-    """Parse flags into dataclasses; a first argument `recipe.json`, or a record, sets defaults that flags override.
-
-    Args:
-        dataclass_types: As for [`HfArgumentParser`].
-        description: Shown by `--help`.
-        arguments: The command line; `sys.argv` by default.
-        positional: The argument whose values may also stand first, without its flag.
-        defaults: Of flags, instead of the dataclasses'.
-
-    Returns:
-        One instance per dataclass.
+def _check_values(values: Any):
+    """Refuse what would only show after all work.
 
     Raises:
-        ValueError: The recipe cannot be read or names an unknown argument; or `results_file` is a folder, `output_dir`
-            a file, or a number of a training out of range.
+        ValueError: As of [`parse_call`].
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
-    parser.set_defaults(**(defaults or {}))
-    KNOWN_FLAGS.clear()
-    KNOWN_FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
-    # without the usage of a hundred flags
-    parser.usage = f"%(prog)s [recipe.json] {'[' + positional.upper() + '] ' if positional else ''}[--flag value ...]"
-    parser.error = lambda message: parser.exit(2, f"error: {message}; --help explains the flags.\n")  # type: ignore
-    usual = {action.dest: _read_default(parser, action) for action in reversed(parser._actions)}
-    if arguments and arguments[0].endswith(".json"):
-        path, *arguments = arguments
-        _set_recipe(
-            parser, path, {one.name for kind in dataclass_types for one in dataclasses.fields(kind) if one.init}
-        )
-    if positional is not None and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{positional}", *arguments]
-    *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    given = vars(parser.parse_known_args(arguments)[0])
-    ARGUMENTS.clear()
-    # where a record is written does not say what is in it
-    asked = (key for key, value in given.items() if value != usual[key] and key != "results_file")
-    ARGUMENTS.update({key: _shorten(given[key]) for key in asked})
-    if unused:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        flag = unused[0].partition("=")[0]
-        new = _find_new_name(flag.removeprefix("--"), {one.removeprefix("--") for one in flags})
-        if new is not None:
-            parser.error(f"{flag} is called --{new} now")
-        similar = difflib.get_close_matches(flag, flags, n=1)
-        parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
-    for values in parsed:
-        record = getattr(values, "results_file", None)
-        if record is not None and Path(record).is_dir():  # which would only show after all work
-            raise ValueError(f"--results_file is a file to write, and {record} is a folder.")
-        output = getattr(values, "output_dir", None)
-        if output is not None and any(path.is_file() for path in (Path(output), *Path(output).parents)):
-            raise ValueError(f"--output_dir is a folder to write to, and {output} is, or lies in, a file.")
-        for name in ("learning_rate", "num_train_epochs"):
-            value = getattr(values, name, 0.0)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"--{name} must be a number that is not negative, got {value:g}.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(values, name, 1) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(values, name)}.")
-    return tuple(parsed)
+    record = getattr(values, "results_file", None)
+    if record is not None and Path(record).is_dir():
+        raise ValueError(f"--results_file is a file to write, and {record} is a folder.")
+    output = getattr(values, "output_dir", None)
+    if output is not None and any(path.is_file() for path in (Path(output), *Path(output).parents)):
+        raise ValueError(f"--output_dir is a folder to write to, and {output} is, or lies in, a file.")
+    for name in ("learning_rate", "num_train_epochs"):
+        value = getattr(values, name, 0.0)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"--{name} must be a number that is not negative, got {value:g}.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(values, name, 1) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(values, name)}.")
 
 
 def _set_recipe(parser: argparse.ArgumentParser, path: str, known: Collection[str]):

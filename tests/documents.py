@@ -209,20 +209,13 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
     verb = find_verb(name) if is_script else name
     program = f"redundancy-hf {verb}" if verb in VERBS else f"experiments/{name}.py"
 
-    def stop(*types, **keywords):
-        for parsed in command.parse_arguments(*types, **keywords):
-            values.update(vars(parsed))
-        raise Parsed
-
-    def stop_call(*function, **keywords):
+    def stop(*function, **keywords):
         for key, value in command.parse_call(*function, **keywords).items():
             values.update(vars(value) if is_dataclass(value) else {key: value})
         raise Parsed
 
-    stops = {"parse_arguments": stop, "parse_call": stop_call}
-    reader = module if any(hasattr(module, name) for name in stops) else sys.modules["frame"]
     with (
-        patch.multiple(reader, **{name: stop for name, stop in stops.items() if hasattr(reader, name)}),
+        patch.object(module if hasattr(module, "parse_call") else sys.modules["frame"], "parse_call", stop),
         patch.object(sys, "argv", [program, *arguments]),
         contextlib.redirect_stderr(words),
         contextlib.chdir(ROOT),

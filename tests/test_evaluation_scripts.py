@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from classformer_hf.architectures import ARCHITECTURES, build_architectures, known_settings
 from classformer_hf.flops import count_executed_flops
 from classformer_hf.texts import TextArguments
-from redundancy_hf.command import CommandFormatter, parse_arguments
+from redundancy_hf.command import CommandFormatter, parse_call
 from redundancy_hf.task import TaskArguments
 from tests.test_hub_contract import build_vision
 
@@ -87,10 +87,16 @@ def test_a_stream_does_not_read_what_tells_the_label(run, text_folder, tiny_text
 
 
 def test_messages_and_logs_name_the_flags_of_the_running_command():
-    parse_arguments((TaskArguments,), "", ["--dataset_name", "mrpc"])
+    def evaluate(task: TaskArguments):
+        """Evaluate."""
+
+    def pretrain(texts: TextArguments):
+        """Pretrain."""
+
+    parse_call(evaluate, "", ["--dataset_name", "mrpc"])
     record = logging.makeLogRecord({"msg": "a larger `max_length` keeps them, and `padding_side` must be right"})
     assert CommandFormatter().format(record) == "a larger --max_length keeps them, and `padding_side` must be right"
-    parse_arguments((TextArguments,), "", [])
+    parse_call(pretrain, "", [])
     assert CommandFormatter().format(record).startswith("a larger `max_length`")
 
 

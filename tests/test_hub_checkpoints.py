@@ -74,6 +74,7 @@ commands = json.loads(sys.argv[1])
 found = []
 for path, *flags in commands:
     sys.argv = [path, *flags]
+    sys.path.insert(0, os.path.dirname(path))  # as Python does for a script
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit_:

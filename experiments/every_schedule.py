@@ -53,6 +53,13 @@ def select_texts(arguments: TaskArguments, split: str, num_unused: int) -> Task:
     return replace(task, splits=DatasetDict({"train": task.splits["train"], "validation": texts}))
 
 
+def measure_lengths(arguments: TaskArguments, tokenizer: Any) -> tuple[int, list[int]]:
+    """Give the longest input and lengths to time at, in tokens, of the whole task, whatever split is predicted."""
+    whole = tokenize(load_task(arguments).without_test(), tokenizer, arguments.max_length)
+    longest = max(len(ids) for part in whole.splits.values() for ids in part["input_ids"])
+    return longest, [row["input_ids"].shape[1] for row in sample_inputs(whole.splits["validation"])]
+
+
 def list_schedules(
     space: SearchSpace, config: Any, lengths: list[int], number: int | None
 ) -> tuple[list[Schedule], np.ndarray]:
@@ -95,10 +102,7 @@ def run(
         predictions: npz file for the predictions.
     """
     tokenizer = load_tokenizer(supernet)
-    # the space is that of the whole task, whatever split is predicted
-    whole = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
-    longest = max(len(ids) for part in whole.splits.values() for ids in part["input_ids"])
-    lengths = [row["input_ids"].shape[1] for row in sample_inputs(whole.splits["validation"])]
+    longest, lengths = measure_lengths(task, tokenizer)
     data = tokenize(select_texts(task, split, num_unused), tokenizer, task.max_length)
     texts = data.splits["validation"]
     model: Any = load_from_encoder(supernet, output_names=data.output_names, needs_head=True, **data.head_config)

@@ -3,7 +3,7 @@
 The code that measured them is at the tag `closed-experiments`, under the names that the records give.
 """
 
-from frame import describe_hardware, format_table, interval, name_command, ratio, speedup
+from frame import describe_hardware, format_table, interval, name_command, percent, ratio, speedup
 
 
 def roofline_table(record: dict) -> str:
@@ -81,3 +81,24 @@ def int8_table(record: dict) -> str:
         f"{name_command(record)}"
     )
     return format_table(header, lines, note)
+
+
+def samplers_table(record: dict) -> str:
+    """Evaluations until the fastest schedule that is good enough has 99 % of the best speed-up, by sampler."""
+    rows = []
+    for required, result in record["required"].items():
+        for name, summary in result["samplers"].items():
+            reach, reward = summary["evaluations_to_99%"], summary["reward"]["median"]
+            median, low, high = (
+                "more" if reach[key] is None else f"{reach[key]:.0f}" for key in ("median", "low", "high")
+            )
+            about = [f"{percent(float(required), 0)} %", name, f"{median} [{low}, {high}]"]
+            reached = [percent(reach["reached"], 0), reach["runs"]]
+            rows.append([*about, *reached, f"{reward[9]:.3f}", f"{reward[-1]:.3f}"])
+    header = ["keep", "sampler", "evaluations to 99 % of the optimum", "runs there, %", "runs", "reward at 10"]
+    num_schedules = next(iter(record["required"].values()))["tables"][0]["schedules"]
+    note = (
+        f"{record['table']}: {num_schedules} schedules; median and 95 % interval over runs, `more` "
+        f"is more than {record['max_trials']}; reward of equation 5.4, median. {name_command(record)}"
+    )
+    return format_table([*header, "at the end"], rows, note)

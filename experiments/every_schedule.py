@@ -1,4 +1,4 @@
-r"""Evaluate every schedule of a small space with one supernet: a table that samplers can race on.
+r"""Evaluate every schedule of a small space with one supernet, for the studies that choose among them.
 
 Example, in the folder of a finished search (or of experiments/supernet.py):
 

@@ -154,7 +154,7 @@ def test_one_word_files_stay_home_and_two_part_names_travel(package):
 
 
 # of the experiments; no experiment imports another
-SHARED = ("frame", "record", "tuning", "methods", "batches", "tabular")
+SHARED = ("frame", "record", "tuning", "methods")
 # what the files of a folder may import of the project
 MAY_IMPORT = {
     BASE: {BASE},

@@ -1,30 +1,18 @@
-"""Samplers behind one protocol, on tables by formula: optimum, exhaustion, pending, resuming, failures; the race."""
+"""Samplers behind one protocol, on tables by formula: optimum, exhaustion, pending, resuming, failures."""
 
-import json
-import runpy
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from tabular import (
-    TableSpace,
-    analytic_benchmark,
-    evaluations_to_reach,
-    read_benchmark,
-    run_race,
-    summarise_evaluations,
-)
 
 from classformer_hf.search import GaussianProcessSampler, Schedule, SearchSpace, strategies
 from classformer_hf.search.constrained import ConstrainedSampler, PerformanceModel, audit_monotonicity, is_shorter
 from classformer_hf.search.samplers import EvolutionSampler, Observation, OptunaSampler, RandomSampler
 from classformer_hf.search.strategies import STRATEGIES
+from tests.classformer.tabular import analytic_benchmark
 
 REQUIRED = 0.97
-SCRIPT = Path(__file__).parents[2] / "experiments" / "samplers.py"
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +52,20 @@ def told(table, sampler, num_trials):
     return proposals
 
 
+def find_speedup(name, table, num_trials, seed):
+    """Give the best feasible speed-up that a sampler finds beyond the unreduced model's."""
+    rows = [table.row[schedule] for schedule in told(table, build_sampler(name, table, num_trials, seed), num_trials)]
+    return max(1 / table.latency[row] for row in rows if table.performance[row] >= REQUIRED)
+
+
 @pytest.mark.parametrize(("name", "num_trials"), [("constrained", 8), ("thesis", 15), ("gp", 15), ("tpe", 20)])
 def test_models_find_the_optimum_of_a_small_table(table, name, num_trials):
-    curves = run_race(table, name, REQUIRED, num_trials, 1)
-    assert curves["speedup"][-1] >= 0.97 * table.best_speedup(REQUIRED) > 1.5
+    assert find_speedup(name, table, num_trials, 1) >= 0.97 * table.best_speedup(REQUIRED) > 1.5
 
 
 @pytest.mark.parametrize("name", ["random", "evolution"])
 def test_draws_find_the_optimum_in_the_end(table, name):
-    curves = run_race(table, name, REQUIRED, 80, 0)
-    assert curves["speedup"][-1] == pytest.approx(table.best_speedup(REQUIRED))
-    assert curves["reward"] == sorted(curves["reward"])
+    assert find_speedup(name, table, 80, 0) == pytest.approx(table.best_speedup(REQUIRED))
 
 
 def test_tiny_space_is_exhausted_without_a_duplicate(tiny, name):
@@ -249,69 +240,6 @@ def test_costs_turn_the_choice_and_must_be_complete(table):
         ConstrainedSampler(table.space, incomplete, REQUIRED)
 
 
-def test_evaluations_and_censored_medians():
-    assert evaluations_to_reach([1.0, 1.97, 1.99, 2.0], 2.0) == 3
-    assert evaluations_to_reach([1.0, 1.5], 2.0) is None
-    summary = summarise_evaluations([3, 5, None, 4, 4], 10)
-    assert summary["median"] == 4 and summary["reached"] == 0.8 and summary["runs"] == 5
-    assert summarise_evaluations([None, None, 5], 10)["median"] is None
-
-
-def test_runs_on_one_table_are_drawn_together():
-    counts, tables = [3] * 20 + [9] * 20, [0] * 20 + [1] * 20
-    together, apart = summarise_evaluations(counts, 10, tables), summarise_evaluations(counts, 10)
-    assert together["median"] == apart["median"] == 3
-    # half of all pairs of tables are twice the same one, a quarter twice the second
-    assert together["low"] == 3 and together["high"] == 9
-    one_table = summarise_evaluations([3, 5, 4, 9], 10, [0] * 4)
-    assert one_table == summarise_evaluations([3, 5, 4, 9], 10)
-
-
-def write_parquet(table, path, **changes):
-    schedules = table.space.enumerate()
-    frame = pd.DataFrame(
-        {
-            "gamma": [list(s.gamma) for s in schedules],
-            "eta": [s.eta for s in schedules],
-            "key": [s.key for s in schedules],
-            "score": 0.9 * table.performance,
-            "standard_error": 0.9 * table.standard_error,
-            "latency_ratio": table.latency,
-            "flops_ratio": table.flops,
-            "mean_log2_lengths": table.lengths.tolist(),
-            "dataset": "formula",
-            "num_layers": table.space.num_layers,
-            "max_tokens": 128,
-        }
-    )
-    frame = frame.assign(**{key: value for key, value in changes.items() if value is not None})
-    # rows may come in any order
-    frame.drop(columns=[key for key, value in changes.items() if value is None]).iloc[::-1].to_parquet(path)
-    return path
-
-
-def test_table_survives_parquet(tmp_path):
-    table = analytic_benchmark(3, num_examples=1000)
-    read = read_benchmark(write_parquet(table, tmp_path / "table.parquet"))
-    assert read.space.enumerate() == table.space.enumerate() and read.name == "formula"
-    for column in ("performance", "standard_error", "latency", "flops", "lengths"):
-        np.testing.assert_allclose(getattr(read, column), getattr(table, column), err_msg=column)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"latency_ratio": None}, "missing"), ({"eta": 0}, "twice"), ({"score": -1.0}, "positive score")],
-)
-def test_damaged_table_is_refused(tiny, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        read_benchmark(write_parquet(tiny, tmp_path / "table.parquet", **changes))
-
-
-def test_table_without_the_full_model_is_refused():
-    with pytest.raises(ValueError, match="no row of the unreduced model 1-1_eta0"):
-        TableSpace([Schedule((2, 1))], 128)
-
-
 def test_formula_is_nearly_monotone_and_latency_falls():
     table = analytic_benchmark(6, deviation=0.0)
     full = table.row[table.space.full]
@@ -319,38 +247,3 @@ def test_formula_is_nearly_monotone_and_latency_falls():
     observations = [table.observe(s, REQUIRED) for s in table.space.enumerate() if s.eta == 0]
     assert audit_monotonicity(observations, table.known.features).rate == 0.0
     assert len(np.unique(table.latency)) > 100 and table.latency.min() > 0.05
-
-
-@pytest.fixture
-def run_script(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["experiments/samplers.py", *map(str, arguments)])
-        monkeypatch.syspath_prepend(str(SCRIPT.parent))
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return exit_.value.code, capsys.readouterr().out
-
-    return call
-
-
-def test_race_is_resumed_and_drawn(tiny, tmp_path, run_script):
-    parquet = write_parquet(analytic_benchmark(3, seed=2), tmp_path / "table.parquet")
-    flags = ["--benchmark", parquet, "--samplers", "random", "constrained", "--max_trials", 4, "--process_seeds", 2]
-    flags += ["--output_dir", tmp_path / "runs", "--results_file", tmp_path / "r.json", "--figure", tmp_path / "r.png"]
-    code, output = run_script(*flags, "--seeds", 2)
-    assert not code and "| 97 % | constrained |" in output
-    runs = tmp_path / "runs" / "runs.jsonl"
-    first = runs.read_text()
-    runs.write_text(first[:-20])  # torn: the last run is repeated
-    assert not run_script(*flags, "--seeds", 3)[0]
-    rows = [json.loads(line) for line in runs.read_text().splitlines() if line.endswith("}")]
-    assert len(first.splitlines()) == 4 and len(rows) == 5
-    result = json.loads((tmp_path / "r.json").read_text())
-    summary = result["required"]["0.97"]["samplers"]["random"]
-    assert summary["evaluations_to_99%"]["runs"] == 3 and len(summary["reward"]["median"]) == 4
-    assert not result["is_analytic"] and result["arguments"]["benchmark"] == "path/to/table.parquet"
-    assert (tmp_path / "r.png").stat().st_size > 10_000
-
-
-def test_race_needs_one_table(run_script):
-    assert "either `--benchmark" in run_script()[0]

@@ -3,7 +3,7 @@ r"""Evaluate saved autoencoders on the test split in random poses: error, loss, 
     redundancy-hf evaluate-avae --models runs/vae/seed-42 runs/avae/seed-42 --figures_dir runs/pictures
     redundancy-hf evaluate-avae --models runs/avae/seed-42 --dataset_name ylecun/mnist --augment rotation
 
-The data are read, and turned, as the first model's `task.json` says, or as the flags do where there is none. Works on
+The data are read, and turned, as the first model's `task.json` says, or, without that file, as the flags say. Works on
 any saved folder of an autoencoder, through the Auto classes. All models see the same inputs in the same poses. Errors
 are squared, summed over the pixels of an input, and averaged; smaller is better.
 """

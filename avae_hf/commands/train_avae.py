@@ -65,7 +65,7 @@ def train_avae(
         likelihood: gaussian or bernoulli.
         search: fast, or direct for the thesis' method.
         config_overrides: Other settings of the configuration as JSON, e.g. '{"encoder_channels": [16, 16, 32, 16]}'.
-        seeds: Trainings, with --seed, --seed + 1, ...
+        seeds: Number of trainings, with seeds counted from --seed.
 
     Returns:
         What validation gave, by seed.

@@ -10,7 +10,7 @@ models take turns on every input.
     redundancy-hf benchmark runs/full --architectures bert distilbert funnel-small --lengths 128 512
     redundancy-hf benchmark runs/demo-vision/plain/seed-42 runs/demo-vision/shared/seed-42 --update_card
 
-Texts have random token ids, a length at a time; with --dataset_name they are those of a data set, at evenly spaced
+Texts are random token ids of the given lengths; with --dataset_name they are those of a data set, at evenly spaced
 quantiles of its lengths, tokenised by the first model's tokenizer and cut as in its training.
 Architectures are those of transformers with random weights and the sizes of their configurations: what they cost does
 not depend on the weights. `--architecture_config` gives them other sizes, as those of your model.

@@ -6,9 +6,9 @@ r"""Choose a cascade: a fast schedule for every text, and a fuller one for those
         --required_performance 0.95 --output_dir runs/mrpc-cascade
 
 The model should be one that was trained for many schedules, such as the supernet that a search leaves. On the
-validation split the fastest single schedule is chosen that keeps the share of the full model's score, then the cascade
-with the shortest expected time that is at least as good there. On the test split, read once, both are scored,
-certified and timed beside each other on texts drawn from it. OUTPUT_DIR/95 (97, ...) then holds a model folder with the
+validation split this first chooses the fastest single schedule that keeps the share of the full model's score, then the
+cascade with the shortest expected time that is at least as good. It reads the test split once to score, certify and
+time both on texts drawn from it. OUTPUT_DIR/95 (97, ...) then holds a model folder with the
 cascade in its config: any `pipeline("text-classification", folder, trust_remote_code=True)` runs it.
 """
 
@@ -68,7 +68,7 @@ def choose_cascade(
         num_inputs: Texts of the test split that are timed.
         rounds: Timed rounds.
         unseen: Your word that a model without a task.json was not trained or chosen on the test split.
-        read_again: Certify although the test split was read before; takes more evidence.
+        read_again: Certify although the test split was read before; the certificate then needs more evidence.
         results_file: JSON file for the comparison.
         task: How the data are read, where that is not as the model's `task.json` says.
 

@@ -1,4 +1,4 @@
-"""Export a saved text classifier to ONNX Runtime, OpenVINO or torch.export, and say what changes by it.
+"""Export a saved text classifier to ONNX Runtime, OpenVINO or torch.export, and say how far its answers differ.
 
     redundancy-hf export runs/mrpc/best --runtime onnx
     redundancy-hf export runs/mrpc/best --runtime onnx --int8
@@ -46,7 +46,7 @@ def export_classifier(
         int8: Quantise: ONNX Runtime's dynamic quantisation to 8 bits.
         output_dir: Folder for the result; by default one named like the runtime inside the model's.
         max_compared: Rows of the validation split that are compared, at most; drawn at random.
-        task: What they are compared on, where the model's `task.json` does not say it.
+        task: Data to compare model and export on, if the model's `task.json` does not name them.
 
     Returns:
         What changes by the export; it is kept in the folder, too.

@@ -2,9 +2,9 @@ r"""Time the layers of a model on this machine, so that the latency of every sch
 
     redundancy-hf latency-table --model_name_or_path runs/full --latency_table latency_table.json
 
-The table takes at most about three minutes. `--check 30` then measures 30 schedules directly as well, twice, and says
-how far the table is from the first measurements and these from each other. `--busy 2` does all of it beside processes
-that multiply matrices without pause:
+The table takes at most about three minutes. `--check 30` then times 30 schedules directly, twice. It says how far the
+table is from the first direct times, and how far the two are from each other. `--busy 2` does all of it beside two
+processes that multiply matrices without pause:
 
     redundancy-hf latency-table --model_name_or_path runs/full --latency_table latency_table.json \
         --check 30 --busy 2 --results_file results/latency_table_check_busy.json
@@ -58,11 +58,11 @@ def write_latency_table(
         latency_table: JSON file for the table.
         max_seconds: No further round starts after about so long.
         check: Schedules to measure directly as well.
-        check_rounds: Timed rounds over them, in two measurements together.
+        check_rounds: Timed rounds of the two direct measurements, in sum.
         results_file: JSON file for the comparison.
         busy: Processes that multiply matrices meanwhile.
         seed: Draws the schedules that are measured.
-        target: What is timed on; its rounds go over the grid of lengths.
+        target: Machine settings of the timing; its rounds go over the grid of lengths.
         task: Its `max_length` is the longest text that the table knows; a data set's lengths are those of the check.
 
     Raises:

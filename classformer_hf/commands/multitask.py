@@ -5,8 +5,9 @@ r"""Train one Classformer encoder on several tasks at once, before fine-tuning (
     redundancy-hf multitask --model_name_or_path FacebookAI/roberta-base --dataset_names first.csv second.csv \
         --num_train_epochs 1 --output_dir runs/both
 
-Batches mix the tasks, each has a head of its own, and every loss is divided by what guessing costs. OUTPUT_DIR is then
-a folder with the encoder, which `redundancy-hf train` and `redundancy-hf search` start from. The same command resumes.
+Batches mix the tasks, and each task has a head of its own. Every loss is divided by the loss of guessing, so that a
+task of many classes does not outweigh the others. OUTPUT_DIR then holds the encoder, which `redundancy-hf train` and
+`redundancy-hf search` start from. The same command resumes.
 """
 
 from collections.abc import Sequence

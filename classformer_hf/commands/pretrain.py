@@ -71,8 +71,8 @@ class PretrainingArguments(LongTrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs over which the learning rate decays to 0."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "Of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Second momentum coefficient of AdamW."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Blocks per batch of validation."})
 
 

@@ -8,10 +8,10 @@ Examples:
     redundancy-hf search --model_name_or_path FacebookAI/roberta-base --dataset_name mrpc \
         --required_performance 0.95 --num_train_epochs 3 --reuse runs/mrpc --threads 4 --output_dir runs/mrpc-4
 
-The folder OUTPUT_DIR/best then holds the model, OUTPUT_DIR/search_report.html the account. By default one training
+The folder OUTPUT_DIR/best then holds the model, OUTPUT_DIR/search_report.html the report. By default one training
 serves all schedules (a supernet), trials only validate, and the winners are fine-tuned; --strategy thesis fine-tunes
 every trial instead. The same command resumes a search that was stopped, another --required_performance reuses its
-trials, and --reuse answers for another machine, dtype, number of threads or length of texts without a new training.
+trials, and --reuse searches for another machine, dtype, number of threads or length of texts without a new training.
 """
 
 import json

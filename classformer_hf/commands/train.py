@@ -1,4 +1,4 @@
-r"""Fine-tune one architecture with several seeds, by the thesis' recipe (section 5.1.3), for 3 epochs unless told.
+r"""Fine-tune one architecture with several seeds, by the thesis' recipe (section 5.1.3), 3 epochs by default.
 
 Train what a search found, from the base checkpoint, three times; or a schedule of your own:
 
@@ -53,7 +53,7 @@ def train_classformer(
         config_name: Folder or config.json whose gamma and eta are trained, e.g. a search's best.
         gamma: One reduction factor per layer, instead of --config_name.
         eta: Leading tokens that stay, together with --gamma.
-        seeds: Trainings, with --seed, --seed + 1, ...
+        seeds: Number of trainings, with seeds counted from --seed.
 
     Returns:
         A row per seed: "seed", the task's metric on the validation split, "epochs", "seconds".

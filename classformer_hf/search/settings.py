@@ -46,7 +46,7 @@ class SearchSettings:
     max_reduction: float | None = field(
         default=None,
         metadata={
-            "help": "The longest text keeps at least one position in so many until the last layer. "
+            "help": "Largest reduction of the longest text: 16 keeps at least one position in 16 until the last layer. "
             "Default: 16; no limit for thesis and binary."
         },
     )
@@ -67,8 +67,8 @@ class SearchSettings:
     num_winners: int = field(
         default=5,
         metadata={
-            "help": "Candidates of a supernet that may be fine-tuned to find the fastest that is good enough; those of "
-            "a resumed search count, those that another requirement, number of trials or buckets asked for do not."
+            "help": "Most candidates of a supernet that are fine-tuned to find the fastest that is good enough. Those "
+            "of a resumed search count if requirement, number of trials and buckets are the same."
         },
     )
     winner_epochs: float = field(default=1.0, metadata={"help": "Epochs of a winner's own fine-tuning."})
@@ -83,14 +83,15 @@ class SearchSettings:
     initial_designs: Literal["thesis", "random", "none"] = field(
         default="thesis",
         metadata={
-            "help": "First trials. thesis: 10 seeded and 8 random, scaled to at most half of the trials; random: as "
-            "many, all random; none: the model proposes from the third trial on."
+            "help": "First trials. thesis: 10 seeded and 8 random, scaled to at most half of the trials; random: the "
+            "same number, all random; none: the model proposes from the third trial on."
         },
     )
     reward_latency: Literal["ratio", "milliseconds"] = field(
         default="ratio",
         metadata={
-            "help": "Delta in the reward (equation 5.4): ratio, to the full model in the same round; or milliseconds."
+            "help": "Latency in the reward (equation 5.4): as a ratio to the full model in the same round, or in "
+            "milliseconds."
         },
     )
 

@@ -1,4 +1,4 @@
-"""Classify texts or images, or align images, as someone would who has nothing but a saved model folder.
+"""Classify texts or images, or align images, with nothing but a saved model folder.
 
 A fresh process starts in an empty directory with empty Hugging Face caches and no network. It refuses to import this
 project's packages, so what loads is the code inside the folder. The last step of the demos:
@@ -29,7 +29,7 @@ DEFAULT_TEXTS = (
 
 def classify(
     folder: str,
-    texts: Sequence[str] = DEFAULT_TEXTS,
+    texts: Sequence[str] | None = None,
     images: Sequence[str] | None = None,
     align: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def classify(
 
     Args:
         folder: Saved model folder, with its tokenizer and code; also as first argument, without the flag.
-        texts: Texts to classify; two short Python functions by default.
+        texts: Texts to classify. By default two short Python functions.
         images: Image files to classify, instead of texts.
         align: Image files to turn upright by an autoencoder; results lie beside them as *_aligned.png.
 
@@ -57,7 +57,7 @@ def classify(
         # as in training, where a longer text than any there may be read worse
         length = read_max_length(path)
         options = {"truncation": True, **({"max_length": length} if length else {})}
-        inputs, task = list(texts), {"pipeline": "text-classification", "options": options}
+        inputs, task = list(texts or DEFAULT_TEXTS), {"pipeline": "text-classification", "options": options}
     try:
         results = run_elsewhere(job, path, inputs=inputs, **task)
     except RuntimeError as error:

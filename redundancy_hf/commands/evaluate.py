@@ -4,12 +4,12 @@ r"""Evaluate saved classifiers of texts or images, of any architecture; by defau
     redundancy-hf evaluate runs/mrpc/best runs/mrpc-final/seed-42 --results_file results/mrpc_test.json
     redundancy-hf evaluate your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
 
-How the data are read stands in the first model's `task.json`; flags are for models without one, and `--dataset_name`
+The data are read as the first model's `task.json` says. Use flags for models without that file, and `--dataset_name`
 for other data. The test split is for the end: choose by the validation split, then run this once. With
-`--required_performance 0.99` the first of `--models` is the full model, and for each other one the same reading says
-whether it keeps at least 99 % of that score with 95 % confidence; the answer also goes to `certificate.json` in the
-model's folder. That takes rows that no training and no choice of either model has read, and a reading of its own.
-`--update_card` writes scores into the model cards, as the Hub shows them.
+`--required_performance 0.99` the first of `--models` is the full model. Each other model gets a certificate if it keeps
+at least 99 % of that score with 95 % confidence; the answer also goes to `certificate.json` in the model's folder. The
+rows must be new to both models: neither training nor choice may have read them. `--update_card` writes scores into the
+model cards, as the Hub shows them.
 """
 
 import importlib
@@ -96,7 +96,7 @@ def evaluate_classifiers(
         models: Saved model folders or Hub names, all of texts or all of images; also without the flag.
         revision: Branch, tag or commit of models on the Hub; pin one whose code you have read.
         trust_remote_code: Run code of a model on the Hub that is not the installed packages'.
-        split: Split to evaluate on. One that is missing, as of a single file, is carved from train as for a training;
+        split: Split to evaluate on. If the data have no such split, it is carved from train as a training does;
             all: every row.
         batch_size: Examples per batch.
         device: cpu, cuda or mps; a GPU if there is one and none is named.
@@ -107,11 +107,11 @@ def evaluate_classifiers(
         results_file: JSON file for the results.
         update_card: Write the score into the model card of every folder, for the Hub.
         required_performance: Certify that each model but the first keeps this share of the first one's score.
-        confidence: Of all certificates together.
-        unseen: Your word, which the certificate repeats, that models without a task.json were neither trained nor
-            chosen on these rows.
+        confidence: Probability that no certificate is wrong, over all that are issued now.
+        unseen: You give your word that models without a task.json were neither trained nor chosen on these rows; the
+            certificate repeats it.
         read_again: Certify on rows that were read before; every earlier reading halves the risk that is left.
-        task: How the data are read, where that is not as the first model's `task.json` says.
+        task: How to read the data, if the first model has no `task.json` or other data are meant.
 
     Returns:
         The record: "dataset", "split", "num_examples", "majority_score" and, of "models", a row each.

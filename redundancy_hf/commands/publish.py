@@ -46,7 +46,7 @@ def publish_folder(
         create_pr: Open a pull request instead of pushing to the branch.
         license: For the model card, as apache-2.0; the base model's licence binds you.
         base_model: For the model card: name of the checkpoint.
-        commit_message: Of the commit.
+        commit_message: First line of the commit on the Hub.
         dry_run: Verify, list what would be pushed, and stop.
 
     Returns:

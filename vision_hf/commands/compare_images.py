@@ -3,7 +3,7 @@
     redundancy-hf compare-images --models runs/plain/seed-42 runs/shared/seed-42
     redundancy-hf compare-images --models google/efficientnet-b0 runs/shared/seed-42 --dataset_name photos --rounds 50
 
-The data are read as the first model's `task.json` says, or as the flags do where there is none. Works on any saved
+The data are read as the first model's `task.json` says, or, without that file, as the flags say. Works on any saved
 folder of an image classifier, through the Auto classes and the image processor in the folder. All models take turns,
 for one image and for a batch, on one thread; times are relative to the first model in the same round, and a second copy
 of it, the control, shows how far a ratio is from 1 by chance.

@@ -6,8 +6,9 @@ r"""Draw what image classifiers learned: sheets of kernels and Grad-CAM, side by
 
 Writes kernels_first.png (kernels of the first convolution as images), kernels_second.png (the first layer that can
 share, with all kernels that are applied; duplicates show the sharing) and grad_cam.png (test images with the regions of
-the third convolutional layer that speak for the correct class). Kernels lie where their most similar ones of the first
-model lie. Works on any saved folder or Hub name of a shared Xception, EfficientNet or ResNet.
+the third convolutional layer that speak for the correct class). Each kernel is drawn at the place of the
+most similar kernel of the first model. Works on any saved folder or Hub name of a shared Xception, EfficientNet or
+ResNet.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def share_image_classifier(
         sharing_factor: Channels per kernel: one number, or one per stage.
         task: The images.
         training: The recipe, and the folder for everything.
-        seeds: Trainings, with --seed, --seed + 1, ...
+        seeds: Number of trainings, with seeds counted from --seed.
 
     Returns:
         What validation gave, by seed.

@@ -1,11 +1,10 @@
 r"""Train an image classifier whose convolutions share weights, by the recipes of the thesis (section 3.6).
 
-Examples: the thesis author's small Xception, each depthwise kernel used by four channels, on CIFAR-10:
-
     redundancy-hf train-images --preset author-cifar --dataset_name uoft-cs/cifar10 --augmentation crop_flip \
         --num_train_epochs 300 --lr_decay_epochs 50 --sharing_factor 4 --output_dir runs/s4
     redundancy-hf train-images --model_name_or_path google/efficientnet-b0 --dataset_name photos --sharing_factor 2
 
+The first example trains the thesis author's small Xception on CIFAR-10; four channels use each depthwise kernel.
 Every seed leaves a model folder OUTPUT_DIR/seed-N with its image processor; the same command resumes. Two processes on
 a CPU: torchrun --nproc_per_node 2 -m redundancy_hf train-images ... --use_cpu
 """
@@ -128,7 +127,7 @@ def train_image_classifier(
         channel_divisor: Remove channels instead: divide the stages' widths.
         grad_reduction: mean or sum of the gradients that share a weight.
         model_name_or_path: Fine-tune this folder or Hub model instead of starting from scratch.
-        seeds: Trainings, with --seed, --seed + 1, ...
+        seeds: Number of trainings, with seeds counted from --seed.
 
     Returns:
         What validation gave, by seed.

@@ -47,7 +47,7 @@ def classify(
     Raises:
         ValueError: A file is missing, or the folder does not load or run by itself.
     """
-    path = _find_folder(folder)
+    path, texts = _find_folder(folder), texts or DEFAULT_TEXTS
     job, task = "classify", dict[str, Any]()
     if align is not None:
         job, inputs = "align", _find_images(align)
@@ -57,7 +57,7 @@ def classify(
         # as in training, where a longer text than any there may be read worse
         length = read_max_length(path)
         options = {"truncation": True, **({"max_length": length} if length else {})}
-        inputs, task = list(texts or DEFAULT_TEXTS), {"pipeline": "text-classification", "options": options}
+        inputs, task = list(texts), {"pipeline": "text-classification", "options": options}
     try:
         results = run_elsewhere(job, path, inputs=inputs, **task)
     except RuntimeError as error:

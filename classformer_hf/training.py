@@ -8,7 +8,7 @@ here are RoBERTa's usual ones.
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,33 +30,7 @@ from redundancy_hf.metrics import build_compute_metrics, compute_score, predicti
 from redundancy_hf.plan import Plan
 from redundancy_hf.task import Task
 from redundancy_hf.timing import time_in_turns
-from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, show_progress
-
-RECIPE = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "weight_decay",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "train_sampling_strategy",
-    "eval_strategy",
-    "load_best_model_at_end",
-    "is_best_by_score",
-    "early_stopping_patience",
-    "bf16",
-    "fp16",
-    "seed",
-)
+from redundancy_hf.training import RecipeArguments, StopOnInvalidLoss, find_checkpoint, show_progress
 
 EPOCHS, THESIS_EPOCHS = 3.0, 10.0
 # after which no further step is measured for an estimate
@@ -64,8 +38,14 @@ PROBE_SECONDS = 5.0
 
 
 @dataclass
-class ClassformerTrainingArguments(TrainingArguments):
+class ClassformerTrainingArguments(RecipeArguments):
     """[`TrainingArguments`] with the defaults of the recipe; every flag stays usable."""
+
+    recipe: ClassVar[tuple[str, ...]] = (
+        *RecipeArguments.recipe,
+        *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "train_sampling_strategy"),
+        *("eval_strategy", "load_best_model_at_end", "is_best_by_score", "early_stopping_patience"),
+    )
 
     output_dir: str | None = field(
         default="runs/classformer", metadata={"help": "Folder for everything that the run writes."}
@@ -81,15 +61,10 @@ class ClassformerTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Training examples per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation examples per device and step."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save; as often as the evaluation."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best one."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the epoch with the best validation."})
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "random, sequential or group_by_length (less padding)."}
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses; we stop on them instead."})
     early_stopping_patience: int = field(
         default=2, metadata={"help": "Epochs without a better validation score before training stops; 0: never stop."}
     )
@@ -127,10 +102,6 @@ class ClassformerTrainingArguments(TrainingArguments):
         given = self.metric_for_best_model
         if not self.is_best_by_score and str(given).removeprefix("eval_") not in ("loss", metric_name):
             raise ValueError(f"--metric_for_best_model must be loss or {metric_name}, got {given}.")
-
-    def describe_recipe(self) -> dict[str, str]:
-        """List the settings that change what a training gives, so that only the same one is resumed."""
-        return {name: str(getattr(self, name)) for name in RECIPE}
 
 
 @dataclass

@@ -78,4 +78,7 @@ def count_executed_flops(model: Any, inputs: dict[str, Any], has_backward: bool 
     return counter.get_total_flops()
 
 
-__all__ = ["count_executed_flops", "count_flops", "sum_flops"]
+def count_step_flops(trainer: Any, batch: dict[str, Any]) -> int:
+    """Count the operations of a Trainer's step on a batch of its collator, forward and backward."""
+    model = trainer.accelerator.unwrap_model(trainer.model).train()
+    return count_executed_flops(model, {name: value.to(model.device) for name, value in batch.items()}, True)

@@ -88,7 +88,7 @@ def compare_latency(
         target: Where the models run.
 
     Returns:
-        The hardware, and a measurement per model and group of inputs.
+        The record: "hardware" and, of "measurements", one per model and group of inputs.
 
     Raises:
         ValueError: There is nothing to measure, or the models and the inputs do not fit each other.
@@ -109,13 +109,13 @@ def compare_latency(
             source, folder = Path(task.dataset_name).name, resolve_folder(models[0], revision, trust_remote_code)
             groups = [make_dataset_inputs(loaded, folder, task, num_inputs)]
         hardware, records = target.hardware, measure(loaded, groups, source, batch_size, target)
-    write_record(results_file, hardware=hardware, measurements=records)
+    record = write_record(results_file, hardware=hardware, measurements=records)
     if figure is not None:
         Path(figure).parent.mkdir(parents=True, exist_ok=True)
         draw_lengths(records, hardware, Path(figure))
     if update_card:
         update_cards(models, kind, records, hardware)
-    return {"hardware": hardware, "measurements": records}
+    return record
 
 
 def check_choices(

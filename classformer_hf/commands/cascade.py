@@ -102,22 +102,20 @@ def choose_cascade(
             for required in required_performance
         ]
     record_reading([source], test_rows[evidence.kept], True, dataset=data.name, split="test")
-    record = {
-        "dataset": data.name,
-        "metric_name": data.metric_name,
-        "num_examples": {name: len(split) for name, split in data.splits.items()},
-        "num_schedules": len(chooser.schedules),
-        "full_validation_score": chooser.scores[0],
-        "hardware": target.hardware,
-        "rows": rows,
-    }
-    write_record(results_file, **record)
-    return record
+    return write_record(
+        results_file,
+        dataset=data.name,
+        metric_name=data.metric_name,
+        num_examples={name: len(split) for name, split in data.splits.items()},
+        num_schedules=len(chooser.schedules),
+        full_validation_score=chooser.scores[0],
+        hardware=target.hardware,
+        rows=rows,
+    )
 
 
 def main():
-    call = parse_call(choose_cascade, __doc__)
-    for row in choose_cascade(**call)["rows"]:
+    for row in choose_cascade(**parse_call(choose_cascade, __doc__))["rows"]:
         print_row(row)
 
 
@@ -185,8 +183,9 @@ class Chooser:
         row: dict[str, Any] = {"required_performance": required, "full": {}, **self.choose(required)}
         split, name = self.task.splits["test"], self.task.metric_name
         references = np.asarray(split["labels"])
-        row["full"]["settings"] = {**self.schedules[0].config, "cascade": None}
-        models = {kind: reconfigure(self.model, **row[kind]["settings"]) for kind in ("full", "single", "cascade")}
+        settings = {kind: row[kind]["settings"] for kind in ("single", "cascade")}
+        settings = {"full": {**self.schedules[0].config, "cascade": None}, **settings}
+        models = {kind: reconfigure(self.model, **one) for kind, one in settings.items()}
         found = {kind: predict(model, split, self.tokenizer).argmax(-1) for kind, model in models.items()}
         for kind, predictions in found.items():
             row[kind]["test_score"] = compute_score(name, predictions, references)
@@ -195,8 +194,7 @@ class Chooser:
                     name, found["full"], predictions, references, required, num_candidates=num_candidates
                 )
                 row[kind]["certificate"] = {**asdict(certificate), "sentence": certificate.sentence + notes}
-        del row["full"]["settings"]
-        cascade = row["cascade"]["settings"]["cascade"]
+        cascade = settings["cascade"]["cascade"]
         row["cascade"]["classified_twice"] = self.share_classified_twice(cascade, split) if cascade else 0.0
         with tqdm(total=self.target.rounds + 1, desc="timing", unit="round") as bar:
             inputs = sample_inputs(split, num_inputs)

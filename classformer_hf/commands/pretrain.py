@@ -42,7 +42,7 @@ from redundancy_hf.training import StopOnInvalidLoss, find_checkpoint, run_seed,
 from .. import ClassformerConfig, ClassformerForMaskedLM, load_from_encoder
 from ..checkpoints import checkpoint_fingerprint, choose_schedule
 from ..demo import describe_demo_model
-from ..flops import count_executed_flops
+from ..flops import count_step_flops
 from ..pretraining import (
     CountEpochs,
     PretrainingTrainer,
@@ -282,9 +282,7 @@ class Pretraining:
     def count_flops_of_block(self, trainer: Trainer) -> int:
         size = min(4, len(self.validation))
         batch = trainer.data_collator([self.validation[index] for index in range(size)])
-        model: Any = trainer.accelerator.unwrap_model(trainer.model).train()
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        return count_executed_flops(model, batch, has_backward=True) // size
+        return count_step_flops(trainer, batch) // size
 
 
 def fingerprint_blocks(blocks: Dataset | IterableDataset) -> list[int]:

@@ -19,7 +19,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from redundancy_hf.plan import Plan, describe_stop, stoppable
 from redundancy_hf.task import Task, TaskArguments
 from redundancy_hf.timing import Target
 
-from ..checkpoints import is_classifier, read_encoder_config
+from ..checkpoints import read_encoder_config
 from ..search import (
     Hooks,
     Journal,
@@ -71,6 +71,7 @@ from ..search.target import prepare_table, retime_trials, was_timed_elsewhere
 from ..search.validation import STAGE as VALIDATION
 from ..search.winners import FULL, WINNER
 from ..training import ClassformerTrainingArguments
+from .train import note_origin
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +168,7 @@ def load_inputs(
     if checkpoint is None:
         checkpoint = prepare_demo(task, arguments, training)
     tokenizer = load_tokenizer(checkpoint)
-    if task.record is not None:
-        is_trained = is_classifier(checkpoint, task.num_labels)
-        record = task.record.after(checkpoint, Path(str(training.output_dir)), is_trained=is_trained)
-        task = replace(task, record=record.by_choice_of(reuse))
+    task = note_origin(task, checkpoint, Path(str(training.output_dir)), reuse)
     return tokenize(task, tokenizer, arguments.max_length), tokenizer, checkpoint
 
 
@@ -184,9 +182,7 @@ def prepare_demo(task: Task, arguments: TaskArguments, training: ClassformerTrai
 
     PartialState().print(
         f"embedded task: functions of Python's standard library, label = package ({', '.join(task.label_names)}). "
-        "It is lexical: it shows the mechanics, not the method's value."
-    )
-    PartialState().print(
+        "It is lexical: it shows the mechanics, not the method's value.\n"
         f"floors: majority {majority_score(task):.3f}, TF-IDF {tfidf_score(task):.3f} validation accuracy"
     )
     folder = Path(str(training.output_dir)) / "checkpoint"

@@ -102,13 +102,13 @@ def train_classformer(
     return rows
 
 
-def note_origin(task: Task, checkpoint: str, output: Path, config_name: str | None) -> Task:
-    """Put into a task's record what the checkpoint and the schedule have read."""
+def note_origin(task: Task, checkpoint: str, output: Path, search: str | None) -> Task:
+    """Put into a task's record what the checkpoint, and the search that a schedule is of, have read."""
     if task.record is None:
         return task
     record = task.record.after(checkpoint, output, is_trained=is_classifier(checkpoint, task.num_labels))
     # whoever takes a schedule from a search has read what that has
-    return replace(task, record=record.by_choice_of(config_name))
+    return replace(task, record=record.by_choice_of(search))
 
 
 def read_schedule(config_name: str, gamma: Sequence[int] | None, eta: int) -> dict[str, Any]:

@@ -209,6 +209,3 @@ def _shortest_general(model: PreTrainedModel, longest: int) -> int:
     enough = [min(config.eta + 2, length) for length in config.layer_lengths(longest)]
     lengths = range(2, longest + 1)
     return next(n for n in lengths if all(a >= b for a, b in zip(config.layer_lengths(n), enough, strict=True)))
-
-
-__all__ = ["export", "export_once", "load_for_export"]

@@ -306,13 +306,11 @@ class _Job(NamedTuple):
 
 
 def _make_pass(model: Any, num_tokens: int) -> Callable[[], Any]:
-    """Return a whole forward pass on one text."""
     input_ids = torch.full((1, num_tokens), model.config.vocab_size - 1, device=model.device)
     return functools.partial(model, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
 
 
 def _list_jobs(model: Any, grid: Sequence[int]) -> list[_Job]:
-    """List everything to time."""
     encoder, dtype, device = model.roberta.encoder, model.dtype, model.device
     layers = len(encoder.layer)
 
@@ -407,15 +405,3 @@ def drift(table: LatencyTable, measured: Mapping["Schedule", float], lengths: Se
     agreement = compare_latencies(predicted, direct)
     has_drifted = agreement["mean_relative_error"] > LARGEST_MEAN_DRIFT
     return {"schedules": rows, **agreement, "has_drifted": has_drifted}
-
-
-__all__ = [
-    "Entry",
-    "LatencyTable",
-    "build_latency_table",
-    "choose_grid",
-    "compare_latencies",
-    "count_passes",
-    "describe_shape",
-    "drift",
-]

@@ -119,6 +119,3 @@ class MultitaskClassformer(ClassformerPreTrainedModel):
                 loss = F.cross_entropy(logits, targets.long(), reduction="none")
             losses = losses.index_copy(0, rows, loss.to(losses.dtype) / scale)
         return SequenceClassifierOutput(loss=losses.mean(), logits=losses)
-
-
-__all__ = ["MultitaskClassformer", "guessing_loss", "mix_tasks"]

@@ -1,7 +1,6 @@
 """What an export changes: logits, labels and score on the texts of a task, and answers by the texts beside them."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,13 +87,8 @@ def write_report(report: ExportReport, output: Path):
 
 
 @torch.no_grad()
-def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, lengths: Sequence[int] = LENGTHS) -> float:
-    """Compare logits on random texts, single and in padded batches.
-
-    Args:
-        model: The original.
-        exported: What was made of it.
-        lengths: In tokens; longer ones than the model reads are left out.
+def largest_difference(model: PreTrainedModel, exported: ExportedClassifier) -> float:
+    """Compare the logits of a model and its export on random texts, single and in padded batches.
 
     Returns:
         The largest difference of a logit, as a share of the largest logit where that is above 1.
@@ -102,8 +96,7 @@ def largest_difference(model: PreTrainedModel, exported: ExportedClassifier, len
     config: Any = model.config
     generator = torch.Generator().manual_seed(0)
     largest, size = 0.0, 1.0
-    fitting = [length for length in lengths if length <= int(exported.limits[-1])]
-    for length in fitting:
+    for length in (one for one in LENGTHS if one <= int(exported.limits[-1])):
         # alone, and as the longest of a batch
         for batch in ([length], [length, max(1, length // 2), 2]):
             ids = torch.randint(config.vocab_size // 2, config.vocab_size, (len(batch), length), generator=generator)
@@ -198,6 +191,3 @@ def make_random_texts(config: Any, longest: int) -> Dataset:
     lengths = generator.integers(2, min(longest, LONGEST_RANDOM), NUM_RANDOM, endpoint=True)
     ids = [generator.integers(config.vocab_size // 2, config.vocab_size, length).tolist() for length in lengths]
     return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]})
-
-
-__all__ = ["TOLERANCE", "ExportReport", "compare_export", "largest_difference", "write_report"]

@@ -275,23 +275,6 @@ def build_objective(objective: str, model: ClassformerForMaskedLM) -> Classforme
 def take_backbone(trained: ClassformerForMaskedLM) -> ClassformerForMaskedLM:
     """Give what was pretrained as a plain masked language model, without what only the objective needed."""
     model = ClassformerForMaskedLM(trained.config)
-    weights = trained.state_dict()
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    dropped = [name for name in weights if name.startswith(OWN_PARTS)]
-    if dropped:
+    if dropped := model.load_state_dict(trained.state_dict(), strict=False).unexpected_keys:
         logger.info("left out, since only the objective needs it: the %s.", dropped[0].partition(".")[0])
     return model.eval()
-
-
-__all__ = [
-    "OBJECTIVES",
-    "CountEpochs",
-    "DistilledClassformerForMaskedLM",
-    "FunnelClassformerForMaskedLM",
-    "PretrainingTrainer",
-    "ShortenedLanguageModelingCollator",
-    "build_objective",
-    "choose_targets",
-    "kept_positions",
-    "take_backbone",
-]

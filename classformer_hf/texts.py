@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redundancy_hf.columns import NUM_PROBED, describe_columns, find_text_columns, is_text
 from redundancy_hf.corpus import joined_texts, load_standard_library_task
+from redundancy_hf.failures import first_line
 from redundancy_hf.splits import TEXT_BUILDERS, name_path, read_splits, stream_splits
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,8 @@ def load_texts(arguments: TextArguments) -> Texts:
         raise ValueError(f"`validation_fraction` is a share of the texts, got {arguments.validation_fraction}.")
     if arguments.streaming and arguments.max_train_blocks is not None:
         raise ValueError("--max_train_blocks is not for a stream; --max_steps says where it ends.")
-    if (
-        min(arguments.max_validation_blocks, 1 if arguments.max_train_blocks is None else arguments.max_train_blocks)
-        < 1
-    ):
+    limits = (arguments.max_train_blocks, arguments.max_validation_blocks)
+    if any(limit is not None and limit < 1 for limit in limits):
         raise ValueError("`max_train_blocks` and `max_validation_blocks` must be at least 1.")
     if arguments.dataset_name is None:
         task = load_standard_library_task()
@@ -113,8 +112,7 @@ def _stream(arguments: TextArguments) -> Texts:
             raise ValueError(f"it has no train split, only {', '.join(splits)}")
         first = Dataset.from_list(list(islice(splits["train"], NUM_PROBED)))
     except Exception as error:  # of many kinds, from connections to parsers
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"cannot stream {name}: {reason}; check the name and the connection.") from error
+        raise ValueError(f"cannot stream {name}: {first_line(error)}; check the name and the connection.") from error
     if not len(first):
         raise ValueError(f"the train split of {name} is empty.")
     column = _find_text_column(name, first, arguments.text_column)
@@ -133,7 +131,6 @@ def _stream(arguments: TextArguments) -> Texts:
 
 
 def _rename_text(texts: Any, column: str) -> Any:
-    """Leave one column and call it `text`."""
     texts = texts.select_columns(column)
     return texts if column == "text" else texts.rename_column(column, "text")
 
@@ -204,6 +201,3 @@ def group_into_blocks(
     if not len(blocks):
         raise ValueError(f"the text does not fill one block of {block_size} tokens; give more or a smaller block.")
     return blocks
-
-
-__all__ = ["TextArguments", "Texts", "group_into_blocks", "load_texts"]

@@ -6,6 +6,7 @@ search saw, with what is left of 1 - confidence for each candidate judged on the
 
 import functools
 import math
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -172,7 +173,6 @@ def certify(
 
 
 def _judge_exactly(counts: PairedCounts, r: float, alpha: float) -> Judgement:
-    """Judge accuracies."""
     p_value, needed, lossless = exact_p_value(counts, r, alpha), None, None
     bound = _lower_bound(lambda r: exact_p_value(counts, r, alpha, is_decision=True) <= alpha, r, p_value <= alpha)
     if p_value > alpha:
@@ -227,13 +227,8 @@ def _lower_bound(is_certified: Callable[[float], bool], required: float, is_issu
     """Find the largest r on the grid of `BOUND_STEPS` that a test certifies, by bisection from the answer known."""
     step = round(required * BOUND_STEPS, 6)
     low, high = (math.floor(step), BOUND_STEPS + 1) if is_issued else (0, math.ceil(step))
-    while high - low > 1:
-        middle = (low + high) // 2
-        if is_certified(middle / BOUND_STEPS):
-            low = middle
-        else:
-            high = middle
-    return low / BOUND_STEPS
+    refused = bisect(range(low + 1, high), False, key=lambda step: not is_certified(step / BOUND_STEPS))
+    return (low + refused) / BOUND_STEPS
 
 
 def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int | None:
@@ -256,7 +251,7 @@ def _exact_examples_needed(counts: PairedCounts, r: float, alpha: float) -> int 
 
 
 def _normal_examples_needed(gap: float, sd: float, alpha: float) -> int:
-    """How many examples lift the mean `gap` of a variable over 0 at level `alpha` with 80 % power."""
+    """Count the examples that lift the mean `gap` of a variable over 0 at level `alpha` with 80 % power."""
     return math.ceil(((stats.norm.isf(alpha) + stats.norm.ppf(POWER)) * sd / gap) ** 2)
 
 

@@ -16,9 +16,9 @@ import sysconfig
 import tokenize
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tokenizers import ByteLevelBPETokenizer
@@ -40,8 +40,7 @@ SPLIT_SIZES = {"train": 217, "validation": 79, "test": 76}
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(NamedTuple):
     """One example: the dedented source of a function and the file it comes from, relative to the library."""
 
     text: str
@@ -75,7 +74,7 @@ def load_standard_library_task(library: Path | None = None, seed: int = 42) -> T
         size = min(largest, *(len(part[split]) for part in parts.values()))
         generator = random.Random(f"{seed} {split}")
         rows = [
-            {"text": function.text, "file": function.file, "labels": label}
+            {**function._asdict(), "labels": label}
             for label, name in enumerate(label_names)
             for function in generator.sample(parts[name][split], size)
         ]

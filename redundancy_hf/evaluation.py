@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import torch
 import transformers
@@ -25,7 +24,7 @@ from .folders import check_golden_output, find_load_defects, find_notes, find_st
 from .isolation import check_tokenizer
 from .labels import as_class, find_label_column, is_missing
 from .limits import check_inputs, load_tokenizer
-from .metrics import TaskMetric, compute_score, standard_error
+from .metrics import compute_score, standard_error
 from .outputs import describe_assumption, find_label_order, name_outputs, normalise_name
 from .runtimes import ExportedClassifier
 from .splits import GLUE_REPOSITORY, GLUE_TASKS, name_path, stream_splits
@@ -373,7 +372,7 @@ def score_model(name: str, metric_names: list[str], predictions: Any, references
     Of a model in a folder elsewhere only the last part of the name is kept.
     """
     first, *others = metric_names
-    score, error = (function(first, predictions, references) for function in (compute_score, standard_error))
+    score, error = (measure(first, predictions, references) for measure in (compute_score, standard_error))
     row = {
         "model": name if Path(name).exists() and not Path(name).is_absolute() else Path(name).name,
         "metric_name": first,
@@ -382,6 +381,5 @@ def score_model(name: str, metric_names: list[str], predictions: Any, references
         "confidence_interval": interval_of(first, score, error, len(references)),
     }
     if others:
-        metrics = evaluate.combine([TaskMetric(metric_name) for metric_name in others])
-        row["more_metrics"] = metrics.compute(predictions=predictions, references=references)
+        row["more_metrics"] = {other: compute_score(other, predictions, references) for other in others}
     return row

@@ -189,7 +189,6 @@ def _refuse_unclear_numbers(column: str, labels: list[str]) -> None:
 
 
 def _check_problem_type(feature: FeatureType, column: str, problem_type: str) -> None:
-    """Check that a column can hold labels of a problem type."""
     dtype = feature.dtype if isinstance(feature, Value) else ""
     fits = {
         SINGLE_LABEL: isinstance(feature, Value | ClassLabel),

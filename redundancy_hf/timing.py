@@ -423,17 +423,3 @@ def busy_machine(num_processes: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.communicate()
-
-
-__all__ = [
-    "Latency",
-    "Target",
-    "Times",
-    "busy_machine",
-    "hardware_fingerprint",
-    "measure_latency",
-    "measure_pass_memory",
-    "ready_to_time",
-    "sample_inputs",
-    "time_in_turns",
-]

@@ -292,7 +292,6 @@ def _tell_seen(models: list[ReadModel], split: str, rows: np.ndarray):
 
 
 def _describe(reading: Reading, split: str) -> dict[str, Any]:
-    """Give the record, and print it."""
     rows, (_, _, labels) = [row for row, _, _ in reading.results], reading.results[0]
     majority = constant_score(rows[0]["metric_name"], labels, labels)
     print(f"{reading.dataset} {split}: {len(labels)} examples, majority {majority:.4f}")
@@ -383,5 +382,4 @@ def _update_cards(models: list[ReadModel], arguments: dict[str, Any], kind: str,
 
 
 def main():
-    call = parse_call(evaluate_classifiers, __doc__, positional="models")
-    evaluate_classifiers(**call)
+    evaluate_classifiers(**parse_call(evaluate_classifiers, __doc__, positional="models"))

@@ -397,10 +397,9 @@ def drift(table: LatencyTable, measured: Mapping["Schedule", float], lengths: Se
         raise ValueError("drift needs at least one schedule that was measured directly, got none.")
     predicted = table.predict_ratios(list(measured), lengths)
     direct = np.array(list(measured.values()))
-    columns = {"predicted": predicted, "direct": direct, "relative_error": predicted / direct - 1}
     rows = [
-        {"gamma": list(schedule.gamma), "eta": schedule.eta, **{name: float(of[i]) for name, of in columns.items()}}
-        for i, schedule in enumerate(measured)
+        {"gamma": list(schedule.gamma), "eta": schedule.eta, "predicted": p, "direct": d, "relative_error": p / d - 1}
+        for schedule, p, d in zip(measured, predicted.tolist(), direct.tolist(), strict=True)
     ]
     agreement = compare_latencies(predicted, direct)
     has_drifted = agreement["mean_relative_error"] > LARGEST_MEAN_DRIFT

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from redundancy_hf.evaluation import predict
 from redundancy_hf.folders import EXPORT_INDEX
+from redundancy_hf.labels import REGRESSION, SINGLE_LABEL
 from redundancy_hf.metrics import compute_score, predictions_from_logits
 from redundancy_hf.runtimes import ExportedClassifier
 from redundancy_hf.task import Task
@@ -136,15 +137,13 @@ def compare_export(
     after = predict(exported, split, tokenizer, batch_size=1)[:, order]
     together = predict_in_batches(exported, split, tokenizer)[:, order]
     answers = [predictions_from_logits(problem_type, logits) for logits in (before, after, together)]
-    score_before = score_after = None
+    scores: list[Any] = [None, None]
     if task is not None:
-        score_before, score_after = (
-            compute_score(task.metric_name, answer, np.asarray(split["labels"])) for answer in answers[:2]
-        )
+        scores = [compute_score(task.metric_name, answer, np.asarray(split["labels"])) for answer in answers[:2]]
 
     def count(one: np.ndarray, other: np.ndarray) -> int | None:
         is_other = (one != other).reshape(len(split), -1).any(axis=1)
-        return None if problem_type == "regression" else int(is_other.sum())
+        return None if problem_type == REGRESSION else int(is_other.sum())
 
     return ExportReport(
         texts=texts,
@@ -152,8 +151,8 @@ def compare_export(
         difference=float(np.abs(after - before).max()),
         changed_labels=count(answers[0], answers[1]),
         metric_name=None if task is None else task.metric_name,
-        score_before=score_before,
-        score_after=score_after,
+        score_before=scores[0],
+        score_after=scores[1],
         batch_size=BATCH_SIZE,
         batch_difference=float(np.abs(together - after).max()),
         batch_changed_labels=count(answers[1], answers[2]),
@@ -168,9 +167,7 @@ def choose_texts(
         split = task.splits["validation"]
         drawn = np.random.default_rng(0).permutation(len(split))[:max_texts]
         return f"validation rows of {task.name}", split.select(drawn), task.problem_type
-    problem_type = model.config.problem_type or "single_label_classification"
-    if model.config.num_labels == 1:
-        problem_type = "regression"
+    problem_type = REGRESSION if model.config.num_labels == 1 else model.config.problem_type or SINGLE_LABEL
     return "random texts", make_random_texts(model.config, int(exported.limits[-1])), problem_type
 
 

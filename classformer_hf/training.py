@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from redundancy_hf.evaluation import predict
-from redundancy_hf.labels import MULTI_LABEL, REGRESSION
+from redundancy_hf.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from redundancy_hf.limits import check_first_token, check_inputs
 from redundancy_hf.metrics import build_compute_metrics, compute_score, predictions_from_logits
 from redundancy_hf.plan import Plan
@@ -187,10 +187,9 @@ def build_trainer(
     for name in ("train", "validation"):
         check_inputs(model, task.splits[name])
     arguments.check_best_metric(task.metric_name)
-    if task.problem_type == REGRESSION:
-        refuse_label_smoothing(arguments, "a regression")
-    elif task.problem_type == MULTI_LABEL:
-        refuse_label_smoothing(arguments, "a task with several labels per example")
+    if task.problem_type != SINGLE_LABEL:
+        kinds = {REGRESSION: "a regression", MULTI_LABEL: "a task with several labels per example"}
+        refuse_label_smoothing(arguments, kinds[task.problem_type])
     if arguments.is_best_by_score:
         arguments.metric_for_best_model = f"eval_{task.metric_name}"
         arguments.greater_is_better = True

@@ -149,11 +149,7 @@ def refuse_missing(kind: str, column: str, split_name: str, values: list) -> Non
 
 
 def _infer_problem_type(feature: FeatureType, column: str, labels: list) -> str:
-    """Say what labels pose, none of them missing.
-
-    Raises:
-        ValueError: It cannot be told.
-    """
+    """Say what labels pose, none of them missing, or refuse what may be classes or values."""
     dtype = feature.dtype if isinstance(feature, Value) else ""
     if isinstance(feature, List | LargeList):
         return MULTI_LABEL

@@ -415,7 +415,7 @@ def busy_machine(num_processes: int) -> Iterator[None]:
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(num_processes)]
     try:
         if not all(process.stdout.readline() for process in processes):  # type: ignore[union-attr]
-            raise OSError("the busy processes did not start; try fewer `--busy_processes`.")
+            raise OSError("the busy processes did not start; try a smaller `--busy`.")
         yield
         if any(process.poll() is not None for process in processes):
             raise OSError("a busy process ended before the measurement; use fewer `--rounds`.")

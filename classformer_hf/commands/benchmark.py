@@ -121,11 +121,7 @@ def compare_latency(
 def check_choices(
     models, architectures, lengths, batch_size: int, num_inputs: int, update_card: bool, dataset: str | None
 ):
-    """Refuse what does not go together; arguments as of [`compare_latency`].
-
-    Raises:
-        ValueError: Says why.
-    """
+    """Refuse what does not go together; arguments as of [`compare_latency`]."""
     if not models and not architectures:
         raise ValueError("there is nothing to measure: name model folders, or --architectures.")
     for name, given in (("models", models), ("architectures", architectures)):

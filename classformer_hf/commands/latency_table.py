@@ -10,7 +10,6 @@ processes that multiply matrices without pause:
         --check 30 --busy 2 --results_file results/latency_table_check_busy.json
 """
 
-import os
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def write_latency_table(
         )
     model: Any = load_from_encoder(model_name_or_path)
     inputs = make_inputs(model_name_or_path, task) if check else []
-    load_before = [round(load, 2) for load in os.getloadavg()]
+    load_before = target.hardware["load_average"]
     with tqdm(total=1 + target.rounds, desc="table") as bar, busy_machine(busy):
         table = build_latency_table(model.config, task.max_length, target, max_seconds, bar.update)
     table.save(latency_table)

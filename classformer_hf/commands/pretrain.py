@@ -109,7 +109,7 @@ def pretrain_classformer(
     check_objectives(objectives, from_scratch, model_name_or_path, training)
     if not 0 < mlm_probability < 1:
         raise ValueError(f"--mlm_probability is a share of the tokens, 0 to 1, got {mlm_probability}.")
-    choose_schedule(gamma, eta)
+    schedule = choose_schedule(gamma, eta)
     if text.streaming and training.max_steps < 1:
         raise ValueError("a stream has no end: --streaming needs --max_steps.")
     if text.streaming and training.dataloader_num_workers > 1:
@@ -119,9 +119,8 @@ def pretrain_classformer(
     output.mkdir(parents=True, exist_ok=True)  # if it cannot be, that is said before long work
     unfinished = [one for one in objectives if not (output / one / RESULTS).exists()]
     plan = Plan(dict.fromkeys(unfinished), has_bars=not training.disable_tqdm)
-    gamma = None if gamma is None else list(gamma)
     pretraining = Pretraining(
-        text, training, plan, model_name_or_path, from_scratch, gamma, eta, mlm_probability, whole_word_mask
+        text, training, plan, model_name_or_path, from_scratch, schedule, mlm_probability, whole_word_mask
     )
     rows = []
     for objective in objectives:
@@ -171,8 +170,7 @@ class Pretraining:
     plan: Plan
     checkpoint: str | None
     from_scratch: bool
-    gamma: list[int] | None
-    eta: int
+    schedule: dict[str, Any]
     mlm_probability: float
     whole_word_mask: bool
 
@@ -205,7 +203,7 @@ class Pretraining:
             "checkpoint": checkpoint_fingerprint(self.checkpoint) if self.checkpoint else "small",
             "text": self.fingerprint,
             "objective": [objective, self.mlm_probability, self.whole_word_mask, self.from_scratch],
-            "schedule": [self.gamma, self.eta],
+            "schedule": [self.schedule.get("gamma"), self.schedule.get("eta", 0)],
             "recipe": self.training.describe_recipe(),
             FLAGS: describe_flags(model_name_or_path=self.checkpoint),
             "batches of validation": self.training.per_device_eval_batch_size,
@@ -213,10 +211,9 @@ class Pretraining:
 
     def load_model(self) -> ClassformerForMaskedLM:
         """Give the model that every objective starts from."""
-        schedule = choose_schedule(self.gamma, self.eta)
         if self.checkpoint is None:
-            return ClassformerForMaskedLM(ClassformerConfig(**describe_demo_model(self.tokenizer), **schedule))
-        model: Any = load_from_encoder(self.checkpoint, ClassformerForMaskedLM, **schedule)
+            return ClassformerForMaskedLM(ClassformerConfig(**describe_demo_model(self.tokenizer), **self.schedule))
+        model: Any = load_from_encoder(self.checkpoint, ClassformerForMaskedLM, **self.schedule)
         for blocks in (self.blocks, self.validation):
             if isinstance(blocks, Dataset):
                 check_inputs(model, blocks)

@@ -169,11 +169,7 @@ def _check_request(required_performance: float, confidence: float, num_models: i
 
 
 def _choose_data(models: list[ReadModel], kind: str, streaming: bool, typed: dict[str, Any]) -> tuple[Any, str | None]:
-    """Say how to read the data: as the first `task.json` has it, or as the flags say where there is none.
-
-    Returns:
-        The arguments, and the column of images.
-    """
+    """Give the arguments to read the data by, of the first `task.json` or of the flags, and the column of images."""
     is_image = kind == IMAGE and not streaming
     found = choose_arguments(_image_data().ImageTaskArguments if is_image else TaskArguments, models, typed)
     column = typed["image_column"]

@@ -334,6 +334,7 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
     assert "funnel in" in (words := run(*study)[2]) and "another schedule than dense" in words
 
 
+@pytest.mark.slow
 def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_text_file, tmp_path):
     assert run(*command, "--objectives", "dense")[0] == 0
     other = tmp_path / "other.csv"
@@ -379,6 +380,7 @@ def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_tas
         assert torch.equal(model.roberta.embeddings.word_embeddings.weight, stock) == is_same
 
 
+@pytest.mark.slow
 def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder, tiny_text_file, tmp_path):
     study = [
         *("schedules", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),

@@ -351,6 +351,7 @@ def test_two_processes_share_a_supernet(tmp_path, tiny_roberta_two_labels, tiny_
         assert (tmp_path / "run" / "best" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_labels, tiny_text_file):
     flags = search_flags(tiny_roberta_two_labels, tiny_text_file, tmp_path / "run", "--max_trials", 8)
     command = [sys.executable, str(SCRIPTS / "search_classformer.py"), *map(str, flags)]

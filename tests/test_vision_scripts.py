@@ -88,6 +88,7 @@ def test_finished_training_repeats_nothing_and_another_is_refused(run, trained, 
     assert code == 1 and "holds another training: --learning_rate (0.1, now 0.5)" in words
 
 
+@pytest.mark.slow
 def test_models_are_compared_side_by_side(run, trained, flags, tmp_path):
     folders = [trained / name / "seed-42" for name in ("plain", "shared")]
     record, examples = tmp_path / "comparison.json", tmp_path / "examples"

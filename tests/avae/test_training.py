@@ -34,7 +34,9 @@ def make_trainer(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("dims", "transforms"), [(2, []), (2, ["rotation"]), (3, ["rotation"])])
+@pytest.mark.parametrize(
+    ("dims", "transforms"), [(2, []), (2, ["rotation"]), pytest.param(3, ["rotation"], marks=pytest.mark.slow)]
+)
 def test_training_learns_and_reports(make_trainer, dims, transforms, tmp_path):
     trainer = make_trainer(transforms=transforms, dims=dims, num_train_epochs=4)
     trained = train(trainer)

@@ -247,3 +247,11 @@ def test_formula_is_nearly_monotone_and_latency_falls():
     observations = [table.observe(s, REQUIRED) for s in table.space.enumerate() if s.eta == 0]
     assert audit_monotonicity(observations, table.known.features).rate == 0.0
     assert len(np.unique(table.latency)) > 100 and table.latency.min() > 0.05
+
+
+def test_what_is_not_told_yet_counts_as_the_worst():
+    sampler = RandomSampler(SearchSpace(3, 16), seed=0)
+    first = sampler.ask()
+    sampler.tell(Observation(first, reward=0.5))
+    second = sampler.ask()
+    assert sampler.rewards() == [(first, 0.5), (second, 0.5)]

@@ -337,6 +337,7 @@ def named_folder(tiny_settings, tiny_tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_folder, tiny_text_file, tmp_path):
     output = tmp_path / "served"
     load_task(TaskArguments(dataset_name=str(tiny_text_file), max_length=64, split_seed=7)).record.write(named_folder)
@@ -363,6 +364,7 @@ def test_script_ends_with_a_verdict_and_commands_take_the_result(run, named_fold
     assert code == 1 and "served is an export, which has its own number format" in words
 
 
+@pytest.mark.slow
 def test_export_has_seen_what_its_model_has(run, named_folder, tiny_text_file, tmp_path):
     folder = shutil.copytree(named_folder, tmp_path / "model")
     load_task(TaskArguments(dataset_name=str(tiny_text_file), max_length=64)).record.write(folder)
@@ -400,6 +402,7 @@ def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_f
     assert code == 1 and "nothing" in words
 
 
+@pytest.mark.slow
 def test_data_that_are_gone_are_noted(run, named_folder, tiny_text_file, tmp_path):
     folder, moved = shutil.copytree(named_folder, tmp_path / "model"), shutil.copy(tiny_text_file, tmp_path)
     load_task(TaskArguments(dataset_name=str(moved), max_length=64)).record.write(folder)

@@ -76,6 +76,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_text_model_is_published(hub, client, folder, tmp_path):
     before = contents(folder)
     dry = client("publish", folder, "--repo_id", "alice/text", "--license", "mit", "--dry_run", token=None)

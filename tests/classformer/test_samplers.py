@@ -251,7 +251,7 @@ def test_formula_is_nearly_monotone_and_latency_falls():
 
 def test_what_is_not_told_yet_counts_as_the_worst():
     sampler = RandomSampler(SearchSpace(3, 16), seed=0)
-    first = sampler.ask()
+    first, _ = sampler.ask()
     sampler.tell(Observation(first, reward=0.5))
-    second = sampler.ask()
+    second, _ = sampler.ask()
     assert sampler.rewards() == [(first, 0.5), (second, 0.5)]

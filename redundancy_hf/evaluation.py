@@ -258,7 +258,8 @@ def evaluate_examples(
         ValueError: There is no example, or one has a label that the model does not know.
     """
     model, processor = load_classifier(folder, kind), load_processor(folder, kind)
-    find_id = _number_labels(folder, name_outputs(model.config), label_names)
+    outputs = name_outputs(model.config)
+    find_id = _number_labels(folder, outputs, label_names)
     options: dict[str, Any] = {"truncation": True, "max_length": max_length} if kind == TEXT else {}
     if kind == TEXT and max_length > processor.model_max_length:
         raise ValueError(
@@ -289,7 +290,6 @@ def evaluate_examples(
         raise ValueError("there is no example to evaluate; check --split and --max_examples.")
     if any(math.isnan(answer["score"]) for answer in best):
         raise ValueError(f"{folder} gives NaN for an example; check its inputs and weights.")
-    outputs = name_outputs(model.config)
     return np.asarray([outputs.index(answer["label"]) for answer in best]), np.asarray(references)
 
 

@@ -246,9 +246,7 @@ def scores_of_counts(
         return counts @ is_right / totals
     is_multi_label = references.ndim == 2
     if not is_multi_label:
-        classes = np.union1d(predictions, references)
-        if metric_name == "f1":
-            classes = np.array([0, 1])
+        classes = np.array([0, 1]) if metric_name == "f1" else np.union1d(predictions, references)
         predictions, references = predictions[:, None] == classes, references[:, None] == classes  # (P, K)
     correct, predicted, actual = (counts @ values for values in (predictions & references, predictions, references))
     return scores_of_sums(metric_name, correct, predicted, actual, totals, is_multi_label)

@@ -223,9 +223,8 @@ def read_record(folder: Path) -> TaskRecord | None:
         return None
     try:
         content = json.loads((folder / TASK_FILE).read_text())
-        texts, mappings = ("kind", "dataset"), ("arguments", "splits")
-        are_texts = all(isinstance(content[name], str) for name in texts)
-        if not are_texts or not all(isinstance(content[name], dict) for name in mappings):
+        types = {"kind": str, "dataset": str, "arguments": dict, "splits": dict}
+        if not all(isinstance(content[name], of_type) for name, of_type in types.items()):
             raise TypeError("an entry is of another type")
         rows, before = None, None
         if (folder / TASK_ROWS).is_file():

@@ -341,15 +341,11 @@ def is_same_hardware(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def _read_cpu() -> tuple[str, set[str]]:
     """Return the processor's name and the names of its instruction sets."""
-    name, flags = platform.processor() or platform.machine(), set()
     cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere torch's own `cpu_capability` has to do
-    for line in cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else ():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags.update(value.split())
-    return name, flags
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return name, set(found.get("flags", found.get("Features", "")).split())
 
 
 def _common_device(models: Mapping[str, nn.Module]) -> torch.device:

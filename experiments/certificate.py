@@ -8,7 +8,7 @@ certificate on the holdout. A choice violates the requirement if it keeps less o
         --num_holdout 2000 10000 --results_file results/certificate_study.json
 
 The file has `keys` (S,), the full schedule first or named by `--reference_key`, `predictions` (S, N) of class ids,
-`references` (N,) and `latency_ratio` (S,).
+`references` (N,) and `latency_ratio` (S,); classformer_hf.search.supernet.predict_schedules predicts them.
 
 With `--simulated_classes` there is no file: macro F1 is judged on samples of a population of so many classes in which
 the candidate keeps the required share exactly, which must not be certified in more than 1 - confidence of the samples,

@@ -102,3 +102,21 @@ def samplers_table(record: dict) -> str:
         f"is more than {record['max_trials']}; reward of equation 5.4, median. {name_command(record)}"
     )
     return format_table([*header, "at the end"], rows, note)
+
+
+def length_policy_table(record: dict) -> str:
+    """A schedule per length bucket against the best single one."""
+    rows = []
+    for row in record["requirements"]:
+        both = [row[name]["test"] for name in ("single", "policy")]
+        cells = [(f"`{one['key']}`", f"{one['latency_ratio']:.3f}", percent(one["performance"])) for one in both]
+        change = f"{100 * row['test_latency_change']:+.1f}"
+        rows.append([f"{percent(row['required_performance'], 0)} %", *cells[0], *cells[1], change])
+    header = ["keep", "single", "latency", "kept, %", "by length", "latency", "kept, %", "change, %"]
+    quantiles = " / ".join(f"{value:.0f}" for value in record["length_quantiles_tokens"])
+    note = (
+        f"Chosen on {record['num_validation_examples']} texts, reported on {record['num_test_examples']} others; "
+        f"latency by the table, relative to the full model, {record['hardware']['device_name']}; lengths at "
+        f"5/25/50/75/95 %: {quantiles} tokens. {name_command(record)}"
+    )
+    return format_table(header, rows, note)

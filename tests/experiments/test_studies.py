@@ -57,27 +57,6 @@ def test_winners_are_timed_on_each_other_s_targets(run, search, found, tmp_path)
     assert "holds no finished search" in run("targets", "--folders", found, other)[2]
 
 
-def test_table_of_every_schedule_feeds_the_policy_study(run, found, tiny_text_file, tmp_path):
-    predictions = tmp_path / "validation.npz"
-    code, _, words = run(
-        *("every_schedule", "--supernet", found / "supernet", "--latency_table", found / "latency_table.json"),
-        *("--dataset_name", tiny_text_file, *CARVED, "--gamma_options", 1, 2),
-        *("--predictions", predictions),
-    )
-    assert code == 0, words
-    with np.load(predictions) as data:
-        assert data["predictions"].shape == (len(data["keys"]), len(data["references"]))
-        assert len(data["keys"]) > 4 and data["latency_ratio"][list(data["keys"]).index("1-1-1_eta0")] == 1
-    code, printed, words = run(
-        *("length_policy", "--validation", predictions, "--test", predictions, "--limits", 16, 32),
-        *("--latency_table", found / "latency_table.json", "--required_performance", 0.5),
-        *("--results_file", tmp_path / "policy.json"),
-    )
-    assert code == 0 and printed.startswith("| keep | single |"), words
-    (row,) = json.loads((tmp_path / "policy.json").read_text())["requirements"]
-    assert row["policy"]["test"]["latency_ratio"] <= row["single"]["test"]["latency_ratio"] + 1e-9
-
-
 def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp_path, monkeypatch):
     def draw(model, schedules, split, *_, **__):
         # the tiny supernet says the same of all texts

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
 import vision_hf
+from redundancy_hf.images import load_task
 from vision_hf.conversion import METHODS, weight_error
-from vision_hf.data import ImageTaskArguments, load_task, transform_splits
+from vision_hf.data import ImageTaskArguments, transform_splits
 from vision_hf.expansion import is_ours
 from vision_hf.layouts import from_transformers
 from vision_hf.training import ImageTrainingArguments, build_trainer, estimate_statistics, train

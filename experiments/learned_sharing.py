@@ -26,8 +26,9 @@ from record import Record, choose, describe_scale, describe_settings, group_rows
 from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 
 import vision_hf  # noqa: F401  registers the families
+from redundancy_hf.images import ImageTask, load_task
 from redundancy_hf.training import list_seeds, run_seed
-from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
+from vision_hf.data import ImageTaskArguments, build_image_processor, transform_splits
 from vision_hf.explain import draw_weight_histograms
 from vision_hf.priors import MixturePrior, NearestBasisLoss, Regulariser, ReseedBases, quantise
 from vision_hf.training import (

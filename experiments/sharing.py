@@ -26,9 +26,10 @@ from transformers import set_seed
 
 import vision_hf
 from redundancy_hf.folders import save_folder
+from redundancy_hf.images import ImageTask, load_task
 from redundancy_hf.training import list_seeds
 from vision_hf.cost import count_flops, forward_call, measure_ratios
-from vision_hf.data import ImageTask, ImageTaskArguments, build_image_processor, load_task, transform_splits
+from vision_hf.data import ImageTaskArguments, build_image_processor, transform_splits
 from vision_hf.training import ImageTrainingArguments, build_classifier, build_trainer, train
 
 FACTORS = (2, 4, 8)

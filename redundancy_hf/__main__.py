@@ -27,6 +27,7 @@ VERBS = {
     "train-avae": ("avae_hf.commands.train_avae", "train an autoencoder that separates shape from pose"),
     "evaluate-avae": ("avae_hf.commands.evaluate_avae", "evaluate autoencoders on inputs in random poses"),
 }
+PACKAGES = sorted({module.partition(".")[0] for module, _ in VERBS.values()})
 
 
 def describe_verbs() -> str:

@@ -17,8 +17,9 @@ import safetensors
 import safetensors.torch
 from accelerate.utils import extract_model_from_parallel
 
+from .__main__ import PACKAGES
 from .failures import first_line
-from .isolation import OUR_PACKAGES, compare_output, compute_output, make_inputs
+from .isolation import compare_output, compute_output, make_inputs
 from .record import TaskRecord
 
 # in a folder of its own, because tools take every *.safetensors beside the weights for weights
@@ -284,7 +285,7 @@ def find_strange_code(folder: Path) -> list[str]:
     root = Path(__file__).parent.parent
     ours = {
         path.name: path.read_bytes()
-        for package in OUR_PACKAGES
+        for package in PACKAGES
         for path in (root / package).glob("*.py")
         if path.name.startswith(CODE_PREFIXES)
     }

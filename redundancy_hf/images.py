@@ -1,17 +1,26 @@
-"""Data sets of images: how they are read, whatever stores them, as raw splits with known columns."""
+"""Data sets of images: how they are read, whatever stores them, as raw splits with known columns; tasks of classes."""
 
 import glob
+import hashlib
+import json
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
 
 from .failures import first_line
+from .labels import SINGLE_LABEL, encode_labels, is_labelled
 from .splits import SplitArguments, carve_splits, choose_splits, draw_splits, find_files, read_saved
+
+logger = logging.getLogger(__name__)
+# what a command says on standard output
+screen = logging.getLogger("screen")
 
 Read = Callable[[Path], dict[str, Dataset] | None]
 DIGITS = "digits"
@@ -145,6 +154,74 @@ def complete_splits(
         return parts["train"], parts["test"]
 
     return draw_splits(carve_splits(splits, carve), arguments)
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """A data set that a classifier of images can be trained on.
+
+    Args:
+        name: For reports.
+        splits: "train", "validation" and, unless taken away, "test", with the columns "image" and "labels".
+        label_names: In the order of the ids.
+    """
+
+    name: str
+    splits: DatasetDict
+    label_names: list[str]
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a model's config must say to fit the task."""
+        names = dict(enumerate(self.label_names))
+        return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the labels of train and validation and the first 100 images of each."""
+        digest = hashlib.sha256(json.dumps(self.label_names).encode())
+        for name in ("train", "validation"):
+            split = self.splits[name]
+            digest.update(json.dumps(split["labels"][:]).encode())
+            for image in split.select(range(min(100, len(split))))["image"]:
+                digest.update(np.asarray(image.convert("RGB")).tobytes())
+        return digest.hexdigest()[:16]
+
+    def without_test(self) -> "ImageTask":
+        """Return the task as whatever chooses between models may see it."""
+        return replace(self, splits=DatasetDict({name: self.splits[name] for name in ("train", "validation")}))
+
+
+def load_task(arguments: ImageDataArguments) -> ImageTask:
+    """Load a data set, find its columns, and print which are read.
+
+    Raises:
+        ValueError: The data set cannot be read, has no train split or no images, a column cannot be found, a label is
+            missing, or an argument is out of range.
+    """
+    arguments.check()
+    name, splits = read_image_splits(arguments)
+    image_column, label_column = find_columns(splits, arguments)
+    train = splits["train"]
+    if not isinstance(train.features[image_column], Image):
+        raise ValueError(
+            f"the image column must hold images, got {train.features[image_column]}; name another by `image_column`."
+        )
+    if "test" in splits and not is_labelled(splits["test"], train, label_column):
+        logger.info("the test split has no labels and is left out")
+        del splits["test"]
+    labels = encode_labels(splits, label_column, SINGLE_LABEL)
+    splits = {
+        split_name: split.select_columns(image_column)
+        .rename_columns({image_column: "image"})
+        .add_column("labels", labels.values[split_name], feature=labels.feature)
+        for split_name, split in splits.items()
+    }
+    splits = complete_splits(splits, arguments, stratified_by="labels")
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    columns = f"images from {image_column}, labels from {label_column}"
+    screen.info(f"{name}: {columns}; {len(labels.names)} classes, rows: {sizes}")
+    return ImageTask(name, DatasetDict(splits), labels.names)
 
 
 def _read_digits() -> dict[str, Dataset]:

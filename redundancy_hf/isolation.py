@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 3600
-OUR_PACKAGES = ("redundancy_hf", "classformer_hf", "vision_hf", "avae_hf")
 
 
 def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
@@ -24,6 +23,9 @@ def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
     Raises:
         RuntimeError: The folder does not load or does not run there, or the job has no such argument.
     """
+    # not above: as a program this file is in no package
+    from .__main__ import PACKAGES
+
     with tempfile.TemporaryDirectory() as caches, tempfile.TemporaryDirectory() as empty:
         # variables such as HF_HUB_CACHE or PYTHONPATH would lead back home, and secrets are no business of the folder's
         environment = {
@@ -37,7 +39,7 @@ def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
         process = subprocess.run(
             # -P: the directory of this file holds modules of ours
             [sys.executable, "-P", str(Path(__file__).resolve()), str(answer)],
-            input=json.dumps({"job": job, "folder": str(folder.resolve()), **task}),
+            input=json.dumps({"job": job, "folder": str(folder.resolve()), "packages": PACKAGES, **task}),
             text=True,
             cwd=empty,
             env=environment,
@@ -56,8 +58,11 @@ def run_elsewhere(job: str, folder: Path, **task: Any) -> Any:
 class RefuseOurPackages(importlib.abc.MetaPathFinder):
     """Raise on our packages, which an editable installation makes importable from everywhere."""
 
+    def __init__(self, packages: list[str]):
+        self.packages = packages
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] in OUR_PACKAGES:
+        if fullname.partition(".")[0] in self.packages:
             raise ImportError(f"the folder must load without {fullname}")
 
 
@@ -212,8 +217,8 @@ def verify(folder: str, stored: str | None, output: str) -> dict:
 
 
 def main():
-    sys.meta_path.insert(0, RefuseOurPackages())
     task = json.load(sys.stdin)
+    sys.meta_path.insert(0, RefuseOurPackages(task.pop("packages")))
     try:
         job: Any = {"classify": classify, "align": align, "verify": verify}[task.pop("job")]
         answer = {"answer": job(**task)}

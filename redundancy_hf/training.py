@@ -7,7 +7,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,11 +158,16 @@ def load_folder(folder: str, auto_class: Any, trust_remote_code: bool = True) ->
     return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
 
 
-def parse_overrides(config_overrides: str | None, config: PreTrainedConfig) -> dict[str, Any]:
+def parse_overrides(config_overrides: str | None, config: PreTrainedConfig, flags: Collection[str]) -> dict[str, Any]:
     """Read settings of a configuration from JSON.
 
+    Args:
+        config_overrides: As JSON.
+        config: Knows the settings.
+        flags: Settings that are flags of their own.
+
     Raises:
-        ValueError: It is no JSON, or a setting is unknown.
+        ValueError: It is no JSON, or a setting is unknown or a flag of its own.
     """
     try:
         overrides = json.loads(config_overrides or "{}")
@@ -171,6 +176,11 @@ def parse_overrides(config_overrides: str | None, config: PreTrainedConfig) -> d
     unknown = sorted(set(overrides) - set(config.to_dict()))
     if unknown:
         raise ValueError(f"`config_overrides` has unknown settings {unknown}; {type(config).__name__} documents them.")
+    if doubled := sorted(set(overrides) & set(flags)):
+        raise ValueError(
+            f"`config_overrides` is for settings without a flag of their own, got {doubled}; "
+            f"say {' and '.join(f'`{name}`' for name in doubled)} instead."
+        )
     return overrides
 
 

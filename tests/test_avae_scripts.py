@@ -199,6 +199,8 @@ def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
         (["--likelihood", "bernoulli", "--normalize"], "the Bernoulli likelihood needs probabilities"),
         (["--config_overrides", "{latent: 3}"], "must be JSON in quotes"),
         (["--config_overrides", '{"width": 3}'], "unknown settings \\['width'\\]"),
+        (["--config_overrides", '{"search": "direct"}'], "without a flag of their own, got .*; say --search instead"),
+        (["--config_overrides", '{"transforms": []}'], "without a flag of their own, got .*; say --transforms instead"),
         (["--classes", "ten"], "--classes has \\['ten'\\]"),
         (["--label_column", "kind"], "'kind' is not in split"),
         (["--dataset_name", "./nowhere"], "there is no file or folder"),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from redundancy_hf.__main__ import VERBS
+
 ROOT = Path(__file__).resolve().parent.parent
 BASE, PACKAGES = "redundancy_hf", ("classformer_hf", "vision_hf", "avae_hf")
 ROLES = ("configuration_", "modeling_", "layers_", "pose_search_", "image_processing_")
@@ -187,6 +189,64 @@ def test_folders_import_only_what_they_stand_on(folder):
 )
 def test_import_between_folders_is_caught(folder, source):
     assert not imported_libraries(source) & OURS <= MAY_IMPORT[folder]
+
+
+def find_foreign_names(source, packages):
+    """Strings that name one of `packages` or a module of it, which could be imported unseen."""
+    strings = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return [text for text in strings if isinstance(text, str) and text.partition(".")[0] in packages]
+
+
+@pytest.mark.parametrize("folder", [BASE, *PACKAGES])
+def test_packages_name_no_other_in_a_string(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        # a verb is the one module's name that the base may hold
+        if path != ROOT / BASE / "__main__.py":
+            assert find_foreign_names(path.read_text(), {*PACKAGES} - {folder}) == [], path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def read():\n    return importlib.import_module("vision_hf.data")',
+        'sys.modules["vision_hf"]',
+        'import_module(f"vision_hf.{name}")',
+        'KNOWN = {"images": ("vision_hf.data", "load_task")}',
+    ],
+)
+def test_foreign_name_in_a_string_is_caught(source):
+    assert find_foreign_names(source, PACKAGES)
+    assert not find_foreign_names(source, {*PACKAGES} - {"vision_hf"})
+
+
+DOOR = '''"""The command `redundancy-hf {verb}`, for whoever works in a clone."""
+
+from redundancy_hf.__main__ import run_verb
+
+if __name__ == "__main__":
+    run_verb("{verb}")
+'''
+
+
+def is_door(source):
+    return source in {DOOR.format(verb=verb) for verb in VERBS}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda path: path.stem)
+def test_script_is_a_door(path):
+    assert is_door(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        DOOR.format(verb="unheard-of"),
+        DOOR.format(verb="train") + "    print()\n",
+        DOOR.replace("{verb}", "train", 1).format(verb="search"),
+    ],
+)
+def test_script_that_is_more_than_a_door_is_caught(source):
+    assert not is_door(source)
 
 
 DIGEST_HOLDERS = {

@@ -303,6 +303,12 @@ def test_study_of_sharing_counts_and_times(run, flags, tmp_path):
         (["--preset", "b9"], "has the presets"),
         (["--config_overrides", "{stem: 3}"], "must be JSON in quotes"),
         (["--config_overrides", '{"depth": 3}'], "unknown settings \\['depth'\\]"),
+        (
+            ["--config_overrides", '{"sharing_factor": 2, "grad_reduction": "sum"}'],
+            "--config_overrides is for settings without a flag of their own, got .*; say --grad_reduction and "
+            "--sharing_factor instead",
+        ),
+        (["--config_overrides", '{"image_size": 32}'], "say --image_size instead"),
         (["--sharing_factor", "3"], "must be at least 1 and divide the .* channels, got 3"),
         (["--sharing_factor", "2", "2"], "needs one number, or one for each of"),
         (["--grad_reduction", "max"], '--grad_reduction must be "mean" or "sum"'),

@@ -28,12 +28,13 @@ from transformers import (
 )
 
 from redundancy_hf import cards
+from redundancy_hf.images import ImageTask
 from redundancy_hf.plan import Plan
 from redundancy_hf.training import RecipeArguments, StopOnInvalidLoss, find_checkpoint, show_progress
 
 from .conversion import reestimate_batch_norm
 from .cost import count_expanded_parameters
-from .data import EvaluationTransform, ImageTask, ImageTaskArguments, collate, transform_splits
+from .data import EvaluationTransform, ImageTaskArguments, collate, transform_splits
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 OPTIMIZERS = ("sgd", "rmsprop_tf", "adamw")

@@ -76,7 +76,7 @@ def train_avae(
     searched = [] if list(transforms) == ["none"] else list(transforms)
     own = {"latent_dim": latent_dim, "likelihood": likelihood, "search": search}
     sizes = {"spatial_dims": spatial_dims, "image_size": image_size, "in_channels": in_channels}
-    overrides = parse_overrides(config_overrides, AVAEConfig())
+    overrides = parse_overrides(config_overrides, AVAEConfig(), {"transforms", *own, *sizes})
     shapes = load_task(task, build_processor(task, **sizes))
     config = AVAEConfig(**{**shapes.config_settings, **own, **overrides}, transforms=searched)
     settings = {

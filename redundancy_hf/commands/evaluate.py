@@ -12,7 +12,6 @@ rows must be new to both models: neither training nor choice may have read them.
 model cards, as the Hub shows them.
 """
 
-import importlib
 import itertools
 import json
 import math
@@ -28,6 +27,7 @@ import torch
 from datasets import DatasetDict, concatenate_datasets
 from huggingface_hub import EvalResult
 
+from .. import images
 from ..cards import add_results, name_dataset, write_section
 from ..certificate import REFERENCES, certify, check_request
 from ..command import parse_call, write_record
@@ -171,7 +171,7 @@ def _check_request(required_performance: float, confidence: float, num_models: i
 def _choose_data(models: list[ReadModel], kind: str, streaming: bool, typed: dict[str, Any]) -> tuple[Any, str | None]:
     """Give the arguments to read the data by, of the first `task.json` or of the flags, and the column of images."""
     is_image = kind == IMAGE and not streaming
-    found = choose_arguments(_image_data().ImageTaskArguments if is_image else TaskArguments, models, typed)
+    found = choose_arguments(images.ImageDataArguments if is_image else TaskArguments, models, typed)
     column = typed["image_column"]
     record = next((model.record for model in models if model.record is not None), None)
     if record is None:
@@ -190,11 +190,6 @@ def _keep_columns(found: TaskArguments, record: TaskRecord, typed: dict[str, Any
     return replace(found, **columns) if set(columns.values()) <= set(there) else found
 
 
-def _image_data() -> Any:
-    """Give the module that reads data sets of images, which this package does not know before it is asked."""
-    return importlib.import_module("vision_hf.data")
-
-
 def _open_examples(
     arguments: Any, split: str, image_column: str | None, max_examples: int | None
 ) -> tuple[str, Callable[[], Iterator[tuple[Any, str]]]]:
@@ -202,7 +197,7 @@ def _open_examples(
     if isinstance(arguments, TaskArguments):
         dataset, read = stream_examples(arguments, split, image_column)
         return dataset, lambda: itertools.islice(read(), max_examples)
-    task = _image_data().load_task(arguments)
+    task = images.load_task(arguments)
     rows = task.splits.values() if split == "all" else [task.splits[split]]
     return task.name, lambda: (
         (row["image"], task.label_names[row["labels"]])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
+from redundancy_hf.images import load_task
 from vision_hf.data import (
     ImageTaskArguments,
     TrainTransform,
     build_image_processor,
     collate,
-    load_task,
     transform_splits,
 )
 

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 import vision_hf
-from vision_hf.data import ImageTaskArguments, build_image_processor, load_task, transform_splits
+from redundancy_hf.images import load_task
+from vision_hf.data import ImageTaskArguments, build_image_processor, transform_splits
 from vision_hf.priors import NearestBasisLoss
 from vision_hf.training import (
     ImageTrainingArguments,

@@ -18,13 +18,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from redundancy_hf.command import parse_call, write_record
+from redundancy_hf.images import load_task
 from redundancy_hf.readings import choose_arguments, open_model, record_reading
 from redundancy_hf.record import hash_arrays
 from redundancy_hf.timing import hardware_fingerprint
 from redundancy_hf.training import load_folder
 
 from ..cost import count_expanded_parameters, count_flops, forward_call, measure_ratios
-from ..data import EvaluationTransform, ImageTaskArguments, ImageTaskFlags, load_task
+from ..data import EvaluationTransform, ImageTaskArguments, ImageTaskFlags
 from ..training import match_labels, measure_accuracy
 
 

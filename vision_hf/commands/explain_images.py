@@ -19,8 +19,9 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from redundancy_hf.command import parse_call, write_record
+from redundancy_hf.images import load_task
 
-from ..data import ImageTaskArguments, load_task
+from ..data import ImageTaskArguments
 from ..explain import draw_grad_cam, draw_kernel_sheets
 
 

@@ -22,12 +22,13 @@ import vision_hf
 from redundancy_hf.cards import name_dataset
 from redundancy_hf.command import FLAGS, describe_flags, parse_call
 from redundancy_hf.folders import save_folder
+from redundancy_hf.images import ImageTask, load_task
 from redundancy_hf.plan import Plan
 from redundancy_hf.record import TaskRecord, describe_task, hash_arrays
 from redundancy_hf.training import check_weights, describe_mean, parse_overrides, run_seeds
 
 from ..conversion import share_weights
-from ..data import ImageTask, ImageTaskArguments, build_image_processor, load_task
+from ..data import ImageTaskArguments, build_image_processor
 from ..training import (
     ImageTrainingArguments,
     build_classifier,
@@ -50,7 +51,8 @@ def build_model(model: dict[str, Any], task: ImageTask) -> Any:
     if model["family"] not in FAMILIES:
         raise ValueError(f"`family` must be one of {sorted(FAMILIES)}, got {model['family']!r}.")
     config_class, preset = FAMILIES[model["family"]]
-    overrides = parse_overrides(model["config_overrides"], config_class.from_preset(preset))
+    own = (*FACTORS, "grad_reduction", "image_size")
+    overrides = parse_overrides(model["config_overrides"], config_class.from_preset(preset), own)
     factors = {name: model[name][0] if len(model[name]) == 1 else model[name] for name in FACTORS}
     overrides |= {**factors, "grad_reduction": model["grad_reduction"]}
     return build_classifier(config_class.from_preset(model["preset"] or preset, **overrides), task)

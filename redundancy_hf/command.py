@@ -41,8 +41,8 @@ RENAMED = {
 SCREEN = "screen"
 # of the running command; packages name arguments in backticks, as a caller in Python knows them
 KNOWN_FLAGS: set[str] = set()
-# what the running command was asked for beside its defaults
-ARGUMENTS: dict[str, Any] = {}
+# program and arguments, beside defaults, of the running command; empty in a call from Python, which no file repeats
+RUN: dict[str, Any] = {}
 # a disk or a quota that is full, as the system and as the libraries that write models say it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # entry of a record of settings that says what is behind its fingerprints, and what those are of
@@ -103,7 +103,9 @@ def parse_call(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     kinds, defaults = _list_kinds(function)
-    parser = HfArgumentParser(list(kinds.values()), description=description, formatter_class=HelpFormatter)
+    parser = HfArgumentParser(
+        list(kinds.values()), description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     parser.set_defaults(**defaults)
     KNOWN_FLAGS.clear()
     KNOWN_FLAGS.update(option.removeprefix("--") for action in parser._actions for option in action.option_strings)
@@ -120,10 +122,9 @@ def parse_call(
     *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     _refuse_unused(parser, unused)
     given = vars(parser.parse_known_args(arguments)[0])
-    ARGUMENTS.clear()
     # where a record is written does not say what is in it
     asked = (key for key, value in given.items() if value != usual[key] and key != "results_file")
-    ARGUMENTS.update({key: _shorten(given[key]) for key in asked})
+    RUN.update(program=name_program(), arguments={key: _shorten(given[key]) for key in asked})
     for values in parsed:
         _check_values(values)
     own, *groups = parsed
@@ -242,6 +243,8 @@ def read_recipe(path: str) -> dict[str, Any]:
         raise ValueError(f"the recipe {path} must be an object of arguments by name, got a {type(content).__name__}.")
     if "program" not in content:
         return content
+    if not isinstance(content.get("arguments"), dict):
+        raise ValueError(f"{path} is a record without `arguments`, so it does not say how to repeat its run.")
     program, here = (Path(name.split()[-1]).stem for name in (content["program"], name_program()))
     if program != here:
         raise ValueError(f"{path} is a record of `{content['program']}`, which takes other arguments.")
@@ -264,7 +267,7 @@ def _shorten(value: Any) -> Any:
 
 def describe_command() -> str:
     """Give the running command for a card."""
-    return f"{name_program()} {shlex.join(map(_shorten, sys.argv[1:]))}".strip()
+    return f"{name_program()} {shlex.join(map(_shorten, sys.argv[1:]))}".strip() if RUN else "a call from Python"
 
 
 def describe_run() -> dict[str, Any]:
@@ -272,7 +275,7 @@ def describe_run() -> dict[str, Any]:
 
     Where the record was written is not among them, nor is what has its default.
     """
-    return {"program": name_program(), "arguments": dict(ARGUMENTS)}
+    return dict(RUN)
 
 
 def format_record(content: Any, depth: int = 0) -> str:
@@ -451,7 +454,7 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def run_command(main: Callable[[], int | None]):
-    """Run a script's main function; what a user can mend is said in one sentence, with exit code 1.
+    """Run a command's main function; what a user can mend is said in one sentence, with exit code 1.
 
     Args:
         main: Returns an exit code, or `None` for success.
@@ -485,3 +488,7 @@ def run_command(main: Callable[[], int | None]):
         # some libraries explain over several lines
         text = name_flags(" ".join(str(error).split()))
         sys.exit(f"error: {FULL_SENTENCE.format(text) if is_disk_full(error) else text}")
+    finally:
+        # what is called from Python afterwards is no command
+        RUN.clear()
+        KNOWN_FLAGS.clear()

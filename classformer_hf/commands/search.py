@@ -14,6 +14,7 @@ every trial instead. The same command resumes a search that was stopped, another
 trials, and --reuse searches for another machine, dtype, number of threads or length of texts without a new training.
 """
 
+import copy
 import json
 import logging
 import sys
@@ -116,6 +117,8 @@ def search_classformer(
         JournalError: The output folder is another search's, or another process searches there.
     """
     check_places(target, workers, dask)
+    # the caller's stays as it is
+    training = copy.copy(training)
     if settings.is_thesis:
         training.follow_thesis()
     # bars that are written to a file only hide the lines

@@ -90,8 +90,9 @@ def test_search_and_cascade_are_functions(tmp_path, tiny_roberta_two_labels, tas
     # nothing reads the command line
     monkeypatch.setattr(sys, "argv", ["python", "--no_such_flag"])
     training = classformer_hf.ClassformerTrainingArguments(
-        output_dir=str(tmp_path / "run"), num_train_epochs=1, **QUIET
+        output_dir=str(tmp_path / "run"), num_train_epochs=1, **{**QUIET, "disable_tqdm": False}
     )
+    asked = training.to_dict()
     result = classformer_hf.search_classformer(
         str(tiny_roberta_two_labels),
         task,
@@ -103,7 +104,7 @@ def test_search_and_cascade_are_functions(tmp_path, tiny_roberta_two_labels, tas
     )
     found = json.loads((tmp_path / "run" / "best" / "search.json").read_text())
     assert tuple(found["gamma"]) == result.best.schedule.gamma and result.reference in result.trials
-    assert (tmp_path / "run" / "search_report.html").exists()
+    assert (tmp_path / "run" / "search_report.html").exists() and training.to_dict() == asked
     assert json.loads((tmp_path / "search.json").read_text())["summary"]["score"] == result.best.score
 
     (row,) = classformer_hf.choose_cascade(

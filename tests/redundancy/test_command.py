@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from redundancy_hf.command import parse_call
+from redundancy_hf.command import describe_command, describe_run, parse_call, run_command
 
 
 @dataclass
@@ -98,3 +98,40 @@ def test_recipe_sets_defaults(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps({"folder": "a", "rounds": 3, "dataset_name": "rte"}))
     found = parse(tmp_path / "recipe.json", "--rounds", 4)
     assert (found["folder"], found["rounds"], found["data"]) == ("a", 4, Data("rte"))
+
+
+def test_record_without_arguments_is_refused(tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps({"program": "redundancy-hf evaluate"}))
+    with pytest.raises(ValueError, match="is a record without `arguments`"):
+        parse(tmp_path / "record.json")
+
+
+def export(folder: str, output_dir: str | None = None, output_size: int = 1):
+    """Export.
+
+    Args:
+        folder: Of the model.
+        output_dir: Of the graph.
+        output_size: In bytes.
+    """
+
+
+def test_old_name_is_no_abbreviation(capsys):
+    with pytest.raises(SystemExit):
+        parse_call(export, "Export.", ["--folder", "a", "--output", "b"])
+    assert "--output is called --output_dir now" in capsys.readouterr().err
+
+
+def test_only_a_command_is_a_recipe(monkeypatch):
+    """What a call from Python writes does not repeat the command before it."""
+    found = []
+
+    def main():
+        parse("runs/best", "--rounds", 3)
+        found.append(describe_run())
+
+    monkeypatch.setattr("sys.argv", ["redundancy-hf measure"])
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert found == [{"program": "redundancy-hf measure", "arguments": {"folder": "runs/best", "rounds": 3}}]
+    assert describe_run() == {} and describe_command() == "a call from Python"

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging as transformers_logging
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
@@ -119,8 +119,11 @@ def parse_call(
         _set_recipe(parser, path, {field.name for field in fields if field.init})
     if positional is not None and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{positional}", *arguments]
+    _refuse_renamed(parser, arguments)
     *parsed, unused = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    _refuse_unused(parser, unused)
+    if unused:
+        similar = difflib.get_close_matches(unused[0].partition("=")[0], [f"--{name}" for name in KNOWN_FLAGS], n=1)
+        parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
     given = vars(parser.parse_known_args(arguments)[0])
     # where a record is written does not say what is in it
     asked = (key for key, value in given.items() if value != usual[key] and key != "results_file")
@@ -141,6 +144,8 @@ def _list_kinds(function: Callable) -> tuple[dict[str, Any], dict[str, Any]]:
             defaults |= {} if parameter.default is parameter.empty else vars(parameter.default)
         else:
             own.append(_describe_flag(parameter, helps[name] if helps else ""))
+    # a hundred flags of a training stand behind the command's own
+    groups = dict(sorted(groups.items(), key=lambda group: issubclass(group[1], TrainingArguments)))
     return {"": dataclasses.make_dataclass(function.__name__, own, kw_only=True), **groups}, defaults
 
 
@@ -167,15 +172,12 @@ def _describe_flag(parameter: inspect.Parameter, text: str) -> tuple[str, Any, A
     return parameter.name, kind, dataclasses.field(default=default, metadata=metadata)
 
 
-def _refuse_unused(parser: argparse.ArgumentParser, unused: list[str]):
-    """End with the name that a flag has now, or with one that is like it."""
-    if not unused:
-        return
-    flag = unused[0].partition("=")[0]
-    if new := _find_new_name(flag.removeprefix("--"), KNOWN_FLAGS):
-        parser.error(f"{flag} is called --{new} now")
-    similar = difflib.get_close_matches(flag, [f"--{name}" for name in KNOWN_FLAGS], n=1)
-    parser.error(f"unknown {' '.join(unused)}" + (f"; did you mean {similar[0]}?" if similar else ""))
+def _refuse_renamed(parser: argparse.ArgumentParser, arguments: list[str]):
+    """End with the name that a flag has now, before one that is missing is asked for."""
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        old = flag.removeprefix("--")
+        if old not in KNOWN_FLAGS and (new := _find_new_name(old, KNOWN_FLAGS)):
+            parser.error(f"{flag} is called --{new} now")
 
 
 def _find_new_name(old: str, known: Collection[str]) -> str | None:

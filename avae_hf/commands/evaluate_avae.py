@@ -114,6 +114,7 @@ def evaluate_avae(
     Raises:
         ValueError: A folder or the data cannot be read, or is no autoencoder, or the errors cannot be compared.
     """
+    models = [models] if isinstance(models, str) else models
     networks = {name: load_folder(name, AutoModel, trust_remote_code) for name in models}
     for name, network in networks.items():
         if network.config.model_type != "avae":

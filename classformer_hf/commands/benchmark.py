@@ -93,6 +93,7 @@ def compare_latency(
     Raises:
         ValueError: There is nothing to measure, or the models and the inputs do not fit each other.
     """
+    models = [models] if isinstance(models, str) else models
     check_choices(models, architectures, lengths, batch_size, num_inputs, update_card, task.dataset_name)
     check_device(target.device)
     with target.use_threads():

@@ -7,7 +7,7 @@ table is from the first direct times, and how far the two are from each other. `
 processes that multiply matrices without pause:
 
     redundancy-hf latency-table --model_name_or_path runs/full --latency_table latency_table.json \
-        --check 30 --busy 2 --results_file results/latency_table_check_busy.json
+        --check 30 --busy 2 --results_file runs/table_check_busy.json
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 r"""Evaluate saved classifiers of texts or images, of any architecture; by default on the test split of their own data.
 
     redundancy-hf evaluate runs/mrpc/full runs/mrpc/best --required_performance 0.99
-    redundancy-hf evaluate runs/mrpc/best runs/mrpc-final/seed-42 --results_file results/mrpc_test.json
+    redundancy-hf evaluate runs/mrpc/best runs/mrpc-final/seed-42 --results_file runs/mrpc_test.json
     redundancy-hf evaluate your-name/model --dataset_name stanfordnlp/imdb --streaming --max_examples 500
 
 The data are read as the first model's `task.json` says. Use flags for models without that file, and `--dataset_name`
@@ -119,6 +119,7 @@ def evaluate_classifiers(
     Raises:
         ValueError: A model or the data cannot be read or do not fit, or no certificate can rest on these rows.
     """
+    models = [models] if isinstance(models, str) else models
     check_device(device)
     opened, kind = _open_models(models, revision, trust_remote_code)
     by_pipeline = streaming or kind == IMAGE

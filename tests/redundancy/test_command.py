@@ -84,7 +84,8 @@ def test_help_is_the_docstring(capsys):
 )
 def test_old_name_of_a_flag_is_refused_with_the_new_one(old, new, capsys):
     with pytest.raises(SystemExit):
-        parse("runs/best", f"--{old}", "3")
+        # a missing folder is the second fault
+        parse_call(measure, "Time.", [f"--{old}", "3"])
     assert f"--{old.partition('=')[0]} is called --{new} now" in capsys.readouterr().err
 
 

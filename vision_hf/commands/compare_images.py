@@ -95,6 +95,7 @@ def compare_image_classifiers(
     Raises:
         ValueError: A folder or the data cannot be read, or the models do not know the labels.
     """
+    models = [models] if isinstance(models, str) else models
     if split not in ("validation", "test"):
         raise ValueError(f'`split` must be "validation" or "test", got {split!r}.')
     torch.set_num_threads(1)

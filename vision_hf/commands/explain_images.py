@@ -58,6 +58,7 @@ def explain_images(
     Raises:
         ValueError: Two models have one name, or a model or the data cannot be read or drawn.
     """
+    models = [models] if isinstance(models, str) else models
     if num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
     names = names or [Path(model).name for model in models]

@@ -40,6 +40,7 @@ def share_image_classifier(
     Raises:
         ValueError: As [`train_image_classifier`] does, and where nothing would be shared.
     """
+    sharing_factor = [sharing_factor] if isinstance(sharing_factor, int) else sharing_factor
     if max(sharing_factor) == 1:
         raise ValueError("`sharing_factor` says how many channels share a kernel: give one above 1.")
     return train_image_classifier(

@@ -261,6 +261,9 @@ def run_seeds(
         ValueError: A folder holds another training, or there would be none.
     """
     folders = {seed: Path(arguments.output_dir, f"seed-{seed}") for seed in list_seeds(arguments.seed, number)}
+    for seed, folder in folders.items():
+        recipe = {"recipe": {**arguments.describe_recipe(), "seed": str(seed)}}
+        check_settings(folder / "settings.json", {**settings, **recipe}, arguments.process_index == 0)
     unfinished = [seed for seed, folder in folders.items() if not (folder / SEED_RESULTS).exists()]
     plan = Plan({f"seed {seed}": None for seed in unfinished}, has_bars=not arguments.disable_tqdm)
     if unfinished and estimate is not None:
@@ -270,12 +273,7 @@ def run_seeds(
         with plan.stage(f"seed {own.seed}", lost=describe_lost_training(arguments)):
             return train(own, folder, plan)
 
-    rows = []
-    for seed, folder in folders.items():
-        recipe = {"recipe": {**arguments.describe_recipe(), "seed": str(seed)}}
-        check_settings(folder / "settings.json", {**settings, **recipe}, arguments.process_index == 0)
-        rows.append(run_seed(train_stage, arguments, folder, seed))
-    return rows
+    return [run_seed(train_stage, arguments, folder, seed) for seed, folder in folders.items()]
 
 
 def describe_mean(scores: list[float], arguments: Any, decimals: int = 4) -> str:

@@ -180,6 +180,24 @@ def test_tokens_count_small_batches(run, command, tmp_path):
     assert row["tokens"] == 4 * 5 * 16 and row["tokens_per_second"] > 0
 
 
+def test_tokens_before_an_interruption_count_whatever_its_checkpoint_says(run, command, tmp_path, monkeypatch):
+    flags = (*command, "--objectives", "dense", "--max_train_blocks", 5, "--max_steps", 8, "--save_steps", 3)
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("classformer_hf.pretraining.CountEpochs.on_step_begin", stop)
+        assert run(*flags)[0] != 0
+    (path,) = (tmp_path / "out" / "dense" / "checkpoints").glob("checkpoint-3/trainer_state.json")
+    # as older versions left it
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_input_tokens_seen": 0}))
+    assert run(*flags)[0] == 0
+    row = json.loads((tmp_path / "out" / "pretrain_results.json").read_text())["rows"][0]
+    assert row["tokens"] == 4 * 5 * 16
+
+
 def test_texts_that_are_missing_are_left_out(run, command, tmp_path):
     path = tmp_path / "some.json"
     rows = [{"text": f"a warm and clever film number {n}" if n % 5 else None, "other": n} for n in range(60)]

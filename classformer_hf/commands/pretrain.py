@@ -231,7 +231,8 @@ class Pretraining:
         with self.plan.stage(objective, lost=describe_lost_training(arguments)):
             pace = trainer.train(resume_from_checkpoint=find_checkpoint(folder / "checkpoints")).metrics
         after = self.validate(trainer)
-        tokens = trainer.state.num_input_tokens_seen
+        num_blocks = self.count_blocks(trainer)
+        tokens = num_blocks * self.text.block_size
         row = {
             **describe_run(),
             "objective": objective,
@@ -242,7 +243,7 @@ class Pretraining:
             # of this run, where it was resumed
             "seconds": round(pace["train_runtime"], 1),
             "tokens_per_second": round(tokens / trainer.state.global_step * pace["train_steps_per_second"], 1),
-            "training_flops": self.count_flops_of_block(trainer) * tokens // self.text.block_size,
+            "training_flops": self.count_flops_of_block(trainer) * num_blocks,
         }
         if arguments.process_index == 0:
             backbone = take_backbone(trainer.accelerator.unwrap_model(trainer.model))
@@ -251,9 +252,26 @@ class Pretraining:
             save_folder(backbone, folder, self.tokenizer, record)
         return row
 
+    def count_blocks(self, trainer: Trainer) -> int:
+        """Count the blocks of all steps, also of those whose checkpoint does not say how many tokens it has seen.
+
+        The last batch of an epoch may be smaller than the others; several processes fill it up.
+        """
+        arguments, num_steps = trainer.args, trainer.state.global_step
+        size = arguments.train_batch_size * arguments.world_size
+        blocks_per_step = size * arguments.gradient_accumulation_steps
+        if isinstance(self.blocks, IterableDataset):
+            return num_steps * blocks_per_step
+        blocks_per_epoch = len(self.blocks)
+        if arguments.dataloader_drop_last:
+            blocks_per_epoch = blocks_per_epoch // size * size
+        elif arguments.world_size > 1:
+            blocks_per_epoch = math.ceil(blocks_per_epoch / size) * size
+        num_epochs, rest = divmod(num_steps, math.ceil(blocks_per_epoch / blocks_per_step))
+        return num_epochs * blocks_per_epoch + rest * blocks_per_step
+
     def build_trainer(self, objective: str, model: ClassformerForMaskedLM, arguments: PretrainingArguments) -> Trainer:
         arguments.remove_unused_columns = False  # the collator reads more than the model
-        arguments.include_num_input_tokens_seen = "all"
         collator = ShortenedLanguageModelingCollator(
             self.tokenizer, model.config, objective, self.mlm_probability, self.whole_word_mask
         )

@@ -70,6 +70,7 @@ from ..search.stages import search_with_supernet
 from ..search.strategies import build_sampler, list_known_costs
 from ..search.target import prepare_table, retime_trials, was_timed_elsewhere
 from ..search.validation import STAGE as VALIDATION
+from ..search.validation import check_supernet
 from ..search.winners import FULL, WINNER
 from ..training import ClassformerTrainingArguments
 from .train import note_origin
@@ -117,6 +118,8 @@ def search_classformer(
         JournalError: The output folder is another search's, or another process searches there.
     """
     check_places(target, workers, dask)
+    if settings.reused is not None:
+        check_supernet(settings.reused)
     # the caller's stays as it is
     training = copy.copy(training)
     if settings.is_thesis:

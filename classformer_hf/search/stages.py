@@ -126,6 +126,8 @@ def _run_stages(
     output.mkdir(parents=True, exist_ok=True)
     # damage, or another study's trials, is better said before hours of training than behind them
     Journal(output / "trials.jsonl", identify(objective, space), is_writer=False)
+    if reuse is not None:
+        check_study(reuse, objective)
     plan_supernet_search(objective, space, settings, workers.num_workers)
     if reuse is None:
         (is_trained,) = broadcast_object_list([(output / "supernet" / "supernet.json").exists()])
@@ -133,7 +135,6 @@ def _run_stages(
             check_given(objective, partial(hooks.check_reference, FULL))
         folder = prepare_supernet(objective, space)
     else:
-        check_study(reuse, objective)
         folder = reuse / "supernet"
     path = output / "latency_table.json"
     table = on_main_process(lambda: prepare_table(objective.meter, space.max_tokens, path, settings.latency_table))

@@ -148,17 +148,26 @@ class SupernetObjective:
         return self.predictions / f"{schedule.key}.npy"
 
 
-def check_study(study: Path, objective: FineTuneObjective):
-    """Refuse to reuse a study of another checkpoint or dataset.
+def check_supernet(study: Path):
+    """Refuse to reuse what is no study with a supernet.
 
     Raises:
-        JournalError: It is, or it has no supernet or no finished trial.
+        JournalError: It has none.
     """
     if not (study / "supernet" / "supernet.json").exists():
         raise JournalError(
             f"{study} holds no supernet (supernet/supernet.json); --reuse takes the --output_dir of a finished search "
             "with --evaluation supernet."
         )
+
+
+def check_study(study: Path, objective: FineTuneObjective):
+    """Refuse to reuse a study of another checkpoint or dataset.
+
+    Raises:
+        JournalError: It is, or it has no supernet or no finished trial.
+    """
+    check_supernet(study)
     found, now = read_supernet(study / "supernet")["identity"], objective.identity()
     if changed := describe_changes(found, {name: now[name] for name in ("checkpoint", "dataset", FLAGS)}):
         raise JournalError(f"{study} is of something else: {', '.join(changed)}; --reuse needs the same.")

@@ -467,6 +467,12 @@ def test_what_cannot_be_reused_is_refused(build, study, space, tmp_path, break_i
         search(build(tmp_path / "new"), space, reuse=study)
 
 
+def test_what_cannot_be_reused_is_refused_before_steps_are_timed(build, space, tmp_path, monkeypatch):
+    monkeypatch.setattr("classformer_hf.search.pace.Pace.measure", lambda objective: pytest.fail("a plan was made"))
+    with pytest.raises(JournalError, match="holds no supernet"):
+        search(build(tmp_path / "new"), space, reuse=tmp_path / "nothing")
+
+
 def test_reuse_into_its_own_folder_is_refused(build, study, space):
     with pytest.raises(JournalError, match="give the new answer a folder of its own"):
         search(build(study), space, reuse=study)

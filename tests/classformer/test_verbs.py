@@ -85,6 +85,14 @@ def test_wrong_arguments_are_one_sentence(tiny_roberta_folder, task, tmp_path):
         _ = classformer_hf.nothing
 
 
+def test_search_refuses_what_cannot_be_reused_before_it_reads_data(tmp_path):
+    training = classformer_hf.ClassformerTrainingArguments(output_dir=str(tmp_path / "run"), **QUIET)
+    settings = classformer_hf.SearchSettings(reuse=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="nothing holds no supernet"):
+        classformer_hf.search_classformer("no/model", TaskArguments(dataset_name="no.csv"), training, settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_search_and_cascade_are_functions(tmp_path, tiny_roberta_two_labels, task, monkeypatch):
     monkeypatch.setattr("classformer_hf.search.target.TABLE_ROUNDS", 1)
     # nothing reads the command line

@@ -136,6 +136,3 @@ def known_settings(model_type: str) -> set[str]:
     """Name the settings of an architecture's configuration."""
     default = AutoConfig.for_model(model_type)
     return {*default.to_dict(), *default.attribute_map}
-
-
-__all__ = ["ARCHITECTURES", "build_architectures", "build_stock", "known_settings"]

@@ -174,7 +174,6 @@ def read_orientations(folder: Path, data: ShapeTask) -> dict[str, dict]:
 
 
 def measure_curves(model: Any, images: torch.Tensor) -> dict:
-    """Measure loss over angles."""
     ranges = {"rotation": ANGLES, "shear": SHEARS}
     return {name: analysis.measure_curve(model, images, name, values) for name, values in ranges.items()}
 
@@ -331,7 +330,6 @@ def list_sizes(row: dict) -> Iterator[Point]:
 
 
 def list_epochs(row: dict) -> Iterator[Point]:
-    """Give training loss by epoch, by kind of poses and model."""
     poses, _, model = row["variant"].rpartition(", ")
     if model.endswith("VAE"):
         yield from ((poses, model, entry["epoch"], entry["loss"]) for entry in row["history"] if "loss" in entry)

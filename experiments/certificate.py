@@ -72,7 +72,6 @@ class Sampling:
 
     @property
     def num_power(self) -> int:
-        """Samples for either power."""
         return max(1, self.num_resamples // POWER_SHARE)
 
 

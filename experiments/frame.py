@@ -71,7 +71,6 @@ def speedup(latency: dict) -> str:
 
 
 def around(score: float, standard_error: float) -> tuple[float, float, float]:
-    """Give a score with its 95 % interval."""
     return score, score - 1.96 * standard_error, score + 1.96 * standard_error
 
 
@@ -102,7 +101,6 @@ def link_command(record: dict) -> str:
 
 
 def name_command(record: dict) -> str:
-    """Say what made a record."""
     return f"Command: {link_command(record)}\n"
 
 

@@ -118,7 +118,6 @@ class Trainings:
 
 
 def evaluate(trainer: ImageTrainer, model: Any, splits: Any) -> dict[str, float]:
-    """Measure accuracy on validation and test."""
     trainer.model = trainer.model_wrapped = model
     return {
         f"{name}_accuracy": trainer.evaluate(splits[name], metric_key_prefix=name)[f"{name}_accuracy"]

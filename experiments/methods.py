@@ -382,7 +382,6 @@ def positions_of(pattern: str, length: int, number: int) -> torch.Tensor:
 
 
 def even_positions(length: int, number: int) -> list[int]:
-    """Give positions that are evenly spaced; the first is 0."""
     return [index * length // number for index in range(number)]
 
 

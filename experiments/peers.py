@@ -210,7 +210,6 @@ def run(
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average a point over its seeds."""
     scores, errors = ([row[f"test_{name}"] for row in rows] for name in ("score", "standard_error"))
     return {
         "method": rows[0]["method"],

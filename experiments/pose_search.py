@@ -29,7 +29,6 @@ Calls = dict[str, Callable[[], Any]]
 
 
 def build_searches(model: Any, images: torch.Tensor) -> Calls:
-    """Give functions that search the poses of the images."""
 
     def search(kind: str, fold: bool) -> Callable[[], torch.Tensor]:
         config = copy.deepcopy(model.config)
@@ -178,7 +177,6 @@ def training_table(records: dict[str, dict]) -> str:
 
 
 def show(record: dict) -> str:
-    """The table of one record."""
     return (search_table if record["kind"] == "search" else training_table)({"": record})
 
 

@@ -171,14 +171,12 @@ def run(
 
 
 def thesis_percent(objective: str, column: str) -> str:
-    """Give a cell of table 5.6, empty where the thesis has none."""
     if objective not in THESIS_TABLE_5_6 or column not in THESIS_TASKS:
         return ""
     return f"{THESIS_TABLE_5_6[objective][THESIS_TASKS.index(column)]:g}"
 
 
 def mean_score(record: dict, objective: str, dataset: str, what: str = "test_score") -> float:
-    """Give the mean over seeds, in percent."""
     rows = [row for row in record["rows"] if (row["objective"], row["dataset"]) == (objective, dataset)]
     return 100 * statistics.mean(row[what] for row in rows)
 
@@ -192,7 +190,6 @@ def write_difference(record: dict, objective: str, reference: str, dataset: str)
 
 
 def write_score(record: dict, objective: str, dataset: str) -> str:
-    """Give a score and how far it is above no pretraining."""
     above = write_difference(record, objective, "none", dataset)
     return f"{mean_score(record, objective, dataset):.1f}" + (f" ({above})" if above else "")
 

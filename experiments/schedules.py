@@ -85,7 +85,6 @@ class Variant(NamedTuple):
         return "random-weights" if self.family == "random_weights" else self.schedule.key
 
     def start(self, checkpoint: str, task: Task) -> Any:
-        """Load what fine-tuning starts from."""
         model: Any = load_from_encoder(checkpoint, **self.schedule.config, **task.head_config)
         return ClassformerForSequenceClassification(model.config) if self.family == "random_weights" else model
 
@@ -204,7 +203,6 @@ class TaskResults:
         return [row for row in self.rows if wanted.items() <= row.items()]
 
     def mean(self, **wanted: Any) -> float | None:
-        """Give the mean score over seeds of one variant, in percent; None where it was not run."""
         scores = [row["test_score"] for row in self.select(**wanted)]
         return 100 * statistics.mean(scores) if scores else None
 
@@ -213,7 +211,6 @@ class TaskResults:
         return 100 * max(row["test_standard_error"] for row in self.select(**wanted))
 
     def interval(self, family: str = "full") -> str:
-        """Give a mean score in percent with its 95 % interval over examples."""
         return interval(*around(self.mean(family=family) or 0.0, self.error(family=family)), digits=1)
 
     def list_values(self, family: str, name: str) -> list[Any]:

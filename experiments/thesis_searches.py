@@ -78,7 +78,6 @@ def gain_over_initial(trials: list[dict], required: float) -> float:
 
 
 def score_interval(scored: dict) -> str:
-    """Give a test score in percent with its 95 % interval."""
     return interval(*(100 * value for value in (scored["score"], *scored["confidence_interval"])), digits=1)
 
 
@@ -145,7 +144,6 @@ def describe_setup(searches: list[dict]) -> str:
 
 
 def describe_tests(records: dict) -> str:
-    """Say how the scores on the test split came about."""
     tested = [(record, test) for _, _, record, test in iterate_searches(records) if test is not None]
     return f"{describe_setup([record for record, _ in tested])}.\n\n{list_commands(test for _, test in tested)}"
 
@@ -259,7 +257,6 @@ def requirements_table(record: dict) -> str:
 
 
 def name_record(path: str, required: float) -> Path:
-    """Name the record of the same task for another requirement."""
     return Path(path.replace("_99.json", f"_{100 * required:.0f}.json"))
 
 

@@ -50,7 +50,6 @@ class AllBatches(nn.Module):
 
 
 def draw_texts(split: Any, number: int) -> list[list[int]]:
-    """Draw the token ids of so many texts at random."""
     return [split[int(row)]["input_ids"] for row in np.random.default_rng(0).permutation(len(split))[:number]]
 
 

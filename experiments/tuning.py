@@ -85,7 +85,6 @@ def fine_tune_all(
 
 
 def describe_task(task: Task) -> dict[str, Any]:
-    """Say what a score of the task is measured against."""
     return {
         "num_examples": {name: len(split) for name, split in task.splits.items()},
         "majority_score": majority_score(task, "test"),

@@ -72,6 +72,3 @@ def find_cascade(
                 if score >= required_score - 1e-9:
                     best = Cascade(int(fast), int(full), float(margin), score, float(time))
     return best
-
-
-__all__ = ["Cascade", "find_cascade", "margins_of"]

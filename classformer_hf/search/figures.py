@@ -80,7 +80,6 @@ def draw_pareto(path: Path, result: SearchResult, majority_score: float, search:
 
 
 def _draw_point(axes: Any, trial: Trial, performance: float, **kwargs: Any):
-    """Draw a trial with its quartiles and its standard error, where they are known."""
     error = trial.measurement.get("paired_standard_error")
     axes.errorbar(
         trial.latency_ratio,
@@ -103,7 +102,6 @@ def _span(value: float, quartiles: tuple[float, float] | None) -> Any:
 
 
 def _draw_legend(figure: Any, handles: Sequence[Any], names: Sequence[str]):
-    """Draw one entry per name, below the axes."""
     unique = dict(zip(names, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, columnspacing=1.2)
 

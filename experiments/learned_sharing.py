@@ -202,9 +202,8 @@ def run(
     for seed, method in product(list_seeds(training.seed, seeds), chosen):
         of_first = find_rows(record.rows, method, training.seed)
         tried = {row["tau"] for row in find_rows(record.rows, method, seed)}
-        for tau in taus[method] if seed == training.seed else [choose_tau(of_first)]:
-            if tau in tried:
-                continue
+        wanted = taus[method] if seed == training.seed else [choose_tau(of_first)]
+        for tau in (one for one in wanted if one not in tried):
             record.add(*trainings.run(method, tau, seed))
             for row in find_rows(record.rows, method, seed):
                 if row["tau"] == tau:

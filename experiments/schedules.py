@@ -153,10 +153,8 @@ def run(
         raise ValueError("--rounds must be at least 0 and --num_inputs at least 1.")
     config, tokenizer = load_from_encoder(model_name_or_path).config, load_tokenizer(model_name_or_path)
     variants = list_variants(families, factors, config.num_hidden_layers, config.max_position_embeddings)
-    numbers, tasks = (
-        list_seeds(training.seed, seeds),
-        load_tasks(dataset_names, tokenizer, max_length, max_train_samples),
-    )
+    numbers = list_seeds(training.seed, seeds)
+    tasks = load_tasks(dataset_names, tokenizer, max_length, max_train_samples)
     # one schedule may be in two families
     starts = {variant.name: partial(variant.start, model_name_or_path) for variant in variants}
     settings = dict.fromkeys(starts, {"checkpoint": checkpoint_fingerprint(model_name_or_path)})

@@ -231,7 +231,7 @@ def test_page_says_what_was_found_and_how(one_shot):
     assert "of 50 trials kept the requirement" in page.text
     assert "a processor" in page.text and "float32" in page.text and "3,668" in page.text
     assert f"accuracy {result.reference.score:.3f}, after its own fine-tuning" in page.text
-    assert "python " in page.text
+    assert "a call from Python" in page.text
     name = output.name
     assert f"redundancy-hf evaluate path/to/{name}/full path/to/{name}/best --required_performance 0.95" in page.text
     # the loss that is allowed is above the standard error, and so nothing is said about it

@@ -132,9 +132,8 @@ def compare_image_classifiers(
     if examples_dir is not None:
         write_examples(sample, data.label_names, Path(examples_dir))
     controls = {"one": one["control"], "batch": many["control"]}
-    record = {"hardware": hardware_fingerprint(), "rows": rows, "controls": controls, "batch_size": len(batch)}
-    write_record(results_file, **record)
-    return record
+    found = {"hardware": hardware_fingerprint(), "rows": rows, "controls": controls, "batch_size": len(batch)}
+    return write_record(results_file, **found)
 
 
 def main():

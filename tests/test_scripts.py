@@ -360,10 +360,10 @@ def test_interrupted_search_leaves_the_best_so_far(tmp_path, tiny_roberta_two_la
     while time.monotonic() < deadline and not (tmp_path / "run" / "best" / "search.json").exists():
         time.sleep(0.05)
     # Python drops the one that arrives in a callback of its own, so whoever sees nothing happen presses again
-    for _ in range(3):
+    for _ in range(12):
         process.send_signal(signal.SIGINT)
         try:
-            printed, errors = process.communicate(timeout=20)
+            printed, errors = process.communicate(timeout=5)
             break
         except subprocess.TimeoutExpired:
             pass

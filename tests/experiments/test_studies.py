@@ -120,13 +120,13 @@ def test_peers_are_trained_timed_and_resumed(run, flags, tmp_path):
 
 
 def test_cascade_is_chosen_reported_and_left_as_a_model(run, flags, tmp_path, monkeypatch):
-    choose = cascade.choose_cascade
+    choose = cascade.find_cascade
 
     def choose_one(*arguments):
         # so tiny a model need not have a faster one
         return dataclasses.replace(choose(*arguments), fast=1, full=0, margin=0.9)
 
-    monkeypatch.setattr(cascade, "choose_cascade", choose_one)
+    monkeypatch.setattr("classformer_hf.commands.cascade.find_cascade", choose_one)
     code, _, words = run("train_classformer", *flags, "--output_dir", tmp_path / "full")
     assert code == 0, words
     data = [flag for flag in zip(flags, flags[1:], strict=False) if flag[0] in ("--dataset_name", "--max_length")]

@@ -33,7 +33,8 @@ PLACEHOLDERS = {
 ELIDED = "--model_name_or_path FacebookAI/roberta-base --dataset_name mrpc --output_dir runs/elided"
 PROGRAMS = ("python", "make", "hf", "dask", "torchrun", "redundancy-hf")
 OTHERS = ("accelerate", "basename", "cmp", "grep")
-RECORDER = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$RECORD"; printf \'\\n\' >> "$RECORD"\n'
+# in one write, since the programs of a pipeline run at once
+RECORDER = '#!/bin/sh\nfor a; do f="$f%s\\0"; done; printf "%s\\0$f\\n" "${0##*/}" "$@" >> "$RECORD"\n'
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RENDERED = re.compile(r"<!-- results: .*?<!-- end -->", re.DOTALL)
 SCRIPT = re.compile(r"(?:scripts|experiments)/(\w+)\.py")

@@ -12,7 +12,7 @@ The file has `keys` (S,), the full schedule first or named by `--reference_key`,
 
 With `--simulated_classes` there is no file: macro F1 is judged on samples of a population of so many classes in which
 the candidate keeps the required share exactly, which must not be certified in more than 1 - confidence of the samples,
-or more. What is already in --results_file is not simulated again. A quarter of an hour:
+or more. What is already in --results_file is not simulated again, so it may be stopped:
 
     python experiments/certificate.py --simulated_classes 2 5 20 77 --num_holdout 200 1000 5000 \
         --required_performance 0.5 0.8 0.95 --num_resamples 2000 --results_file results/certificate_simulation.json

@@ -33,6 +33,7 @@ RENAMED = {
     "num_threads": ("threads",),
     "num_seeds": ("seeds",),
     "peers": ("architectures",),
+    "required": ("required_performance",),
     "peer_config": ("architecture_config",),
     "output": ("output_dir", "latency_table", "results_file"),
     "plot": ("figure",),

@@ -1,12 +1,12 @@
 r"""What is a pose search worth to an autoencoder, beside a plain one of equal latent size (thesis, chapter 4)?
 
-    python experiments/autoencoders.py --study pose --dataset_name ylecun/mnist --max_train_samples 10000 \
+    python experiments/autoencoders.py --question pose --dataset_name ylecun/mnist --max_train_samples 10000 \
         --results_file results/avae_mnist.json --figures_dir docs/images
 
-Studies: "pose" has both models on inputs that are turned, and turned and shifted (tables 4.1 and 4.2), and a plain one
-trained upright; "latent" has plain ones of several latent sizes on upright and on turned inputs (figures 4.7 and 4.8);
-"control" has an affine one that is trained with the direct search beside its twin with the fast one. The test split is
-read once per model. Finished rows are in RESULTS_FILE; the same command goes on where it stopped. Curves and
+Questions: "pose" has both models on inputs that are turned, and turned and shifted (tables 4.1 and 4.2), and a plain
+one trained upright; "latent" has plain ones of several latent sizes on upright and on turned inputs (figures 4.7 and
+4.8); "control" has an affine one that is trained with the direct search beside its twin with the fast one. The test
+split is read once per model. Finished rows are in RESULTS_FILE; the same command goes on where it stopped. Curves and
 orientations of records are drawn by
 
     python experiments/autoencoders.py --draw results/avae_mnist.json --figures_dir docs/images
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from frame import command_of, format_table, name_command, percent, read_record
+from frame import command_of, format_table, name_command, percent, read_results
 from record import Record, choose, describe_scale, describe_settings, group_rows, mean_and_each
 
 from avae_hf import AVAEConfig, AVAEModel, analysis
@@ -48,7 +48,7 @@ Point = tuple[str, str, float, float]
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of a study: what is random about its data, what it searches, and its latent size."""
+    """One model of a comparison: what is random about its data, what it searches, and its latent size."""
 
     augment: list[str]
     transforms: list[str]
@@ -56,13 +56,13 @@ class Variant:
     search: str = "fast"
 
 
-def list_variants(study: str, spatial_dims: int, latent_dims: Iterable[int]) -> dict[str, Variant]:
-    """Give the models of a study by name."""
+def list_variants(question: str, spatial_dims: int, latent_dims: Iterable[int]) -> dict[str, Variant]:
+    """Give the models of a question by name."""
     shape, turned, shifted = (6, 7, 9) if spatial_dims == 2 else (16, 19, 22)
-    if study == "latent":
+    if question == "latent":
         kinds = {"upright": ["none"], "turned": ["rotation"]}
         return {f"{kind}, {size}": Variant(of, [], size) for kind, of in kinds.items() for size in latent_dims}
-    if study == "control":
+    if question == "control":
         return {search: Variant(["rotation"], ["rotation"], shape, search) for search in ("fast", "direct")}
     return {
         "turned, VAE": Variant(["rotation"], [], turned),
@@ -79,9 +79,9 @@ def to_slug(name: str) -> str:
 
 @dataclass
 class Models:
-    """The models of one study, whose arguments [`run`] explains: how they are trained, and what is measured."""
+    """The models of one question, whose arguments [`run`] explains: how they are trained, and what is measured."""
 
-    study: str
+    question: str
     data: ShapeTask
     task: ShapeTaskArguments
     training: AVAETrainingArguments
@@ -114,7 +114,7 @@ class Models:
         model = AVAEModel.from_pretrained(folder).eval()
         found = evaluate_model(model, self.pose("test", variant))
         row: dict[str, Any] = {"test": summarise_terms(found["terms"]), "parameters": model.num_parameters()}
-        if self.study == "latent" or model.config.spatial_dims == 3:
+        if self.question == "latent" or model.config.spatial_dims == 3:
             return row
         images = self.data.images["test"][: self.num_curve]
         if variant.augment != ["none"]:
@@ -122,10 +122,10 @@ class Models:
         if variant.transforms:
             row["orientations"] = read_orientations(folder, self.data)
             row["consistency"] = analysis.measure_consistency(model, images, [0.5, 1.5, 2.5, -2.0])
-        if self.study == "pose" and "translation" not in variant.transforms:
+        if self.question == "pose" and "translation" not in variant.transforms:
             row["log_likelihood"] = self.estimate_likelihood(model, variant)
             row["curves"] = measure_curves(model, images)
-        if self.study == "pose" and variant.augment == ["none"]:
+        if self.question == "pose" and variant.augment == ["none"]:
             row |= self.measure_searching(folder, images)
         return row
 
@@ -179,7 +179,7 @@ def measure_curves(model: Any, images: torch.Tensor) -> dict:
 
 
 def run(
-    study: Literal["pose", "latent", "control"],
+    question: Literal["pose", "latent", "control"],
     results_file: str,
     task: ShapeTaskArguments,
     training: AVAETrainingArguments,
@@ -196,13 +196,13 @@ def run(
     """Train and measure every model with every seed; gives the record.
 
     Args:
-        study: What to compare.
+        question: What to compare.
         results_file: JSON file for what was measured.
         task: The inputs.
         training: The recipe.
         seeds: Number of trainings of a model, with seeds counted from --seed.
         variants: Only these; by default all.
-        latent_dims: Latent sizes of the study of that name.
+        latent_dims: Latent sizes of the question of that name.
         spatial_dims: 2 for images, 3 for voxels.
         image_size: Side that inputs are padded to.
         config_overrides: More settings of every configuration, as JSON.
@@ -210,19 +210,19 @@ def run(
         num_likelihood: Test inputs behind the likelihood.
         figures_dir: Folder for pictures of reconstructions.
     """
-    known = list_variants(study, spatial_dims, latent_dims)
+    known = list_variants(question, spatial_dims, latent_dims)
     chosen = choose("variants", variants, known)
     data, overrides = load_task(task, build_processor(task, image_size, spatial_dims, 1)), json.loads(config_overrides)
     settings = {
         **describe_settings(
-            training, data, data.images, study=study, image_size=image_size, config_overrides=overrides
+            training, data, data.images, question=question, image_size=image_size, config_overrides=overrides
         ),
         **{name: getattr(task, name) for name in ("classes", "object_size", "normalize")},
         "poses": {name: getattr(task, name) for name in POSE_SETTINGS},
         "measured": [num_curve, num_likelihood],
     }
     record = Record(results_file, settings)
-    models = Models(study, data, task, training, overrides, num_curve, num_likelihood)
+    models = Models(question, data, task, training, overrides, num_curve, num_likelihood)
     for key in record.list_missing(seed=list_seeds(training.seed, seeds), variant=chosen):
         variant, folder = known[key["variant"]], models.folder_of(**key)
         row = run_seed(partial(models.train, variant), training, folder, key["seed"], "training.json")
@@ -231,7 +231,7 @@ def run(
         print(
             f"{key['variant']}, seed {key['seed']}: test squared error {row['test']['squared_error']:.3f}", flush=True
         )
-    if figures_dir is not None and study == "pose":
+    if figures_dir is not None and question == "pose":
         models.draw_reconstructions(f"{figures_dir}/{Path(results_file).stem}")
     return record.content
 
@@ -241,7 +241,7 @@ def list_errors(rows: list[dict]) -> list[float]:
 
 
 def describe(record: dict) -> str:
-    """Scale of a study of autoencoders."""
+    """Scale of a comparison of autoencoders."""
     classes = record["settings"]["classes"]
     kind = f", {' and '.join(classes)} only" if classes else ""
     inputs = f"inputs of side {record['settings']['image_size']}{kind}"
@@ -361,7 +361,7 @@ def draw(records: list[str], figures_dir: str = "docs/images"):
     """
     Path(figures_dir).mkdir(parents=True, exist_ok=True)
     for record in records:
-        rows, stem = read_record(record, "experiments/autoencoders.py")["rows"], f"{figures_dir}/{Path(record).stem}"
+        rows, stem = read_results(record, "experiments/autoencoders.py")["rows"], f"{figures_dir}/{Path(record).stem}"
         for name, (list_points, labels, marker) in PICTURES.items():
             if points := [point for row in rows for point in list_points(row)]:
                 draw_curves(points, f"{stem}_{name}.png", labels=labels, marker=marker)

@@ -121,7 +121,7 @@ def describe_runs(records: dict) -> str:
     return f"Commands: {'; '.join(runs)}\n"
 
 
-def read_record(path: str | Path, program: str) -> dict:
+def read_results(path: str | Path, program: str) -> dict:
     """Read what an experiment or a verb has left.
 
     Args:

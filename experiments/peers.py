@@ -29,7 +29,7 @@ from frame import (
     name_command,
     open_panels,
     ratio,
-    read_record,
+    read_results,
     save_figure,
 )
 from methods import check_plain, operating_points
@@ -306,7 +306,7 @@ def draw(records: list[str], figure: str):
         records: JSON files of this experiment, a panel each.
         figure: PNG file.
     """
-    read = [read_record(path, "experiments/peers.py") for path in records]
+    read = [read_results(path, "experiments/peers.py") for path in records]
     methods = list(dict.fromkeys(name for record in read for name, _ in name_points(record)))
     picture, panels = open_panels(len(read), 3, (5.2, 4.7))
     for panel, record in zip(panels, read, strict=True):

@@ -30,7 +30,7 @@ class Record:
         is_new = not self.path.exists()
         self.content = {"settings": settings, **content, "rows": []} if is_new else json.loads(self.path.read_text())
         if self.content["settings"] != settings:
-            raise ValueError(f"{path} holds a study with other settings; use another --results_file, or the old ones.")
+            raise ValueError(f"{path} was made with other settings; use another --results_file, or the old ones.")
         self.content |= {**describe_run(), "hardware": hardware_fingerprint()}
         self.rows: list[dict] = self.content["rows"]
 

@@ -41,7 +41,7 @@ from frame import (
     list_commands,
     open_panels,
     ratio,
-    read_record,
+    read_results,
     refuse_twice,
     save_figure,
 )
@@ -218,7 +218,7 @@ class TaskResults:
             ValueError: The family was not run.
         """
         if not self.select(family=family):
-            raise ValueError(f"{self.name} has no schedules to draw; run the study with --families {family}.")
+            raise ValueError(f"{self.name} has no schedules to draw; run it with --families {family}.")
         return sorted({row[name] for row in self.select(family=family)})
 
     def collect(self, family: str, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -238,7 +238,7 @@ class TaskResults:
 
     @property
     def full(self) -> float:
-        return self.mean(family="full") or 0.0  # every study has it
+        return self.mean(family="full") or 0.0  # it is always there
 
     @property
     def majority(self) -> float:
@@ -375,7 +375,7 @@ def draw_constrained(panel: Any, result: TaskResults):
     """Draw score against time, each point named by its first layer."""
     times = (result.record["latency"] or {}).get(result.name)
     if not times:
-        raise ValueError(f"{result.name} has no times; run the study with --rounds.")
+        raise ValueError(f"{result.name} has no times; run it with --rounds.")
     constrained = zip(*result.collect("constrained", 2), strict=True)
     schedules = {row["layer"]: row["schedule"] for row in result.rows if row["family"] in ("constrained", "full")}
     for layer, score, error in [(None, result.full, result.error(family="full")), *constrained]:
@@ -437,7 +437,7 @@ def draw(
     if single is last_layers is constrained is None:
         raise ValueError("nothing to draw: give --single, --last_layers or --constrained.")
     results = [
-        result for path in records for result in list_results({path: read_record(path, "experiments/schedules.py")})
+        result for path in records for result in list_results({path: read_results(path, "experiments/schedules.py")})
     ]
     refuse_twice([result.name for result in results])
     if single:

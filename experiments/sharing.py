@@ -1,9 +1,9 @@
 r"""What does sharing cost in accuracy, beside removing channels (thesis figures 3.3 and 3.7, table 3.6.3)?
 
-    python experiments/sharing.py --study xception --dataset_name uoft-cs/cifar10 --augmentation crop_flip \
+    python experiments/sharing.py --family xception --dataset_name uoft-cs/cifar10 --augmentation crop_flip \
         --learning_rate 0.1 --num_train_epochs 12 --lr_decay_epochs 4 --results_file results/sharing_xception.json
 
-Studies: xception (depthwise sharing, sharing of both parts, removal), resnet (input channels shared; the thesis
+Families: xception (depthwise sharing, sharing of both parts, removal), resnet (input channels shared; the thesis
 author's variant: output filters repeated after their batch norm; removal), efficientnet (depthwise sharing). Every
 variant has the same recipe and nothing is chosen, so the test split is read once per training, at its end. Finished
 trainings are in RESULTS_FILE, their models in OUTPUT_DIR; the same command goes on where it was stopped. --time adds
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from frame import command_of, format_table, interval, name_command, open_panels, percent, read_record, save_figure
+from frame import command_of, format_table, interval, name_command, open_panels, percent, read_results, save_figure
 from record import Record, choose, describe_scale, describe_settings, group_rows, mean_and_each
 from transformers import set_seed
 
@@ -71,7 +71,7 @@ EFFICIENTNET = {
     "drop_path_rate": 0.05,
 }
 # configuration, settings, and what a factor changes, by kind
-STUDIES: dict[str, tuple[str, dict[str, Any], dict[str, Callable[[int], dict]]]] = {
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Callable[[int], dict]]]] = {
     "xception": (
         "SharedXceptionConfig",
         XCEPTION,
@@ -94,9 +94,9 @@ STUDIES: dict[str, tuple[str, dict[str, Any], dict[str, Callable[[int], dict]]]]
 }
 
 
-def list_variants(study: str) -> dict[str, Any]:
+def list_variants(family: str) -> dict[str, Any]:
     """Give configurations by name; the first one is plain."""
-    name, settings, kinds = STUDIES[study]
+    name, settings, kinds = FAMILIES[family]
     make = getattr(vision_hf, name)
     shared = {f"{kind}, s={s}": make(**settings, **change(s)) for kind, change in kinds.items() for s in FACTORS}
     return {"plain": make(**settings), **shared}
@@ -143,7 +143,7 @@ def time_variants(variants: dict[str, Any], task: ImageTask) -> dict[str, dict]:
 
 
 def run(
-    study: Literal["xception", "resnet", "efficientnet"],
+    family: Literal["xception", "resnet", "efficientnet"],
     results_file: str,
     task: ImageTaskArguments,
     training: ImageTrainingArguments,
@@ -154,7 +154,7 @@ def run(
     """Train every variant with every seed, or time all of them; gives the record.
 
     Args:
-        study: What to compare.
+        family: Whose convolutions share.
         results_file: JSON file for what was measured.
         task: The images.
         training: The recipe.
@@ -163,9 +163,9 @@ def run(
         time: Count and time all variants instead of training them.
     """
     training.eval_strategy = training.save_strategy = "no"
-    data, configs = load_task(task), list_variants(study)
+    data, configs = load_task(task), list_variants(family)
     chosen = choose("variants", variants, configs)
-    settings = describe_settings(training, data, data.splits, study=study, augmentation=task.augmentation)
+    settings = describe_settings(training, data, data.splits, family=family, augmentation=task.augmentation)
     record = Record(results_file, settings)
     if time:
         record.content["costs"] = time_variants(configs, data)
@@ -232,7 +232,7 @@ def list_accuracies(rows: list[dict]) -> dict[str, dict[int, list[float]]]:
 
 
 def draw(records: list[str], figure: str):
-    """Draw accuracy by what is left, a panel per study: every training as a dot, their mean as a line.
+    """Draw accuracy by what is left, a panel per family: every training as a dot, their mean as a line.
 
     Args:
         records: JSON files of this experiment.
@@ -240,7 +240,7 @@ def draw(records: list[str], figure: str):
     """
     drawing, panels = open_panels(len(records), 3, (4.6, 3.8))
     for panel, path in zip(panels, records, strict=True):
-        record = read_record(path, "experiments/sharing.py")
+        record = read_results(path, "experiments/sharing.py")
         for index, (kind, factors) in enumerate(list_accuracies(record["rows"]).items()):
             places = sorted(factors)
             means = [sum(factors[place]) / len(factors[place]) for place in places]
@@ -249,7 +249,7 @@ def draw(records: list[str], figure: str):
                 values = factors[place]
                 panel.plot([str(place)] * len(values), values, "o", color=f"C{index}", markersize=4)
         panel.set_xticks(range(4), ["100 %", "50 %", "25 %", "12.5 %"])
-        panel.set(title=record["settings"]["study"], xlabel="left of what is shared or removed")
+        panel.set(title=record["settings"]["family"], xlabel="left of what is shared or removed")
         panel.set_ylabel("test accuracy, %")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, loc="lower left")

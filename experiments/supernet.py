@@ -49,8 +49,8 @@ from redundancy_hf.training import list_seeds
 NUM_RESAMPLES = 2000
 
 
-class Study:
-    """What both sides share: checkpoint, task and space."""
+class Comparison:
+    """A supernet beside trainings of its schedules alone: what both share, and what was found of each."""
 
     def __init__(self, objective: FineTuneObjective, max_reduction: float, seeds: range):
         self.objective, self.task, self.seeds = objective, objective.task, seeds
@@ -157,22 +157,22 @@ def tau_with_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> d
     return {"tau": float(kendalltau(first, second).statistic), "low": float(low), "high": float(high)}
 
 
-def report(study: Study, chosen: list[Schedule]) -> dict[str, Any]:
+def report(both: Comparison, chosen: list[Schedule]) -> dict[str, Any]:
     """Put both sides next to each other.
 
     Raises:
         ValueError: A training is missing.
     """
-    name, references = study.task.metric_name, np.asarray(study.task.splits["validation"]["labels"])
-    scores = np.array([[trial.score for trial in trials] for trials in study.read_individual(chosen)])
-    predictions = study.predict(chosen)
+    name, references = both.task.metric_name, np.asarray(both.task.splits["validation"]["labels"])
+    scores = np.array([[trial.score for trial in trials] for trials in both.read_individual(chosen)])
+    predictions = both.predict(chosen)
     supernet = np.array([compute_score(name, single, references) for single in predictions])
     return {
-        "num_schedules_in_space": len(study.schedules),
+        "num_schedules_in_space": len(both.schedules),
         "schedules": [
             {
                 "key": schedule.key,
-                "flops_ratio": float(study.flops[study.schedules.index(schedule)] / study.flops.max()),
+                "flops_ratio": float(both.flops[both.schedules.index(schedule)] / both.flops.max()),
                 "supernet": float(supernet[index]),
                 "standard_error": standard_error(name, predictions[index], references),
                 "individual": scores[:, index].tolist(),
@@ -182,21 +182,21 @@ def report(study: Study, chosen: list[Schedule]) -> dict[str, Any]:
         "tau_supernet_individual": tau_with_interval(supernet, scores.mean(axis=0)),
         "tau_supernet_each_seed": [tau_with_interval(supernet, row) for row in scores],
         "tau_ceiling": tau_with_interval(scores[0], scores[1]),
-        "cost": study.cost(),
-        "winner": None if study.winner is None else compare_winner(study, study.winner, references),
+        "cost": both.cost(),
+        "winner": None if both.winner is None else compare_winner(both, both.winner, references),
     }
 
 
-def compare_winner(study: Study, winner: Trial, references: np.ndarray) -> dict[str, Any]:
+def compare_winner(both: Comparison, winner: Trial, references: np.ndarray) -> dict[str, Any]:
     """Put the search's winner beside the same schedule fine-tuned individually.
 
     Raises:
         ValueError: The twin's training is missing.
     """
-    ours = np.load(study.objective.output / "winners" / "models" / winner.schedule.key / PREDICTIONS)
-    twins = [trials[0] for trials in study.read_individual([winner.schedule])]
+    ours = np.load(both.objective.output / "winners" / "models" / winner.schedule.key / PREDICTIONS)
+    twins = [trials[0] for trials in both.read_individual([winner.schedule])]
     # of ours divided by the twin's, here in units of the score
-    name, theirs = study.task.metric_name, [np.asarray(twin.measurement["predictions"]) for twin in twins]
+    name, theirs = both.task.metric_name, [np.asarray(twin.measurement["predictions"]) for twin in twins]
     errors = [paired_standard_error(name, ours, one, references) for one in theirs]
     scores = [twin.score for twin in twins]
     return {
@@ -236,16 +236,16 @@ def run(
     training.disable_tqdm = True
     tokenizer, numbers = load_tokenizer(model_name_or_path), list_seeds(training.seed, seeds)
     data = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
-    study = Study(FineTuneObjective(model_name_or_path, data, tokenizer, training), max_reduction, numbers)
-    chosen = study.choose(num_schedules)
+    both = Comparison(FineTuneObjective(model_name_or_path, data, tokenizer, training), max_reduction, numbers)
+    chosen = both.choose(num_schedules)
     if stage in ("all", "supernet"):
-        prepare_supernet(study.objective, study.space)
+        prepare_supernet(both.objective, both.space)
     if stage in ("all", "individual"):
         for seed in numbers:
-            study.train_individually([*chosen, *([study.winner.schedule] if study.winner else [])], seed)
+            both.train_individually([*chosen, *([both.winner.schedule] if both.winner else [])], seed)
     if stage not in ("all", "report"):
         return None
-    found = report(study, chosen)
+    found = report(both, chosen)
     return write_record(
         results_file,
         dataset=data.name,

@@ -27,7 +27,7 @@ from frame import (
     name_command,
     open_panels,
     percent,
-    read_record,
+    read_results,
     refuse_twice,
     save_figure,
 )
@@ -266,7 +266,7 @@ def read_search(path: str | Path, required: float) -> dict[str, Any]:
     Raises:
         ValueError: It is none, or of another requirement.
     """
-    record = read_record(path, "redundancy-hf search")
+    record = read_results(path, "redundancy-hf search")
     found = record["summary"]["required_performance"]
     if found != required:
         raise ValueError(f"{path} is a search for {found:.0%}, not for {required:.0%} as its name says.")
@@ -279,7 +279,7 @@ def read_test(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: These are not the two models.
     """
-    models = read_record(path, "redundancy-hf evaluate")["models"]
+    models = read_results(path, "redundancy-hf evaluate")["models"]
     if len(models) != 2:
         raise ValueError(f"{path} has {len(models)} models instead of the full one and the one that was found.")
     return models

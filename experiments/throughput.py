@@ -99,7 +99,7 @@ def run(
     models: list[str],
     task: TaskFlags,
     batch_size: int = 32,
-    num_texts: int = 512,
+    num_inputs: int = 512,
     rounds: int = 8,
     device: str = "cpu",
     results_file: str | None = None,
@@ -110,19 +110,19 @@ def run(
         models: Folders of Classformers, the first one without reductions, or of exports.
         task: The data, where they are not those of the first folder.
         batch_size: Texts per batch.
-        num_texts: Texts of the test split, drawn at random.
+        num_inputs: Texts of the test split, drawn at random.
         rounds: Rounds of interleaved timing.
         device: Where the models run.
         results_file: JSON file for the table.
     """
     torch.set_num_threads(1)
-    for name, value in (("batch_size", batch_size), ("num_texts", num_texts), ("rounds", rounds)):
+    for name, value in (("batch_size", batch_size), ("num_inputs", num_inputs), ("rounds", rounds)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
     read = [open_model(folder, Path(folder)) for folder in models]
     arguments = choose_arguments(TaskArguments, read, vars(task))
     tokenizer = load_tokenizer(models[0])
-    texts = draw_texts(tokenize(load_task(arguments), tokenizer, arguments.max_length).splits["test"], num_texts)
+    texts = draw_texts(tokenize(load_task(arguments), tokenizer, arguments.max_length).splits["test"], num_inputs)
     loaded = load_models(models, device)
     batches = {
         batching: [

@@ -32,6 +32,8 @@ RENAMED = {
     "latency_threads": ("threads",),
     "num_threads": ("threads",),
     "num_seeds": ("seeds",),
+    "num_texts": ("num_inputs",),
+    "study": ("question", "family"),
     "peers": ("architectures",),
     "required": ("required_performance",),
     "peer_config": ("architecture_config",),

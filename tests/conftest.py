@@ -34,6 +34,7 @@ import torch  # noqa: E402
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer  # noqa: E402
 
 from classformer_hf import ClassformerConfig, ClassformerForSequenceClassification  # noqa: E402
+from redundancy_hf.__main__ import main  # noqa: E402
 from tests.documents import ROOT, find_script  # noqa: E402
 from tests.loopback_hub import Hub  # noqa: E402
 
@@ -204,6 +205,16 @@ def run_client(hub, folder, program, *arguments, token="hf_alice", home="home", 
         return process
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
+
+
+def call_verb(verb, *arguments):
+    """Run a verb of the command in this process, for a fixture; it must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["redundancy-hf", verb, *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as exit_:
+            assert not exit_.code, exit_.code
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import avae_hf
+from tests.conftest import call_verb
 from tests.documents import load_job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,13 +30,15 @@ COMMON = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A plain and an affine autoencoder, each trained in a process of its own."""
+    """A plain and an affine autoencoder, the affine one trained in a process of its own."""
     output = tmp_path_factory.mktemp("trained")
-    for name, transforms in (("vae", "none"), ("avae", "rotation")):
-        command = [sys.executable, ROOT / "scripts" / "train_avae.py", *COMMON, "--transforms", transforms]
-        command += ["--num_train_epochs", 3, "--output_dir", output / name]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300)
-        assert done.returncode == 0, done.stderr
+    flags = [*COMMON, "--num_train_epochs", 3]
+    call_verb("train-avae", *flags, "--transforms", "none", "--output_dir", output / "vae")
+    command = [sys.executable, ROOT / "scripts" / "train_avae.py", *flags, "--output_dir", output / "avae"]
+    done = subprocess.run(
+        list(map(str, [*command, "--transforms", "rotation"])), capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
     return output
 
 
@@ -123,7 +126,6 @@ def test_orientations_are_drawn_of_the_digits_that_are_there(run, trained, tmp_p
     assert (tmp_path / "orientations_avae_seed-42.png").is_file()
 
 
-@pytest.mark.clock
 def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
     flags = ["--model", trained / "vae" / "seed-42", *DATA, "--num_inputs", 4, "--rounds", 2]
     kinds = {"first": ["rotation"], "second": ["rotation", "translation"], "third": ["rotation", "--training"]}
@@ -144,38 +146,48 @@ def test_searches_and_steps_are_compared_side_by_side(run, trained, tmp_path):
     assert load_job("pose_search").training_table(steps).count("| digits, rotation |") == 2
     rows = records["first"]["rows"]
     assert set(rows) == {"direct", "control", "direct, folded", "fast"}
-    assert rows["direct"]["time_ratio"] == 1 and rows["fast"]["time_ratio"] < 0.5
+    assert rows["direct"]["time_ratio"] == 1
     assert rows["fast"]["worse_than_identity"] == 0 and rows["control"]["difference"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.clock
+def test_fast_search_is_faster(run, tmp_path):
+    avae_hf.AVAEModel(avae_hf.AVAEConfig(**json.loads(TINY), image_size=16)).save_pretrained(tmp_path / "model")
+    avae_hf.AVAEImageProcessor(image_size=16).save_pretrained(tmp_path / "model")
+    flags = ("--model", tmp_path / "model", *DATA, "--num_inputs", 4, "--rounds", 2, "--transforms", "rotation")
+    code, _, words = run("pose_search", *flags, "--results_file", tmp_path / "record.json")
+    assert code == 0, words
+    assert json.loads((tmp_path / "record.json").read_text())["rows"]["fast"]["time_ratio"] < 0.5
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["pose", "latent", "control"])
-def test_study_goes_on_where_it_was_stopped(run, tmp_path, study):
-    record = tmp_path / "study.json"
-    flags = ["autoencoders", "--study", study, *COMMON, "--max_steps", 2, "--output_dir", tmp_path / "models"]
+@pytest.mark.parametrize("question", ["pose", "latent", "control"])
+def test_experiment_goes_on_where_it_was_stopped(run, tmp_path, question):
+    record = tmp_path / "record.json"
+    flags = ["autoencoders", "--question", question, *COMMON, "--max_steps", 2, "--output_dir", tmp_path / "models"]
     flags += ["--max_validation_samples", 4, "--max_test_samples", 12, "--num_curve", 2, "--num_likelihood", 2]
     flags += ["--latent_dims", 2, "--figures_dir", tmp_path]
     flags += ["--results_file", record]
-    if study == "pose":
+    if question == "pose":
         flags += ["--variants", "turned, VAE", "turned, AVAE", "upright, VAE"]
     code, _, words = run(*flags)
     assert code == 0, words
     rows = json.loads(record.read_text())["rows"]
-    assert len(rows) == {"pose": 3, "latent": 2, "control": 2}[study]
-    if study == "pose":
+    assert len(rows) == {"pose": 3, "latent": 2, "control": 2}[question]
+    if question == "pose":
         assert set(rows[1]["orientations"]["1"]) == {"1", "6", "9"}
         assert len(rows[2]["robustness"]) == 13 and len(rows[2]["curves_searched"]["rotation"]) == 13
-        assert {path.name for path in tmp_path.glob("*.png")} == {"study_turned.png", "study_upright.png"}
+        assert {path.name for path in tmp_path.glob("*.png")} == {"record_turned.png", "record_upright.png"}
     content, job = json.loads(record.read_text()), load_job("autoencoders")
-    tables = {"pose": ["pose", "disentanglement", "robustness"], "latent": [], "control": ["control"]}[study]
+    tables = {"pose": ["pose", "disentanglement", "robustness"], "latent": [], "control": ["control"]}[question]
     assert all("| --- |" in getattr(job, f"{name}_table")({**content, "command": "x"}) for name in tables)
     code, _, words = run("autoencoders", "--draw", record, "--figures_dir", tmp_path / "pictures")
     assert code == 0, words
-    assert {path.stem.removeprefix("study_") for path in (tmp_path / "pictures").iterdir()} == {
+    assert {path.stem.removeprefix("record_") for path in (tmp_path / "pictures").iterdir()} == {
         "pose": {"angles", "epochs", "orientations_turned_AVAE"},
         "latent": {"sizes"},
         "control": {"orientations_fast", "orientations_direct"},
-    }[study]
+    }[question]
     content["rows"] = content["rows"][:1]
     record.write_text(json.dumps(content))
     weights = sorted((tmp_path / "models").glob("*/model.safetensors"))

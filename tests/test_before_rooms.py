@@ -1,7 +1,8 @@
 """What was made before the packages stood on a base of their own still loads, resumes and evaluates.
 
 `before_rooms.tar.gz` was made by the commit before: a finished search, a training that was stopped after one of two
-epochs, and finished trainings of an image classifier and of an autoencoder, by the commands below.
+epochs, a pretraining that was killed at its first of two checkpoints, and finished trainings of an image classifier and
+of an autoencoder, by the commands below.
 """
 
 import json
@@ -53,6 +54,18 @@ def test_stopped_training_goes_on(run, made_before, caplog):
     assert code == 0, words
     assert any("training goes on from" in message for message in caplog.messages)
     assert json.loads((folder / "train_results.json").read_text())["seed"] == 42
+
+
+def test_killed_pretraining_goes_on(run, made_before, caplog):
+    caplog.set_level("INFO")
+    flags = ("--dataset_name", "corpus.txt", "--block_size", 16, "--max_validation_blocks", 4, "--report_to", "none")
+    flags += ("--model_name_or_path", "checkpoint", "--gamma", 1, 2, "--objectives", "funnel", "--max_steps", 6)
+    flags += ("--save_strategy", "steps", "--save_steps", 3, "--eval_strategy", "no", "--output_dir", "pretraining")
+    code, printed, words = run("pretrain_classformer", *flags, "--use_cpu", "--disable_tqdm", "True")
+    assert code == 0, words
+    assert any("training goes on from pretraining/funnel/checkpoints/checkpoint-3" in one for one in caplog.messages)
+    # all six steps count, three of them before
+    assert "funnel: validation loss 6.5229 -> 6.51" in printed and "1,536 tokens" in printed
 
 
 def test_image_classifier_is_not_trained_again_and_evaluates(run, made_before):

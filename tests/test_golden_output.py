@@ -13,11 +13,11 @@ from redundancy_hf.folders import GOLDEN, check_golden_output, write_golden_outp
 from redundancy_hf.record import read_record
 
 NAMES = ("train_classformer", "train_multitask", "pretrain_classformer", "train_image_classifier", "train_avae")
-OPTIONS = {
-    "float32": (),
-    "bf16": ("--bf16",),
-    "compiled": ("--torch_compile", "--torch_compile_backend", "eager"),
-}
+OPTIONS = [
+    pytest.param((), id="float32"),
+    pytest.param(("--bf16",), id="bf16"),
+    pytest.param(("--torch_compile", "--torch_compile_backend", "eager"), id="compiled", marks=pytest.mark.slow),
+]
 COMMON = ("--use_cpu", "--disable_tqdm", "True", "--report_to", "none", "--max_steps", 2)
 UNSAVED = ("--eval_strategy", "no", "--save_strategy", "no")
 TINY_AVAE = json.dumps({"encoder_channels": [4, 4, 6, 4], "decoder_channels": [6, 4, 4]})
@@ -58,7 +58,7 @@ def open_model(folder):
     return getattr(transformers, auto_class).from_pretrained(folder)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_trained_folder_gives_the_output_stored_with_it(run, trainings, tmp_path, name, options):
     flags, place = trainings[name]

@@ -14,7 +14,7 @@ from tests.test_loopback_hub import skip_without_xet
 
 HERE = Path(__file__).resolve().parent
 CHECKS = ("saved", "sharded", "every_auto_class", "code_needs_trust", "pipeline", "image_processor")
-# of every package one in each mode; all of them among the slow tests
+# of every package one
 FEW = ("classformer_classifier", "shared_xception_classifier", "avae")
 
 PUSH = """
@@ -66,11 +66,6 @@ def assert_all_pass(found, contracts):
     for name, checks in found.items():
         assert set(checks) == {*CHECKS, "packages_stay_away"}
         assert not any(checks.values()), f"{name}: {[text for text in checks.values() if text]}"
-
-
-def test_folders_open_from_the_hub(request, tmp_path, tiny_settings):
-    contracts = [contract for contract in CONTRACTS if contract.name in FEW]
-    assert_all_pass(push_and_pull(request, tmp_path, tiny_settings, contracts, with_xet=False), contracts)
 
 
 @pytest.mark.slow

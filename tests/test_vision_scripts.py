@@ -14,6 +14,7 @@ import pytest
 from transformers import pipeline
 
 import vision_hf
+from tests.conftest import call_verb
 from tests.documents import load_job
 from vision_hf.data import ImageTaskArguments
 
@@ -55,13 +56,12 @@ def run_process(name, *arguments, **settings):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, train_flags):
-    """A plain and a shared network, each trained in a process of its own."""
+    """A plain and a shared network, the shared one trained in a process of its own."""
     output = tmp_path_factory.mktemp("trained")
-    for name, factor in (("plain", 1), ("shared", 4)):
-        done = run_process(
-            "train_image_classifier", *train_flags, "--sharing_factor", factor, "--output_dir", output / name
-        )
-        assert done.returncode == 0, done.stderr
+    call_verb("train-images", *train_flags, "--output_dir", output / "plain")
+    flags = (*train_flags, "--sharing_factor", 4, "--output_dir", output / "shared")
+    done = run_process("train_image_classifier", *flags)
+    assert done.returncode == 0, done.stderr
     return output
 
 
@@ -246,8 +246,8 @@ def test_recipe_of_the_thesis_runs(run, flags, tmp_path, recipe):
         assert settings["recipe"][name] == str(type(text[name])(text[name])), name
 
 
-STUDIES = {
-    "sharing": ["--study", "xception", "--variants", "plain", "depthwise, s=8"],
+EXPERIMENTS = {
+    "sharing": ["--family", "xception", "--variants", "plain", "depthwise, s=8"],
     "learned_sharing": ["--methods", "none", "kernels", "sparse", "--num_bases", 4, "--num_kernels", 3]
     + ["--tau_kernels", 0.01, 0.1, "--tau_prior", 0.001],
     "conversion": ["--sharing_factors", 2, "--methods", "tile", "kmeans_scaled"],
@@ -255,23 +255,23 @@ STUDIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES)
-def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study):
-    record, plain = tmp_path / "study.json", trained / "plain" / "seed-42"
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, name):
+    record, plain = tmp_path / "record.json", trained / "plain" / "seed-42"
     own = {
         "sharing": ["--seeds", 1],
         "learned_sharing": ["--config_name", plain, "--seeds", 2, "--figure", tmp_path / "weights.png"],
         "conversion": ["--models", plain],
-    }[study]
-    command = [study, *STUDIES[study], *own, *flags, "--max_steps", 2, "--results_file", record]
+    }[name]
+    command = [name, *EXPERIMENTS[name], *own, *flags, "--max_steps", 2, "--results_file", record]
     command += ["--output_dir", tmp_path / "models"]
     code, _, words = run(*command)
     assert code == 0, words
     rows = json.loads(record.read_text())["rows"]
-    assert len(rows) == {"sharing": 2, "learned_sharing": 9, "conversion": 2}[study]
+    assert len(rows) == {"sharing": 2, "learned_sharing": 9, "conversion": 2}[name]
     content = json.loads(record.read_text())
-    assert "| --- |" in load_job(study).table({**content, "command": "of the record"})
-    if study == "sharing":
+    assert "| --- |" in load_job(name).table({**content, "command": "of the record"})
+    if name == "sharing":
         assert run("sharing", "--draw", record, "--figure", tmp_path / "sharing.png")[0] == 0
         assert (tmp_path / "sharing.png").stat().st_size > 5_000
     content["rows"] = content["rows"][:1]
@@ -284,9 +284,9 @@ def test_study_goes_on_where_it_was_stopped(run, trained, flags, tmp_path, study
 
 
 @pytest.mark.slow
-def test_study_of_sharing_counts_and_times(run, flags, tmp_path):
-    record = tmp_path / "study.json"
-    settings = ("sharing", "--study", "efficientnet", *flags, "--output_dir", tmp_path, "--results_file", record)
+def test_sharing_counts_and_times(run, flags, tmp_path):
+    record = tmp_path / "record.json"
+    settings = ("sharing", "--family", "efficientnet", *flags, "--output_dir", tmp_path, "--results_file", record)
     code, _, words = run(*settings, "--time")
     assert code == 0, words
     costs = json.loads(record.read_text())["costs"]

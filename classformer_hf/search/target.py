@@ -1,6 +1,5 @@
 """Latency on the target of a search: the table, the trials, and the best candidates timed side by side."""
 
-import copy
 import dataclasses
 import datetime
 import hashlib
@@ -74,11 +73,8 @@ class LatencyMeter:
 
     def build(self, schedule: Schedule, cls_only: bool = True) -> Any:
         """Build a model of a schedule, with random weights, on the target."""
-        config = copy.deepcopy(self.config)
-        for name, value in schedule.config.items():
-            setattr(config, name, value)
-        config.last_layer_cls_only = cls_only
-        return self.target.place(ClassformerForSequenceClassification(config))
+        settings = {**self.config.to_dict(), **schedule.config, "last_layer_cls_only": cls_only}
+        return self.target.place(ClassformerForSequenceClassification(type(self.config).from_dict(settings)))
 
     def measure(self, schedule: Schedule) -> dict[str, Any]:
         """Time a schedule interleaved with two unreduced models of the same size.

@@ -307,7 +307,7 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     study, searched = tmp_path / "study.json", ROOT / "results" / "thesis_sst2_99.json"
     code, _, words = run("thesis_searches", "--draw", searched, searched, "--figure", tmp_path / "x.png")
     assert code == 1 and "--records has sst2 twice" in words
-    fixed_schedules["a"]["command"] = "python study_schedules.py --that_ran_in_its_own_folder"
+    fixed_schedules["a"]["command"] = "python schedules.py --that_ran_in_its_own_folder"
     study.write_text(json.dumps(fixed_schedules["a"]))
     for flags, message in (
         ((searched, "--single"), "is not a record of experiments/schedules.py"),
@@ -320,7 +320,7 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     study.write_text(json.dumps(fixed_schedules["a"]))
     for flag, family in (("--single", "single"), ("--last_layers", "single"), ("--constrained", "constrained")):
         code, _, words = run("schedules", "--draw", study, flag, tmp_path / "x.png")
-        assert code == 1 and f"run the study with --families {family}" in words
+        assert code == 1 and f"run it with --families {family}" in words
     assert not (tmp_path / "x.png").exists()
 
 

@@ -323,7 +323,7 @@ def test_texts_are_cut_as_in_training(run, leave_model, reviews, monkeypatch):
         code, _, words = run("benchmark_latency", folder, *columns, "--num_inputs", 2, *more)
         assert code == 0 and lengths.pop() == expected, words
     monkeypatch.setattr(data, "tokenize", note)
-    run("throughput", "--models", folder, "--num_texts", 2, "--rounds", 1)
+    run("throughput", "--models", folder, "--num_inputs", 2, "--rounds", 1)
     assert lengths == [16]
     assert run("classify_elsewhere", folder)[0] == 0
     (folder / TASK_FILE).unlink()

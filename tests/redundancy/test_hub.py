@@ -49,10 +49,13 @@ def test_changed_code_is_noticed(folder):
 def test_weights_that_do_not_fit_are_noticed(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("classifier.out_proj.weight")
+    tensors["classifier.dense.weight"] = tensors["classifier.dense.weight"][1:]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / GOLDEN).unlink()
-    with pytest.raises(ValueError, match="do not fit the code.*classifier.out_proj.weight"):
+    with pytest.raises(ValueError, match="do not fit the code") as error:
         verify_folder(folder)
+    assert "'missing_keys': ['classifier.out_proj.weight']" in str(error.value)
+    assert "'mismatched_keys': [\"('classifier.dense.weight'," in str(error.value)
 
 
 def test_incomplete_auto_map_is_noticed(folder):
@@ -151,7 +154,6 @@ def test_every_model_is_published(hub, client, tmp_path, tiny_settings, contract
         (lambda folder: None, ("--repo_id", "a b/c/d"), "--repo_id must be a name on the Hub"),
         (lambda folder: None, ("--repo_id", "model"), "model has no owner"),
         (remove("tokenizer.json"), (), "a file of the tokenizer is missing"),
-        (change_config(hidden_size=64), (), "the weights do not fit the code.*mismatched"),
         (lambda folder: None, ("--license", "gibberish !!"), "--license must be an identifier that the Hub lists"),
         (lambda folder: None, ("--license", "apache"), "did you mean apache-2.0"),
         (lambda folder: None, ("--license", "bert"), "for one that it does not list, write other"),
@@ -165,7 +167,8 @@ def test_bad_folders_and_flags_end_with_one_sentence(run, folder, change, flags,
     assert code == 1 and re.search(message, words), words
 
 
-@pytest.mark.parametrize("contract", [CONTRACTS[1], BACKBONES[0], CONTRACTS[-1]], ids=lambda contract: contract.name)
+# of texts a classifier is, above; all of them among the slow tests
+@pytest.mark.parametrize("contract", [BACKBONES[0], CONTRACTS[-1]], ids=lambda contract: contract.name)
 def test_models_of_all_kinds_are_verified(tmp_path, tiny_settings, contract):
     model = build(contract, tiny_settings, tmp_path / "model")
     assert verify_folder(tmp_path / "model").model_class == type(model).__name__

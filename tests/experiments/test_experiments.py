@@ -1,4 +1,4 @@
-"""The scripts that study a search with a supernet, one after the other on one tiny search."""
+"""The experiments on a search with a supernet, one after the other on one tiny search."""
 
 import dataclasses
 import json
@@ -64,11 +64,11 @@ def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp
 
     monkeypatch.setattr("classformer_hf.search.supernet.predict_schedules", draw)
     supernet = (found / "supernet" / "model.safetensors").stat().st_mtime_ns
-    study = ("supernet", *flags, "--output_dir", found, "--num_schedules", 8, "--seeds", 2)
-    assert "run --stage individual first" in run(*study, "--stage", "report")[2]
-    code, _, words = run(*study, "--stage", "individual")
+    supernet = ("supernet", *flags, "--output_dir", found, "--num_schedules", 8, "--seeds", 2)
+    assert "run --stage individual first" in run(*supernet, "--stage", "report")[2]
+    code, _, words = run(*supernet, "--stage", "individual")
     assert code == 0, words
-    code, printed, words = run(*study, "--results_file", tmp_path / "report.json")
+    code, printed, words = run(*supernet, "--results_file", tmp_path / "report.json")
     assert code == 0 and "its ceiling, seed against seed" in printed, words
     assert (found / "supernet" / "model.safetensors").stat().st_mtime_ns == supernet, "trained again"
     record = json.loads((tmp_path / "report.json").read_text())
@@ -194,7 +194,7 @@ def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
     rows = json.loads((tmp_path / "runtimes.json").read_text())["rows"]
     assert (rows[-1]["model"], rows[-1]["variant"]) == ("graphs", "torch")
     assert rows[-1]["score"] == next(row for row in rows if row["model"] == "full-model")["score"]
-    flags = ("--rounds", 1, "--num_texts", 6, "--batch_size", 4, "--results_file", tmp_path / "throughput.json")
+    flags = ("--rounds", 1, "--num_inputs", 6, "--batch_size", 4, "--results_file", tmp_path / "throughput.json")
     code, _, words = run("throughput", *models, *flags)
     assert code == 0, words
     rows = json.loads((tmp_path / "throughput.json").read_text())["rows"]
@@ -204,7 +204,7 @@ def test_exports_are_compared_too(run, two_folders, tiny_text_file, tmp_path):
 def test_throughput_of_four_ways_to_batch(run, two_folders, tiny_text_file, tmp_path):
     command = [
         *("throughput", "--models", *two_folders, "--dataset_name", tiny_text_file, *CARVED, "--rounds", 2),
-        *("--batch_size", 4, "--num_texts", 10, "--results_file", tmp_path / "throughput.json"),
+        *("--batch_size", 4, "--num_inputs", 10, "--results_file", tmp_path / "throughput.json"),
     ]
     code, printed, words = run(*command)
     assert code == 0, words

@@ -135,6 +135,8 @@ loss = Trainer(model, arguments, eval_dataset=torch.load("examples.pt")).evaluat
 if arguments.process_index == 0:
     with open("answer.json", "w") as file:
         json.dump({"processes": arguments.world_size, "loss": loss}, file)
+# a process that ends with the group open is aborted now and then
+torch.distributed.destroy_process_group()
 """
 
 

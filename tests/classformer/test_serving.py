@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,6 @@ CASCADE = {"gamma": [8, 2, 1], "eta": 0, "margin": 0.4}
 # what is exported where; experiments/parity.py has the whole grid
 CASES = {
     "torch": ("torch", [4, 2, 1], 2, None),
-    "torch, buckets": ("torch", [4, 2, 1], 2, BUCKETS),
     "onnx": ("onnx", [1, 2, 2], 0, None),
     "onnx, buckets": ("onnx", [4, 2, 1], 2, BUCKETS),
     "openvino": ("openvino", [2, 1, 2], 8, None),
@@ -64,9 +64,19 @@ def save(folder, settings, tokenizer, dtype=torch.float32, **changes):
     return model
 
 
-@pytest.fixture(scope="module", params=[pytest.param(CASES[name], id=name, marks=SLOW[name]) for name in CASES])
-def exported(request, tiny_settings, tiny_tokenizer, tmp_path_factory):
-    runtime, gamma, eta, more = request.param
+@pytest.fixture(scope="module")
+def make_export(tiny_settings, tiny_tokenizer, tmp_path_factory):
+    """Makes what a case of `CASES` exports, once."""
+    return cache(lambda name: export_case(*CASES[name], tiny_settings, tiny_tokenizer, tmp_path_factory))
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW[name]) for name in CASES])
+def exported(request, make_export):
+    """Model, exported classifier and its folder."""
+    return make_export(request.param)
+
+
+def export_case(runtime, gamma, eta, more, tiny_settings, tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     more = more if isinstance(more, dict) else {"length_buckets": more}
     model = save(folder, tiny_settings, tiny_tokenizer, gamma=gamma, eta=eta, **more)
@@ -165,7 +175,7 @@ def test_copies_and_other_processes_answer_alike(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exported", [CASES[name] for name in RUNTIMES], ids=RUNTIMES, indirect=True)
+@pytest.mark.parametrize("exported", RUNTIMES, indirect=True)
 def test_spawned_processes_answer_alike(exported):
     classifier, batches = exported[1], make_batches(4)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -182,7 +192,7 @@ def test_no_file_tells_where_it_was_made(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exported", [CASES[name] for name in ("onnx", "openvino")], indirect=True)
+@pytest.mark.parametrize("exported", ["onnx", "openvino"], indirect=True)
 def test_exports_are_published_with_the_model(hub, client, exported, tmp_path):
     _, classifier, output = exported
     printed = client("publish", output.parent, "--repo_id", "alice/fast", "--license", "mit")

@@ -121,7 +121,7 @@ def test_level_is_kept_on_the_boundary(r, churn):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_examples", [277, 2000])
 @pytest.mark.parametrize("churn", [0.0, 0.01, 0.05])
-@pytest.mark.parametrize("r", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("r", [0.9, 0.99])
 def test_level_is_kept_and_used_on_the_boundary(r, churn, num_examples):
     rate = check_level_on_the_boundary(r, churn, num_examples)
     print(f"r {r}, churn {churn}, {num_examples} examples: {rate:.4f} certified")

@@ -63,14 +63,14 @@ def test_supernet_is_compared_with_individual_fine_tuning(run, found, flags, tmp
         return np.random.default_rng(0).normal(size=(len(schedules), len(split), 2))
 
     monkeypatch.setattr("classformer_hf.search.supernet.predict_schedules", draw)
-    supernet = (found / "supernet" / "model.safetensors").stat().st_mtime_ns
+    trained = (found / "supernet" / "model.safetensors").stat().st_mtime_ns
     supernet = ("supernet", *flags, "--output_dir", found, "--num_schedules", 8, "--seeds", 2)
     assert "run --stage individual first" in run(*supernet, "--stage", "report")[2]
     code, _, words = run(*supernet, "--stage", "individual")
     assert code == 0, words
     code, printed, words = run(*supernet, "--results_file", tmp_path / "report.json")
     assert code == 0 and "its ceiling, seed against seed" in printed, words
-    assert (found / "supernet" / "model.safetensors").stat().st_mtime_ns == supernet, "trained again"
+    assert (found / "supernet" / "model.safetensors").stat().st_mtime_ns == trained, "trained again"
     record = json.loads((tmp_path / "report.json").read_text())
     assert len(record["schedules"]) > 2 and len(record["schedules"][0]["individual"]) == 2
     winner = record["winner"]

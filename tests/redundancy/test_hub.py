@@ -134,9 +134,8 @@ def test_second_push_replaces_the_first(hub, client, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contract", [BACKBONES[0], CONTRACTS[-1]], ids=lambda contract: contract.name)
-def test_models_of_other_packages_are_published(hub, client, tmp_path, tiny_settings, contract):
-    model = build(contract, tiny_settings, tmp_path / "model")
+def test_backbone_is_published(hub, client, tmp_path, tiny_settings):
+    model = build(BACKBONES[0], tiny_settings, tmp_path / "model")
     printed = client("publish", "--folder", tmp_path / "model", "--repo_id", "alice/x", "--license", "mit", "--private")
     assert f"read back: {type(model).__name__}" in printed and "output within" in printed
     assert hub.repositories["model", "alice/x"].is_private

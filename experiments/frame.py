@@ -121,6 +121,14 @@ def describe_runs(records: dict) -> str:
     return f"Commands: {'; '.join(runs)}\n"
 
 
+def rename_settings(record: dict) -> dict:
+    """Give a record the names that settings have now; those of its whole trainings keep counting."""
+    settings, program = record.get("settings", {}), str(record.get("program"))
+    if "study" in settings:
+        settings["family" if "sharing" in program else "question"] = settings.pop("study")
+    return record
+
+
 def read_results(path: str | Path, program: str) -> dict:
     """Read what an experiment or a verb has left.
 
@@ -142,7 +150,7 @@ def read_results(path: str | Path, program: str) -> dict:
     known = (program, Path(program).name, former := FORMER.get(program, program), Path(former).name)
     if not command.removeprefix("python ").startswith(known):
         raise ValueError(f"{path} is not a record of {program}; give the JSON file that it wrote.")
-    return record
+    return rename_settings(record)
 
 
 def refuse_twice(names: list[str]):

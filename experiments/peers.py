@@ -70,11 +70,11 @@ def list_points(schedules: Sequence[str], methods: Sequence[str], num_layers: in
         if len(settings["gamma"]) > num_layers:
             raise ValueError(f"the model has {num_layers} layers, got --schedules {key}.")
         points["classformer", key] = lambda model, settings=settings: reconfigure(model, **settings)
-    peers = operating_points(num_layers)
-    if unknown := sorted(set(methods) - set(peers)):
-        raise ValueError(f"--methods knows {', '.join(peers)}, got {', '.join(unknown)}.")
-    for name in methods or peers:
-        points |= {(name, setting): build for setting, build in peers[name].items()}
+    known = operating_points(num_layers)
+    if unknown := sorted(set(methods) - set(known)):
+        raise ValueError(f"--methods knows {', '.join(known)}, got {', '.join(unknown)}.")
+    for name in methods or known:
+        points |= {(name, setting): build for setting, build in known[name].items()}
     return points
 
 
@@ -173,7 +173,7 @@ def run(
         training: The recipe.
         schedules: Classformer's own points, as a search names them: 1-2-1_eta0. Fewer factors than layers: only the
             first layers run.
-        methods: Peers to compare with; all by default. Names as in the table.
+        methods: What to compare with; all by default. Names as in the table.
         seeds: Trainings per point, with --seed, --seed + 1, ...
         num_inputs: Texts that are timed, at quantiles of the length.
         rounds: Rounds of interleaved timing.

@@ -5,7 +5,7 @@ r"""Fine-tune what every pretraining objective left, on several tasks with sever
         --output_dir runs/pretraining
     python experiments/pretraining.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
         --pretrained runs/pretraining --dataset_names stsb cola --seeds 2 --num_train_epochs 2 \
-        --output_dir runs/pretraining --results_file results/pretraining.json
+        --output_dir runs/pretraining-tuned --results_file results/pretraining.json
 
 Compared are the checkpoint itself without reductions (full), with the schedule but no pretraining (none), and every
 folder in --pretrained, also one of redundancy-hf multitask that is named multitask. A seed decides head, dropout and

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from frame import percent
+from frame import percent, rename_settings
 
 from redundancy_hf.command import describe_run, format_record
 from redundancy_hf.timing import hardware_fingerprint
@@ -27,8 +27,8 @@ class Record:
     def __init__(self, path: str, settings: dict[str, Any], **content: Any):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self.path.exists()
-        self.content = {"settings": settings, **content, "rows": []} if is_new else json.loads(self.path.read_text())
+        begun = {"settings": settings, **content, "rows": []}
+        self.content = rename_settings(json.loads(self.path.read_text())) if self.path.exists() else begun
         if self.content["settings"] != settings:
             raise ValueError(f"{path} was made with other settings; use another --results_file, or the old ones.")
         self.content |= {**describe_run(), "hardware": hardware_fingerprint()}

@@ -49,7 +49,7 @@ from redundancy_hf.training import list_seeds
 NUM_RESAMPLES = 2000
 
 
-class Comparison:
+class BothWays:
     """A supernet beside trainings of its schedules alone: what both share, and what was found of each."""
 
     def __init__(self, objective: FineTuneObjective, max_reduction: float, seeds: range):
@@ -157,7 +157,7 @@ def tau_with_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> d
     return {"tau": float(kendalltau(first, second).statistic), "low": float(low), "high": float(high)}
 
 
-def report(both: Comparison, chosen: list[Schedule]) -> dict[str, Any]:
+def report(both: BothWays, chosen: list[Schedule]) -> dict[str, Any]:
     """Put both sides next to each other.
 
     Raises:
@@ -187,7 +187,7 @@ def report(both: Comparison, chosen: list[Schedule]) -> dict[str, Any]:
     }
 
 
-def compare_winner(both: Comparison, winner: Trial, references: np.ndarray) -> dict[str, Any]:
+def compare_winner(both: BothWays, winner: Trial, references: np.ndarray) -> dict[str, Any]:
     """Put the search's winner beside the same schedule fine-tuned individually.
 
     Raises:
@@ -236,7 +236,7 @@ def run(
     training.disable_tqdm = True
     tokenizer, numbers = load_tokenizer(model_name_or_path), list_seeds(training.seed, seeds)
     data = tokenize(load_task(task).without_test(), tokenizer, task.max_length)
-    both = Comparison(FineTuneObjective(model_name_or_path, data, tokenizer, training), max_reduction, numbers)
+    both = BothWays(FineTuneObjective(model_name_or_path, data, tokenizer, training), max_reduction, numbers)
     chosen = both.choose(num_schedules)
     if stage in ("all", "supernet"):
         prepare_supernet(both.objective, both.space)

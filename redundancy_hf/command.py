@@ -178,7 +178,8 @@ def _describe_flag(parameter: inspect.Parameter, text: str) -> tuple[str, Any, A
 def _refuse_renamed(parser: argparse.ArgumentParser, arguments: list[str]):
     """End with the name that a flag has now, before one that is missing is asked for."""
     for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
-        old = flag.removeprefix("--")
+        # which the parser takes, too
+        old = flag.removeprefix("--").replace("-", "_")
         if old not in KNOWN_FLAGS and (new := _find_new_name(old, KNOWN_FLAGS)):
             parser.error(f"{flag} is called --{new} now")
 

@@ -316,17 +316,17 @@ def test_nan_loss_ends_the_run(run, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path):
+def test_experiment_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path):
     assert run(*command, "--objectives", "dense", "funnel")[0] == 0
-    study = [
+    both = [
         *("pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
         *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 3, "--use_cpu", "--seeds", 2),
         *("--save_strategy", "no", "--eval_strategy", "no", "--load_best_model_at_end", "False"),
-        *("--disable_tqdm", "True", "--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
+        *("--disable_tqdm", "True", "--output_dir", tmp_path / "tuned", "--results_file", tmp_path / "record.json"),
     ]
-    code, printed, words = run(*study)
+    code, printed, words = run(*both)
     assert code == 0 and "funnel seed 43" in printed, words
-    record = json.loads((tmp_path / "study.json").read_text())
+    record = json.loads((tmp_path / "record.json").read_text())
     assert [row["objective"] for row in record["rows"]] == ["full", "none", "dense", "funnel"] * 2
     assert [(entry["objective"], entry["reference"]) for entry in record["differences"]] == [
         *(("full", "none"), ("dense", "none"), ("funnel", "none"), ("funnel", "dense"))
@@ -341,19 +341,19 @@ def test_study_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path
         assert entry["interval"][0] <= entry["mean"] <= entry["interval"][1]
     assert record["schedule"] == {"gamma": [1, 2, 1], "eta": 0} and set(record["pretraining"]) == {"dense", "funnel"}
     assert {row["learning_rate"] for row in record["pretraining"].values()} == {5e-3}
-    written = [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")]
-    assert run(*study)[0] == 0
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("row.json")] == written
+    written = [path.stat().st_mtime_ns for path in (tmp_path / "tuned").rglob("row.json")]
+    assert run(*both)[0] == 0
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "tuned").rglob("row.json")] == written
     assert printed.count("| dense - none |") == 1 and printed.count("| funnel - dense |") == 1
-    assert "holds no finished objective" in run(*study, "--pretrained", tmp_path)[2]
-    assert "was not pretrained from" in run(*study, "--model_name_or_path", tmp_path / "out" / "dense")[2]
+    assert "holds no finished objective" in run(*both, "--pretrained", tmp_path)[2]
+    assert "was not pretrained from" in run(*both, "--model_name_or_path", tmp_path / "out" / "dense")[2]
     config = tmp_path / "out" / "funnel" / "config.json"
     config.write_text(config.read_text().replace('"eta": 0', '"eta": 1'))
-    assert "funnel in" in (words := run(*study)[2]) and "another schedule than dense" in words
+    assert "funnel in" in (words := run(*both)[2]) and "another schedule than dense" in words
 
 
 @pytest.mark.slow
-def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_text_file, tmp_path):
+def test_several_tasks_leave_an_encoder_that_the_experiment_takes(run, command, tiny_text_file, tmp_path):
     assert run(*command, "--objectives", "dense")[0] == 0
     other = tmp_path / "other.csv"
     other.write_text("sentence,label\n" + "".join(f"film number {n} is a film,{n % 3}\n" for n in range(60)))
@@ -384,7 +384,7 @@ def test_several_tasks_leave_an_encoder_that_the_study_takes(run, command, tiny_
     code, printed, words = run(
         *("pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
         *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 1, "--seeds", 1, *fine_tune),
-        *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--output_dir", tmp_path / "study"),
+        *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--output_dir", tmp_path / "tuned"),
     )
     assert code == 0 and "multitask seed 42" in printed, words
 
@@ -400,16 +400,16 @@ def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_tas
 
 @pytest.mark.slow
 def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder, tiny_text_file, tmp_path):
-    study = [
+    both = [
         *("schedules", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
         *("--families", "single", "constrained", "random_weights", "--factors", 2, 4, "--rounds", 2),
         *("--max_length", 64, "--max_steps", 1, "--use_cpu", "--save_strategy", "no"),
         *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--disable_tqdm", "True"),
-        *("--output_dir", tmp_path / "study", "--results_file", tmp_path / "study.json"),
+        *("--output_dir", tmp_path / "tuned", "--results_file", tmp_path / "record.json"),
     ]
-    code, printed, words = run(*study)
+    code, printed, words = run(*both)
     assert code == 0 and "1-4-1_eta0 seed 42" in printed, words
-    record = json.loads((tmp_path / "study.json").read_text())
+    record = json.loads((tmp_path / "record.json").read_text())
     assert [(row["family"], row["layer"], row["factor"], row["schedule"]) for row in record["rows"]] == [
         ("full", None, 1, "1-1-1_eta0"),
         ("single", 0, 2, "2-1-1_eta0"),
@@ -425,17 +425,17 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     assert record["datasets"]["reviews"]["mean_length"] > 3
     pictures = [tmp_path / f"{name}.png" for name in ("single", "last_layers", "constrained")]
     flags = [part for path in pictures for part in (f"--{path.stem}", path)]
-    code, _, words = run("schedules", "--draw", tmp_path / "study.json", *flags)
+    code, _, words = run("schedules", "--draw", tmp_path / "record.json", *flags)
     assert code == 0 and all(path.stat().st_size > 5000 for path in pictures), words
-    assert "nothing to draw" in run("schedules", "--draw", tmp_path / "study.json")[2]
-    assert "must be at least 2" in run(*study, "--factors", 1)[2]
-    assert "unknown triple" in run(*study, "--families", "triple")[2]
-    assert "--rounds must be at least 0" in run(*study, "--rounds", -1)[2]
-    assert "two data sets are called reviews" in run(*study, "--dataset_names", tiny_text_file, tiny_text_file)[2]
-    assert "--seeds must be at least 1" in run(*study, "--seeds", 0)[2]
+    assert "nothing to draw" in run("schedules", "--draw", tmp_path / "record.json")[2]
+    assert "must be at least 2" in run(*both, "--factors", 1)[2]
+    assert "unknown triple" in run(*both, "--families", "triple")[2]
+    assert "--rounds must be at least 0" in run(*both, "--rounds", -1)[2]
+    assert "two data sets are called reviews" in run(*both, "--dataset_names", tiny_text_file, tiny_text_file)[2]
+    assert "--seeds must be at least 1" in run(*both, "--seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))
-    assert "or how that is read (fingerprint" in run(*study, "--dataset_names", other)[2]
+    assert "or how that is read (fingerprint" in run(*both, "--dataset_names", other)[2]
 
 
 def test_lengths_are_those_of_the_training_texts(run, tiny_roberta_folder, tiny_text_file, tmp_path):

@@ -208,7 +208,7 @@ class SupernetStage:
     ):
         started = time.monotonic()
         self.objective, self.space, self.settings, self.hooks, self.workers = objective, space, settings, hooks, workers
-        self.table, self.is_here = table, objective.meter.owns(table)
+        self.table, self.is_here = table, table.describes_this_machine(objective.target)
         self.known = list_known_costs(objective.meter, space, table)
         # with those of an earlier search that told more schedules apart
         studies = [objective.output] if settings.reused is None else [objective.output, settings.reused]

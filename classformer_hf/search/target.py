@@ -1,5 +1,6 @@
 """Latency on the target of a search: the table, the trials, and the best candidates timed side by side."""
 
+import copy
 import dataclasses
 import datetime
 import hashlib
@@ -73,8 +74,9 @@ class LatencyMeter:
 
     def build(self, schedule: Schedule, cls_only: bool = True) -> Any:
         """Build a model of a schedule, with random weights, on the target."""
-        settings = {**self.config.to_dict(), **schedule.config, "last_layer_cls_only": cls_only}
-        return self.target.place(ClassformerForSequenceClassification(type(self.config).from_dict(settings)))
+        config = copy.deepcopy(self.config)
+        config.update({**schedule.config, "last_layer_cls_only": cls_only})
+        return self.target.place(ClassformerForSequenceClassification(config))
 
     def measure(self, schedule: Schedule) -> dict[str, Any]:
         """Time a schedule interleaved with two unreduced models of the same size.
@@ -116,10 +118,6 @@ class LatencyMeter:
             latency = measure_latency(models, self.inputs, self.full.key, rounds, warmup, on_round)
         return {schedule: latency[schedule.key] for schedule in [self.full, *schedules]}
 
-    def owns(self, table: LatencyTable) -> bool:
-        """Whether a latency table is of this target on this machine."""
-        return table.describes_this_machine(self.target)
-
 
 def prepare_table(meter: LatencyMeter, max_tokens: int, path: Path, given: str | None = None) -> LatencyTable:
     """Load the latency table of the target, or build it on this machine.
@@ -144,7 +142,7 @@ def prepare_table(meter: LatencyMeter, max_tokens: int, path: Path, given: str |
         return table
     for earlier in [*([path] if path.exists() else []), *sorted(path.with_name("latency_tables").glob("*.json"))]:
         table = LatencyTable.load(earlier)
-        if meter.owns(table) and table.max_tokens >= longest:
+        if table.describes_this_machine(meter.target) and table.max_tokens >= longest:
             _put_table(table, path)
             return table
         logger.info("%s is of another machine, dtype, number of threads or length.", earlier)

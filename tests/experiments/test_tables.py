@@ -304,22 +304,22 @@ def test_drawing_says_which_record_is_wrong(run, fixed_schedules, tmp_path):
     ):
         code, _, words = run("thesis_searches", "--draw", tmp_path / path, "--figure", tmp_path / "x.png")
         assert code == 1 and message in words
-    study, searched = tmp_path / "study.json", ROOT / "results" / "thesis_sst2_99.json"
+    record, searched = tmp_path / "record.json", ROOT / "results" / "thesis_sst2_99.json"
     code, _, words = run("thesis_searches", "--draw", searched, searched, "--figure", tmp_path / "x.png")
     assert code == 1 and "--records has sst2 twice" in words
-    fixed_schedules["a"]["command"] = "python schedules.py --that_ran_in_its_own_folder"
-    study.write_text(json.dumps(fixed_schedules["a"]))
+    fixed_schedules["a"]["command"] = "python study_schedules.py --that_ran_in_its_own_folder"
+    record.write_text(json.dumps(fixed_schedules["a"]))
     for flags, message in (
         ((searched, "--single"), "is not a record of experiments/schedules.py"),
-        ((study, study, "--single"), "--records has rte twice"),
-        ((study, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
+        ((record, record, "--single"), "--records has rte twice"),
+        ((record, "--last_layers_factor", 3, "--last_layers"), "--last_layers_factor can be 4"),
     ):
         code, _, words = run("schedules", "--draw", *flags, tmp_path / "x.png")
         assert code == 1 and message in words
     fixed_schedules["a"]["rows"] = [row for row in fixed_schedules["a"]["rows"] if row["family"] == "full"]
-    study.write_text(json.dumps(fixed_schedules["a"]))
+    record.write_text(json.dumps(fixed_schedules["a"]))
     for flag, family in (("--single", "single"), ("--last_layers", "single"), ("--constrained", "constrained")):
-        code, _, words = run("schedules", "--draw", study, flag, tmp_path / "x.png")
+        code, _, words = run("schedules", "--draw", record, flag, tmp_path / "x.png")
         assert code == 1 and f"run it with --families {family}" in words
     assert not (tmp_path / "x.png").exists()
 

@@ -80,7 +80,13 @@ def test_help_is_the_docstring(capsys):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("latency_rounds", "rounds"), ("output", "results_file"), ("latency_rounds=3", "rounds")]
+    ("old", "new"),
+    [
+        ("latency_rounds", "rounds"),
+        ("output", "results_file"),
+        ("latency_rounds=3", "rounds"),
+        ("latency-rounds", "rounds"),
+    ],
 )
 def test_old_name_of_a_flag_is_refused_with_the_new_one(old, new, capsys):
     with pytest.raises(SystemExit):

@@ -90,6 +90,7 @@ def facebook(hub):
     return {"token": "hf_FacebookAI"}
 
 
+@pytest.mark.slow
 def test_fingerprint_of_a_hub_name_is_its_commit(client, facebook, tiny_roberta_folder):
     first, second = json.loads(client(FINGERPRINTS, tiny_roberta_folder, **facebook).splitlines()[-1])
     # asked twice, and from the cache

@@ -49,7 +49,7 @@ def shapes():
     return draw_shapes()
 
 
-@pytest.fixture(scope="session", params=[2, 3])
+@pytest.fixture(scope="session", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def trained(request):
     """A plain autoencoder, trained upright for some seconds, and shapes that it has not seen."""
     dims = request.param

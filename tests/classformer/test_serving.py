@@ -388,6 +388,7 @@ def test_export_has_seen_what_its_model_has(run, named_folder, tiny_text_file, t
     assert code == 1 and "had been read by the training" in words
 
 
+@pytest.mark.slow
 def test_script_compares_random_texts_and_refuses(run, named_folder, tiny_text_file, tmp_path, monkeypatch):
     flags = ("export_model", named_folder, "--runtime", "torch", "--output_dir", tmp_path / "served")
     monkeypatch.setattr("classformer_hf.commands.export.largest_difference", lambda model, exported: 0.5)

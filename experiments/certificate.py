@@ -5,7 +5,7 @@ independently, chooses the fastest schedule that keeps the required share on the
 certificate on the holdout. A choice violates the requirement if it keeps less over the whole population. A few minutes:
 
     python experiments/certificate.py --predictions runs/sst2/predictions.npz --num_search 1000 \
-        --num_holdout 2000 10000 --results_file results/certificate_simulation.json
+        --num_holdout 1000 4000 --results_file results/certificate_sst2.json
 
 The file has `keys` (S,), the full schedule first or named by `--reference_key`, `predictions` (S, N) of class ids,
 `references` (N,) and `latency_ratio` (S,); classformer_hf.search.supernet.predict_schedules predicts them.

@@ -14,6 +14,8 @@ FORMER = {
     "redundancy-hf evaluate": "scripts/evaluate_model.py",
     "experiments/peers.py": "scripts/compare_peers.py",
     "experiments/schedules.py": "scripts/study_schedules.py",
+    "experiments/sharing.py": "scripts/study_sharing.py",
+    "experiments/autoencoders.py": "scripts/study_avae.py",
 }
 
 
@@ -122,8 +124,8 @@ def describe_runs(records: dict) -> str:
 
 
 def rename_settings(record: dict) -> dict:
-    """Give a record the names that settings have now; those of its whole trainings keep counting."""
-    settings, program = record.get("settings", {}), str(record.get("program"))
+    """Give a record's settings the names that they have now, so that what was begun before goes on."""
+    settings, program = record.get("settings", {}), str(record.get("program", record.get("command")))
     if "study" in settings:
         settings["family" if "sharing" in program else "question"] = settings.pop("study")
     return record

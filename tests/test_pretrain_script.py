@@ -318,13 +318,13 @@ def test_nan_loss_ends_the_run(run, command, tmp_path):
 @pytest.mark.slow
 def test_experiment_fine_tunes_every_objective(run, command, tiny_text_file, tmp_path):
     assert run(*command, "--objectives", "dense", "funnel")[0] == 0
-    both = [
+    tune = [
         *("pretraining", "--model_name_or_path", command[2], "--pretrained", tmp_path / "out"),
         *("--dataset_names", tiny_text_file, "--max_length", 64, "--max_steps", 3, "--use_cpu", "--seeds", 2),
         *("--save_strategy", "no", "--eval_strategy", "no", "--load_best_model_at_end", "False"),
         *("--disable_tqdm", "True", "--output_dir", tmp_path / "tuned", "--results_file", tmp_path / "record.json"),
     ]
-    code, printed, words = run(*both)
+    code, printed, words = run(*tune)
     assert code == 0 and "funnel seed 43" in printed, words
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["objective"] for row in record["rows"]] == ["full", "none", "dense", "funnel"] * 2
@@ -342,14 +342,14 @@ def test_experiment_fine_tunes_every_objective(run, command, tiny_text_file, tmp
     assert record["schedule"] == {"gamma": [1, 2, 1], "eta": 0} and set(record["pretraining"]) == {"dense", "funnel"}
     assert {row["learning_rate"] for row in record["pretraining"].values()} == {5e-3}
     written = [path.stat().st_mtime_ns for path in (tmp_path / "tuned").rglob("row.json")]
-    assert run(*both)[0] == 0
+    assert run(*tune)[0] == 0
     assert [path.stat().st_mtime_ns for path in (tmp_path / "tuned").rglob("row.json")] == written
     assert printed.count("| dense - none |") == 1 and printed.count("| funnel - dense |") == 1
-    assert "holds no finished objective" in run(*both, "--pretrained", tmp_path)[2]
-    assert "was not pretrained from" in run(*both, "--model_name_or_path", tmp_path / "out" / "dense")[2]
+    assert "holds no finished objective" in run(*tune, "--pretrained", tmp_path)[2]
+    assert "was not pretrained from" in run(*tune, "--model_name_or_path", tmp_path / "out" / "dense")[2]
     config = tmp_path / "out" / "funnel" / "config.json"
     config.write_text(config.read_text().replace('"eta": 0', '"eta": 1'))
-    assert "funnel in" in (words := run(*both)[2]) and "another schedule than dense" in words
+    assert "funnel in" in (words := run(*tune)[2]) and "another schedule than dense" in words
 
 
 @pytest.mark.slow
@@ -400,14 +400,14 @@ def test_random_weights_are_none_of_the_checkpoint(tiny_roberta_folder, tiny_tas
 
 @pytest.mark.slow
 def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder, tiny_text_file, tmp_path):
-    both = [
+    tune = [
         *("schedules", "--model_name_or_path", tiny_roberta_folder, "--dataset_names", tiny_text_file),
         *("--families", "single", "constrained", "random_weights", "--factors", 2, 4, "--rounds", 2),
         *("--max_length", 64, "--max_steps", 1, "--use_cpu", "--save_strategy", "no"),
         *("--eval_strategy", "no", "--load_best_model_at_end", "False", "--disable_tqdm", "True"),
         *("--output_dir", tmp_path / "tuned", "--results_file", tmp_path / "record.json"),
     ]
-    code, printed, words = run(*both)
+    code, printed, words = run(*tune)
     assert code == 0 and "1-4-1_eta0 seed 42" in printed, words
     record = json.loads((tmp_path / "record.json").read_text())
     assert [(row["family"], row["layer"], row["factor"], row["schedule"]) for row in record["rows"]] == [
@@ -428,14 +428,14 @@ def test_fixed_schedules_are_fine_tuned_timed_and_drawn(run, tiny_roberta_folder
     code, _, words = run("schedules", "--draw", tmp_path / "record.json", *flags)
     assert code == 0 and all(path.stat().st_size > 5000 for path in pictures), words
     assert "nothing to draw" in run("schedules", "--draw", tmp_path / "record.json")[2]
-    assert "must be at least 2" in run(*both, "--factors", 1)[2]
-    assert "unknown triple" in run(*both, "--families", "triple")[2]
-    assert "--rounds must be at least 0" in run(*both, "--rounds", -1)[2]
-    assert "two data sets are called reviews" in run(*both, "--dataset_names", tiny_text_file, tiny_text_file)[2]
-    assert "--seeds must be at least 1" in run(*both, "--seeds", 0)[2]
+    assert "must be at least 2" in run(*tune, "--factors", 1)[2]
+    assert "unknown triple" in run(*tune, "--families", "triple")[2]
+    assert "--rounds must be at least 0" in run(*tune, "--rounds", -1)[2]
+    assert "two data sets are called reviews" in run(*tune, "--dataset_names", tiny_text_file, tiny_text_file)[2]
+    assert "--seeds must be at least 1" in run(*tune, "--seeds", 0)[2]
     other = tmp_path / tiny_text_file.name
     other.write_text(tiny_text_file.read_text().replace("take", "scene"))
-    assert "or how that is read (fingerprint" in run(*both, "--dataset_names", other)[2]
+    assert "or how that is read (fingerprint" in run(*tune, "--dataset_names", other)[2]
 
 
 def test_lengths_are_those_of_the_training_texts(run, tiny_roberta_folder, tiny_text_file, tmp_path):

@@ -686,7 +686,7 @@ def cached_predictions(tmp_path):
     return tmp_path / "predictions.npz"
 
 
-def test_certificate_study_finds_the_plain_rule_wrong(run, cached_predictions, tmp_path):
+def test_certificate_experiment_finds_the_plain_rule_wrong(run, cached_predictions, tmp_path):
     code, printed, words = run(
         *("certificate", "--predictions", cached_predictions, "--reference_key", "schedule 0"),
         *("--required_performance", 0.95, 0.99, "--num_search", 300, "--num_holdout", 500, 2000, "--margins", 0, 1),
@@ -707,7 +707,7 @@ def test_certificate_study_finds_the_plain_rule_wrong(run, cached_predictions, t
     assert "issued wrongly" in printed
 
 
-def test_certificate_study_simulates_many_classes(run, tmp_path):
+def test_certificate_experiment_simulates_many_classes(run, tmp_path):
     """What is already simulated stays; the shares of classes have the macro F1 that they should have."""
     record = tmp_path / "simulation.json"
     flags = ["--required_performance", 0.5, 0.9, "--num_holdout", 150, "--num_resamples", 40, "--results_file", record]
@@ -734,7 +734,7 @@ def test_simulated_models_keep_the_share_they_should():
     assert (sample[0] == sample[2]).mean() == pytest.approx(0.85, abs=0.005)
 
 
-def test_certificate_study_says_what_is_wrong(run, cached_predictions, tmp_path):
+def test_certificate_experiment_says_what_is_wrong(run, cached_predictions, tmp_path):
     code, _, words = run("certificate", "--predictions", cached_predictions, "--reference_key", "x")
     assert code == 1 and "must be one of the file's keys, got 'x'" in words
     np.savez(tmp_path / "short.npz", keys=["a"], predictions=np.ones((1, 3)), references=[1], latency_ratio=[1.0])

@@ -7,15 +7,18 @@ from frame import read_results
 from record import Record
 
 
-@pytest.mark.parametrize("name, program", [("question", "autoencoders"), ("family", "sharing")])
-def test_a_record_of_before_the_flag_was_renamed_goes_on(tmp_path, name, program):
+@pytest.mark.parametrize(
+    "name, program, origin",
+    [
+        ("question", "autoencoders", {"program": "python experiments/autoencoders.py"}),
+        ("question", "autoencoders", {"command": "python scripts/study_avae.py --study latent"}),
+        ("family", "sharing", {"program": "python experiments/sharing.py"}),
+        ("family", "sharing", {"command": "python scripts/study_sharing.py --study latent"}),
+    ],
+)
+def test_a_record_of_before_the_flag_was_renamed_goes_on(tmp_path, name, program, origin):
     path = tmp_path / "record.json"
-    begun = {
-        "program": f"python experiments/{program}.py",
-        "settings": {"study": "latent", "task": "a"},
-        "rows": [{"n": 1}],
-    }
-    path.write_text(json.dumps(begun))
+    path.write_text(json.dumps({**origin, "settings": {"study": "latent", "task": "a"}, "rows": [{"n": 1}]}))
     assert Record(str(path), {name: "latent", "task": "a"}).rows == [{"n": 1}]
     assert read_results(path, f"experiments/{program}.py")["settings"] == {name: "latent", "task": "a"}
     with pytest.raises(ValueError, match="was made with other settings"):
